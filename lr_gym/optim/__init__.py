@@ -1,0 +1,1 @@
+"""Optimizers for any PyTorch script; importing this needs neither gymnasium nor stable-baselines3."""

@@ -1,0 +1,65 @@
+"""The types that everything else is written in, and the legend of shapes.
+
+Dimension letters, used in every shape comment of the package:
+
+    B  runs: independent inner trainings, advanced in lock-step
+    L  layers: rows of control; one with control="global", else one per module that owns parameters
+    F  features of one observation row
+    A  controls: the hyperparameters a policy sets ("lr", "momentum", "noise")
+    R  rows of a policy's input, R = B * L
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+__all__ = ["Hyperparams", "LayerStats", "Policy"]
+
+
+class Hyperparams(NamedTuple):
+    """What one inner step of the base optimizer needs to know, for each run and layer.
+
+    Attributes:
+        lr: (B, L) effective learning rate, the base schedule included.
+        momentum: (B, L) SGD's mu or Adam's beta1.
+        noise: (B, L) std of the gradient noise over the root mean square of that tensor's gradient; 0 is off.
+        weight_decay: (B, L) coefficient of weight decay.
+    """
+
+    lr: Tensor
+    momentum: Tensor
+    noise: Tensor
+    weight_decay: Tensor
+
+
+class LayerStats(NamedTuple):
+    """Root mean squares over the elements of each layer, taken from the pending gradient.
+
+    The momentum is bias-corrected, the update is the one that the base rule would make *now* at lr 1: both
+    are therefore defined at the first step too.
+
+    Attributes:
+        param_rms: (B, L) of the parameters.
+        grad_rms: (B, L) of the pending gradient.
+        momentum_rms: (B, L) of the bias-corrected first moment, before the pending gradient joins it.
+        second_moment_rms: (B, L) root of the mean bias-corrected second moment; the gradient's own for SGD.
+        update_rms: (B, L) of the next update at lr 1.
+        cosine: (B, L) cosine between the pending gradient and the first moment; 0 where either vanishes.
+    """
+
+    param_rms: Tensor
+    grad_rms: Tensor
+    momentum_rms: Tensor
+    second_moment_rms: Tensor
+    update_rms: Tensor
+    cosine: Tensor
+
+
+class Policy(Protocol):
+    """A controller: one observation row in, one action row out, for any number of rows."""
+
+    def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Map (R, F) observations to (R, A) actions in [-1, 1]; `state` is None for memoryless policies."""
+        ...
