@@ -1,0 +1,255 @@
+"""AdaptiveUPGD: utility-gated perturbed gradient descent whose noise can follow the size of the gradient.
+
+Per element, with gradient g, parameter p and bias-corrected averages (Elsayed & Mahmood, "Addressing Loss of
+Plasticity and Catastrophic Forgetting in Continual Learning", ICLR 2024, in its Adam form):
+
+    u = average of -g p                    utility: the first-order loss increase if the weight were removed
+    gate = 1 - sigmoid(u / max |u|)        maximum over the whole network; useful weights move less
+    p -= lr gate (m / (sqrt(v) + eps) + sigma xi)            adaptive_noise=False, as in the source
+    p -= lr gate (m + std xi) / (sqrt(v) + eps)              adaptive_noise=True, std = max(sigma S, min_noise_std)
+
+The paper divides by the maximum of u, which reverses the order where every utility is negative; the maximum of |u|
+does not. The sigmoid keeps the gate within [0.27, 0.73]: it freezes no weight, and equal utilities halve the step.
+
+S is the size of the tensor's gradient. Relative noise joins the gradient before the division, because the Adam
+direction has no scale: noise proportional to |g| added after it would vanish as gradients shrink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lr_gym.optim.base import (
+    AdaptiveOptimizer,
+    check_choice,
+    check_number,
+    dense_grads,
+    evaluate,
+    use_foreach,
+)
+from lr_gym.optim.noise import NOISE_NORMS, NOISE_SCALES, NoiseSource, gradient_sizes, noise_stds_
+
+__all__ = ["AdaptiveUPGD"]
+
+def _largest_utility(utilities: Sequence[Tensor], steps: Sequence[int], beta: float) -> Tensor:
+    """Maximum of the bias-corrected |u| over all tensors; a tensor that holds a NaN or infinity has no say."""
+    largest = []
+    for utility, step in zip(utilities, steps, strict=True):
+        low, high = utility.aminmax()
+        largest.append(torch.maximum(-low, high).to(utilities[0].device, torch.float32) / (1 - beta**step))
+    return torch.stack(largest).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).max()
+
+
+class AdaptiveUPGD(AdaptiveOptimizer):
+    """Utility-gated perturbed gradient descent on the Adam direction.
+
+    Args:
+        params: parameters or groups; every option except `seed` can differ between groups.
+        lr: learning rate.
+        sigma: noise std. Absolute with `adaptive_noise=False`; else the noise-to-gradient ratio.
+        betas: decays of the moments m and v.
+        eps: added to sqrt(v).
+        utility_beta: decay of the utility's average.
+        weight_decay: decoupled (Loshchilov & Hutter 2019), not gated.
+        adaptive_noise: let the noise follow the gradient.
+        noise_beta: decay of the average of the gradient's size; 0, the default, follows at once and alone keeps the
+            noise-to-gradient ratio constant where something rescales the gradients. Adaptive noise only.
+        min_noise_std: floor of the std. Adaptive noise only.
+        noise_scale: "rms" makes the noise vector sigma times as long as the gradient, whatever the size of the
+            layer; "norm", the source's definition, makes it sqrt(n) times longer. Adaptive noise only.
+        noise_norm: "parameter" for each tensor's own gradient size, "global" for that of the network.
+        maximize: ascend instead.
+        foreach: one kernel over many tensors; by default on accelerators only.
+        seed: of the noise.
+    """
+
+    _carried = ("noise", "_stds")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        sigma: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        utility_beta: float = 0.999,
+        weight_decay: float = 0.0,
+        adaptive_noise: bool = False,
+        noise_beta: float = 0.0,
+        min_noise_std: float = 0.0,
+        noise_scale: str = "rms",
+        noise_norm: str = "parameter",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.noise = NoiseSource(seed)
+        self._stds: dict[Tensor, Tensor | float] = {}
+        defaults = {
+            "lr": lr,
+            "sigma": sigma,
+            "betas": betas,
+            "eps": eps,
+            "utility_beta": utility_beta,
+            "weight_decay": weight_decay,
+            "adaptive_noise": adaptive_noise,
+            "noise_beta": noise_beta,
+            "min_noise_std": min_noise_std,
+            "noise_scale": noise_scale,
+            "noise_norm": noise_norm,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, its options checked."""
+        options = {**self.defaults, **param_group}
+        for name in ("lr", "sigma", "eps", "weight_decay", "min_noise_std"):
+            check_number(name, options[name])
+        for name, beta in zip(("betas[0]", "betas[1]"), options["betas"], strict=True):
+            check_number(name, beta, 0.0, 1.0, below=True)
+        for name in ("utility_beta", "noise_beta"):
+            check_number(name, options[name], 0.0, 1.0, below=True)
+        check_choice("noise_scale", options["noise_scale"], NOISE_SCALES)
+        check_choice("noise_norm", options["noise_norm"], NOISE_NORMS)
+        super().add_param_group(param_group)
+
+    def _states(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
+        states = []
+        for param in params:
+            state = self.state[param]
+            state["step"] = state.get("step", 0) + 1
+            for name in ("first", "second", "utility"):
+                if name not in state:
+                    state[name] = torch.zeros_like(param)
+            states.append(state)
+        return states
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Measure all utilities, then update group by group."""
+        loss = evaluate(closure)
+        work = []
+        for group in self.param_groups:
+            params, grads = dense_grads(group["params"])
+            if not params:
+                continue
+            grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
+            states = self._states(params)
+            for param, grad, state in zip(params, grads, states, strict=True):
+                state["utility"].mul_(group["utility_beta"]).addcmul_(param, grad, value=group["utility_beta"] - 1)
+            work.append((group, params, grads, states))
+        if not work:
+            return loss
+        largest = torch.stack(
+            [
+                _largest_utility(
+                    [s["utility"] for s in states], [s["step"] for s in states], group["utility_beta"]
+                ).to(work[0][1][0].device)
+                for group, _, _, states in work
+            ]
+        ).max()
+        per_utility = torch.where(largest > 0, 1 / largest, 0.0)
+        for group, params, grads, states in work:
+            noises = self._scaled_noise(group, params, grads, states)
+            columns = [params, grads, states, noises if noises is not None else [None] * len(params)]
+            if use_foreach(group["foreach"], params):
+                _update_(group, per_utility, *columns)
+            else:
+                for row in zip(*columns, strict=True):
+                    _update_(group, per_utility, *([item] for item in row))
+        return loss
+
+    def _scaled_noise(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
+    ) -> list[Tensor] | None:
+        """Noise of the std that the docstring of the module gives, or None where there is none."""
+        sigma, stds = group["sigma"], [group["sigma"]] * len(params)
+        if group["adaptive_noise"]:
+            sizes = gradient_sizes(grads, group["noise_scale"], group["noise_norm"])
+            stds = noise_stds_(
+                sizes, states, sigma=sigma, beta=group["noise_beta"], floor=group["min_noise_std"]
+            )
+        self._stds.update(zip(params, stds, strict=True))
+        if sigma == 0 and not (group["adaptive_noise"] and group["min_noise_std"] > 0):
+            return None
+        return [noise.mul_(std) for noise, std in zip(self.noise.normal(grads), stds, strict=True)]
+
+    def extra_state(self) -> dict[str, Any]:
+        """State of the noise generators."""
+        return {"noise": self.noise.state_dict()}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Restore `extra_state`."""
+        if "noise" in extra:
+            self.noise.load_state_dict(extra["noise"])
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """Learning rate, and the expected length of the noise over that of the gradient and of the Adam direction."""
+        noise = gradient = share = direction = 0.0
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param not in self._stds or param.grad is None:
+                    continue
+                std, state = float(self._stds[param]), self.state[param]
+                root = (state["second"] / (1 - group["betas"][1] ** state["step"])).sqrt_().add_(group["eps"])
+                way = state["first"] / root / (1 - group["betas"][0] ** state["step"])
+                noise += std**2 * param.numel()
+                gradient += float(torch.linalg.vector_norm(param.grad, dtype=torch.float32)) ** 2
+                spread = float(root.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
+                share += std**2 * spread
+                direction += float(torch.linalg.vector_norm(way, dtype=torch.float32)) ** 2
+        metrics = {"lr": float(self.param_groups[0]["lr"])}
+        if gradient > 0 and direction > 0:
+            metrics |= {
+                "noise/gradient": (noise / gradient) ** 0.5,
+                "noise/update": (share / direction) ** 0.5,
+            }
+        return metrics
+
+
+def _update_(
+    group: dict[str, Any],
+    per_utility: Tensor,
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[dict[str, Any]],
+    noises: list[Any],
+) -> None:
+    """Update the moments and parameters of one list of tensors, in place.
+
+    Both bias corrections are folded: with a = 1 - beta1^t and c = sqrt(1 - beta2^t), the Adam direction is
+    c / a * m / (sqrt(v) + eps c). Noise times a joins m (adaptive); noise times a / c (sqrt(v) + eps c) joins m so as
+    to leave the division unscaled (fixed).
+    """
+    beta1, beta2 = group["betas"]
+    firsts, seconds = [s["first"] for s in states], [s["second"] for s in states]
+    corrections = [(1 - beta1 ** s["step"], (1 - beta2 ** s["step"]) ** 0.5) for s in states]
+    torch._foreach_lerp_(firsts, grads, 1 - beta1)
+    torch._foreach_mul_(seconds, beta2)
+    torch._foreach_addcmul_(seconds, grads, grads, 1 - beta2)
+
+    # 1 - sigmoid(x) = sigmoid(-x)
+    scales = [-per_utility.to(p.device) / (1 - group["utility_beta"] ** s["step"]) for p, s in zip(params, states, strict=True)]
+    ways = torch._foreach_mul([s["utility"] for s in states], scales)
+    torch._foreach_sigmoid_(ways)
+    roots = torch._foreach_sqrt(seconds)
+    torch._foreach_add_(roots, [group["eps"] * c for _, c in corrections])
+    if noises[0] is not None:
+        if not group["adaptive_noise"]:
+            torch._foreach_mul_(noises, roots)
+        torch._foreach_mul_(noises, [a if group["adaptive_noise"] else a / c for a, c in corrections])
+        torch._foreach_add_(noises, firsts)
+        firsts = noises
+    torch._foreach_mul_(ways, firsts)
+    if group["weight_decay"] != 0:
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_addcdiv_(params, ways, roots, [-group["lr"] * c / a for a, c in corrections])

@@ -1,0 +1,183 @@
+"""What the optimizers here share: checked arguments and gradients, state that travels whole, metrics to log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+__all__ = [
+    "AdaptiveOptimizer",
+    "check_choice",
+    "check_number",
+    "dense_grads",
+    "evaluate",
+    "layer_indices",
+    "log_metrics",
+    "use_foreach",
+]
+
+
+def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf, *, below: bool = False) -> None:
+    """Raise unless `low <= value <= high`, or `low <= value < high` with `below`.
+
+    Raises:
+        TypeError: `value` is a tensor; the steps here take Python numbers, which cost no host synchronisation.
+        ValueError: `value` is out of range, infinite or NaN.
+    """
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Python number, got a tensor: pass float({name}) instead")
+    if not (math.isfinite(value) and low <= value <= high and not (below and value == high)):
+        closing = ")" if below or high == math.inf else "]"
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}{closing}; got {value!r}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError that lists the valid values unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def evaluate(closure: Callable[[], Any] | None) -> Any:
+    """Call the closure, if there is one, with gradients enabled and return what it returns."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters that have a gradient and at least one element, and these gradients.
+
+    Raises:
+        RuntimeError: a gradient is sparse or complex.
+    """
+    active, grads = [], []
+    for param in params:
+        grad = param.grad
+        if grad is None or param.numel() == 0:
+            continue
+        if grad.layout != torch.strided:
+            raise RuntimeError(
+                f"sparse gradient of a parameter of shape {tuple(param.shape)}: use a dense one, "
+                "for example torch.nn.Embedding(sparse=False), or torch.optim.SparseAdam for that parameter"
+            )
+        if grad.is_complex():
+            raise RuntimeError(
+                f"complex gradient of a parameter of shape {tuple(param.shape)}: optimize "
+                "torch.view_as_real(parameter) instead"
+            )
+        active.append(param)
+        grads.append(grad)
+    return active, grads
+
+
+def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:
+    """Whether to run one kernel over many tensors; by default where all are on an accelerator, as torch.optim does.
+
+    On a CPU the plain loop is as fast and needs temporaries of one tensor only.
+    """
+    return all(p.device.type != "cpu" for p in params) if setting is None else setting
+
+
+def layer_indices(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
+    """Layer of each parameter: one per module where the names are known, else each matrix opens a layer.
+
+    Tensors of fewer than two dimensions (biases, norms) then join the layer before them.
+    """
+    layers: dict[Tensor, int] = {}
+    modules: dict[str, int] = {}
+    count = 0
+    for group in groups:
+        names = group.get("param_names")
+        for i, param in enumerate(group["params"]):
+            if names is not None:
+                layers[param] = modules.setdefault(names[i].rpartition(".")[0] or names[i], len(modules))
+                continue
+            count += int(param.ndim >= 2 or count == 0)
+            layers[param] = count - 1
+    return layers
+
+
+class AdaptiveOptimizer(Optimizer):
+    """An optimizer whose state outside `state[p]` survives state_dict, deepcopy and pickle.
+
+    Subclasses name the attributes that belong to the object in `_carried`, and put what a checkpoint needs beside
+    `state` and `param_groups` into `extra_state`. Tools that keep only these two entries of a state_dict (torch's
+    distributed checkpoints) lose the extra one, and the optimizer then goes on from a fresh one.
+    """
+
+    _carried: ClassVar[tuple[str, ...]] = ()
+
+    def metrics(self) -> dict[str, float]:
+        """What the last step used, ready for a plot; reading them waits for the device, so call it when logging."""
+        raise NotImplementedError
+
+    def extra_state(self) -> dict[str, Any]:
+        """State beyond `state` and `param_groups`: tensors, numbers, strings and nested dicts of them."""
+        return {}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned; entries missing from an older checkpoint keep their present value."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim, with one more entry, "extra"."""
+        return {**super().state_dict(), "extra": self.extra_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch.optim; entries and options missing from an older checkpoint are filled with the defaults.
+
+        A state tensor keeps its saved dtype (torch would cast float32 statistics of a bfloat16 parameter down).
+        """
+        super().load_state_dict(state_dict)
+        order = (p for group in self.param_groups for p in group["params"])
+        indices = (i for group in state_dict["param_groups"] for i in group["params"])
+        for index, param in zip(indices, order, strict=True):
+            for key, saved in state_dict["state"].get(index, {}).items():
+                if isinstance(saved, Tensor) and saved.dtype != self.state[param][key].dtype:
+                    self.state[param][key] = saved.to(param.device, copy=True)
+        self.load_extra_state(state_dict.get("extra", {}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self._carried}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+
+class HasMetrics(Protocol):
+    """An optimizer that reports numbers."""
+
+    def metrics(self) -> dict[str, float]:
+        """Names and values."""
+        ...
+
+
+def log_metrics(
+    optimizer: AdaptiveOptimizer, log: Callable[[dict[str, float], int], Any], every: int = 1
+) -> RemovableHandle:
+    """Call `log(optimizer.metrics(), step)` after every `every`-th step; `wandb.log` fits as it is.
+
+    For TensorBoard: `lambda metrics, step: [writer.add_scalar(k, v, step) for k, v in metrics.items()]`.
+
+    Returns:
+        A handle whose `remove()` ends the logging.
+    """
+    check_number("every", every, 1)
+    steps = 0
+
+    def hook(optimizer: Any, args: Any, kwargs: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % every == 0:
+            log(optimizer.metrics(), steps)
+
+    return optimizer.register_step_post_hook(hook)

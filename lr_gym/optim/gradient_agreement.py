@@ -1,0 +1,159 @@
+"""Gradient Agreement: a wrapper that scales each tensor's gradient by how well its elements agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lr_gym.optim.base import check_choice, check_number, dense_grads, evaluate
+
+__all__ = ["SCORES", "GradientAgreementOptimizer"]
+
+SCORES = ("std", "std_over_rms", "snr")
+
+
+def centred(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient minus its mean, and its population standard deviation (0 for one element), exact for any mean."""
+    difference = grad - grad.mean()
+    return difference, torch.linalg.vector_norm(difference, dtype=_wide(grad)) * grad.numel() ** -0.5
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def snr_(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
+    """Temporal signal-to-noise ratio |m|^2 / v in [0, 1], where m and v are equally weighted averages.
+
+    m averages the gradient, v its squared norm; both have the same weights, so Jensen's inequality bounds the ratio.
+    It is 1 while all gradients are equal and about (1 - beta) / (1 + beta) where they are independent.
+    """
+    if not state:
+        state.update(step=0, mean=torch.zeros_like(grad), power=torch.zeros((), dtype=_wide(grad), device=grad.device))
+    state["step"] += 1
+    mean, power = state["mean"], state["power"]
+    mean.lerp_(grad, 1 - beta)
+    power.lerp_(torch.linalg.vector_norm(grad, dtype=power.dtype).square(), 1 - beta)
+    ratio = torch.linalg.vector_norm(mean, dtype=power.dtype).square() / (power * (1 - beta ** state["step"]))
+    return torch.where(power == 0, 1.0, ratio)
+
+
+class GradientAgreementOptimizer(Optimizer):
+    """Multiply each tensor's gradient by its agreement score s, then let the base optimizer step.
+
+    | score            | s                                      | depends on the gradient's scale |
+    | ---------------- | -------------------------------------- | ------------------------------- |
+    | `"std"`          | 1 / (1 + std(g)), as in the source     | yes                             |
+    | `"std_over_rms"` | 1 / (1 + std(g) / rms(g)), in [1/2, 1] | no                              |
+    | `"snr"`          | |m|^2 / v over time, in [0, 1]         | no                              |
+
+    std is the population one over the elements of the tensor. The wrapper owns no parameter groups: `param_groups`,
+    `state` and `defaults` are the base's, so learning-rate schedulers and zero_grad work on either. `p.grad` holds the
+    unscaled gradient again after the step. Adam divides by the gradient's own scale and hence undoes any score that
+    does not change over time.
+
+    Args:
+        base_optimizer: any optimizer whose step needs no closure.
+        score: one of `SCORES`.
+        beta: decay of the averages of `"snr"`, which the other scores do not have.
+    """
+
+    def __init__(self, base_optimizer: Optimizer, score: str = "std", beta: float = 0.9) -> None:
+        if isinstance(base_optimizer, torch.optim.LBFGS):
+            raise TypeError("LBFGS evaluates the closure several times a step: wrap a first-order optimizer instead")
+        if not isinstance(base_optimizer, Optimizer):
+            raise TypeError(f"base_optimizer must be a torch.optim.Optimizer, got {type(base_optimizer).__name__}")
+        check_choice("score", score, SCORES)
+        check_number("beta", beta, 0.0, 1.0, below=True)
+        # Optimizer.__init__ would make parameter groups of its own; __setstate__ sets up hooks and nothing else.
+        self.__setstate__({"base_optimizer": base_optimizer, "score": score, "beta": beta, "_memory": {}})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("base_optimizer", "score", "beta", "_memory")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._scores: list[Tensor] = []
+        super().__setstate__(state)
+        base = self.base_optimizer
+        self._optimizer_state_dict_pre_hooks = base._optimizer_state_dict_pre_hooks
+        self._optimizer_state_dict_post_hooks = base._optimizer_state_dict_post_hooks
+        self._optimizer_load_state_dict_pre_hooks = base._optimizer_load_state_dict_pre_hooks
+        self._optimizer_load_state_dict_post_hooks = base._optimizer_load_state_dict_post_hooks
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base optimizer's own list."""
+        return self.base_optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base optimizer's state."""
+        return self.base_optimizer.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimizer's defaults."""
+        return self.base_optimizer.defaults
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add the group to the base optimizer."""
+        self.base_optimizer.add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Scale, step, restore `p.grad`; the closure is evaluated once, before."""
+        loss = evaluate(closure)
+        params, grads = dense_grads([p for group in self.param_groups for p in group["params"]])
+        self._scores = []
+        try:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = self._scaled(param, grad)
+            self.base_optimizer.step()
+        finally:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+        return loss
+
+    def _scaled(self, param: Tensor, grad: Tensor) -> Tensor:
+        if self.score == "snr":
+            score = snr_(grad, self._memory.setdefault(param, {}), self.beta)
+            self._scores.append(score)
+            return grad * score
+        buffer, std = centred(grad)
+        if self.score == "std_over_rms":
+            rms = torch.linalg.vector_norm(grad, dtype=std.dtype) * grad.numel() ** -0.5
+            std = torch.where(rms == 0, 0.0, std / rms)
+        score = 1 / (1 + std)
+        self._scores.append(score)
+        return torch.mul(grad, score, out=buffer)
+
+    def metrics(self) -> dict[str, float]:
+        """Mean and extreme scores over the tensors of the last step, and the learning rate of the first group."""
+        metrics = {"lr": float(self.param_groups[0]["lr"])}
+        if self._scores:
+            scores = [float(score) for score in self._scores]
+            metrics |= {
+                "agreement/mean": sum(scores) / len(scores),
+                "agreement/min": min(scores),
+                "agreement/max": max(scores),
+            }
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's, with one more entry, "agreement"; the base optimizer itself can load it."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        memory = {i: self._memory[p] for i, p in enumerate(params) if p in self._memory}
+        return {**self.base_optimizer.state_dict(), "agreement": memory}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load into the base; a state_dict of the bare base optimizer is fine, the scores then start afresh."""
+        self.base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "agreement"})
+        params = [p for group in self.param_groups for p in group["params"]]
+        self._memory = {
+            params[i]: {k: v.to(params[i].device, copy=True) if isinstance(v, Tensor) else v for k, v in m.items()}
+            for i, m in state_dict.get("agreement", {}).items()
+        }
