@@ -31,6 +31,7 @@ from lr_gym.optim.base import (
     dense_grads,
     evaluate,
     use_foreach,
+    wide_norm,
 )
 from lr_gym.optim.noise import NOISE_NORMS, NOISE_SCALES, NoiseSource, gradient_sizes, noise_stds_
 
@@ -203,10 +204,10 @@ class AdaptiveUPGD(AdaptiveOptimizer):
                 root = (state["second"] / (1 - group["betas"][1] ** state["step"])).sqrt_().add_(group["eps"])
                 way = state["first"] / root / (1 - group["betas"][0] ** state["step"])
                 noise += std**2 * param.numel()
-                gradient += float(torch.linalg.vector_norm(param.grad, dtype=torch.float32)) ** 2
+                gradient += float(wide_norm(param.grad)) ** 2
                 spread = float(root.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
                 share += std**2 * spread
-                direction += float(torch.linalg.vector_norm(way, dtype=torch.float32)) ** 2
+                direction += float(wide_norm(way)) ** 2
         metrics = {"lr": float(self.param_groups[0]["lr"])}
         if gradient > 0 and direction > 0:
             metrics |= {

@@ -20,6 +20,7 @@ __all__ = [
     "layer_indices",
     "log_metrics",
     "use_foreach",
+    "wide_norm",
 ]
 
 
@@ -75,6 +76,11 @@ def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         active.append(param)
         grads.append(grad)
     return active, grads
+
+
+def wide_norm(x: Tensor) -> Tensor:
+    """Euclidean norm in at least float32."""
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:

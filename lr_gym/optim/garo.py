@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lr_gym.optim.base import AdaptiveOptimizer, check_number, dense_grads, evaluate, layer_indices, use_foreach
+from lr_gym.optim.base import AdaptiveOptimizer, check_number, dense_grads, evaluate, layer_indices, use_foreach, wide_norm
 from lr_gym.optim.garo_cell import (
     INITIAL_LR,
     GaroState,
@@ -161,7 +161,7 @@ def measure(
     device = pairs[0][0].device
     rows = []
     for (param, grad), buffer in zip(pairs, buffers, strict=True):
-        norms = [torch.linalg.vector_norm(x, dtype=torch.float32) for x in (param, grad, buffer)]
+        norms = [wide_norm(x).to(torch.float32) for x in (param, grad, buffer)]
         dot = torch.dot(grad.reshape(-1), buffer.reshape(-1))
         rows.append(torch.stack([*(norm.square() for norm in norms), dot.to(torch.float32)]).to(device))
     table = torch.stack(rows)  # (tensors, 4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_gym.optim.base import check_choice, check_number, dense_grads, evaluate
+from lr_gym.optim.base import check_choice, check_number, dense_grads, evaluate, wide_norm
 
 __all__ = ["SCORES", "GradientAgreementOptimizer"]
 
@@ -19,11 +19,7 @@ SCORES = ("std", "std_over_rms", "snr")
 def centred(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient minus its mean, and its population standard deviation (0 for one element), exact for any mean."""
     difference = grad - grad.mean()
-    return difference, torch.linalg.vector_norm(difference, dtype=_wide(grad)) * grad.numel() ** -0.5
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    return difference, wide_norm(difference) * grad.numel() ** -0.5
 
 
 def snr_(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
@@ -33,12 +29,12 @@ def snr_(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
     It is 1 while all gradients are equal and about (1 - beta) / (1 + beta) where they are independent.
     """
     if not state:
-        state.update(step=0, mean=torch.zeros_like(grad), power=torch.zeros((), dtype=_wide(grad), device=grad.device))
+        state.update(step=0, mean=torch.zeros_like(grad), power=torch.zeros_like(wide_norm(grad)))
     state["step"] += 1
     mean, power = state["mean"], state["power"]
     mean.lerp_(grad, 1 - beta)
-    power.lerp_(torch.linalg.vector_norm(grad, dtype=power.dtype).square(), 1 - beta)
-    ratio = torch.linalg.vector_norm(mean, dtype=power.dtype).square() / (power * (1 - beta ** state["step"]))
+    power.lerp_(wide_norm(grad).square(), 1 - beta)
+    ratio = wide_norm(mean).square() / (power * (1 - beta ** state["step"]))
     return torch.where(power == 0, 1.0, ratio)
 
 
@@ -122,10 +118,10 @@ class GradientAgreementOptimizer(Optimizer):
         if self.score == "snr":
             score = snr_(grad, self._memory.setdefault(param, {}), self.beta)
             self._scores.append(score)
-            return grad * score
+            return torch.mul(grad, score, out=torch.empty_like(grad))
         buffer, std = centred(grad)
         if self.score == "std_over_rms":
-            rms = torch.linalg.vector_norm(grad, dtype=std.dtype) * grad.numel() ** -0.5
+            rms = wide_norm(grad) * grad.numel() ** -0.5
             std = torch.where(rms == 0, 0.0, std / rms)
         score = 1 / (1 + std)
         self._scores.append(score)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lr_gym.optim.base import wide_norm
+
 __all__ = ["NOISE_NORMS", "NOISE_SCALES", "NoiseSource", "gradient_sizes", "noise_stds_"]
 
 NOISE_SCALES = ("rms", "norm")
@@ -22,13 +24,13 @@ def gradient_sizes(grads: Sequence[Tensor], noise_scale: str, noise_norm: str) -
         noise_scale: "norm" is ||g||, "rms" ||g|| / sqrt(n): noise of that std per element is as long as g itself.
         noise_norm: "parameter" for each tensor's own size, "global" for one size of all, non-finite ones left out.
     """
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+    norms = [wide_norm(g) for g in grads]
     counts = [g.numel() if noise_scale == "rms" else 1 for g in grads]
     if noise_norm == "parameter":
         return [norm * count**-0.5 for norm, count in zip(norms, counts, strict=True)]
     squares = torch.stack([norm.to(norms[0]).square() for norm in norms])
     finite = squares.isfinite()
-    count = finite @ finite.new_tensor(counts, dtype=squares.dtype) if noise_scale == "rms" else 1.0
+    count = torch.where(finite, squares.new_tensor(counts), 0.0).sum() if noise_scale == "rms" else 1.0
     size = (torch.where(finite, squares, 0.0).sum() / count).sqrt()
     return [size.to(norm) for norm in norms]
 
@@ -72,7 +74,10 @@ class NoiseSource:
 
     def normal(self, like: Sequence[Tensor]) -> list[Tensor]:
         """Standard normal numbers of the shapes, dtypes and devices of `like`, drawn in that order."""
-        return [torch.empty_like(x).normal_(generator=self._generator(x.device)) for x in like]
+        return [
+            torch.empty(x.shape, dtype=x.dtype, device=x.device).normal_(generator=self._generator(x.device))
+            for x in like
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Seed and uint8 state of each generator."""

@@ -1,0 +1,85 @@
+"""The table of optimizers that the contract suite tests: an optimizer joins by one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lr_gym.optim import AdaptiveUPGD, EnhancedSGD, GlobalAdaptiveSGD, GradientAgreementOptimizer
+
+
+class Row(NamedTuple):
+    """One optimizer under contract.
+
+    Attributes:
+        make: (params, **options) -> optimizer; every row takes lr, maximize and foreach.
+        newer: keys that an older checkpoint of it may lack, anywhere in a state_dict.
+        adam_inside: torch's Adam, whose steps read its own counters, does the update.
+        complex_ok: complex gradients are stepped right; otherwise they are an error.
+    """
+
+    make: Callable[..., Optimizer]
+    newer: tuple[str, ...] = ()
+    adam_inside: bool = False
+    complex_ok: bool = False
+
+
+def _agreement(score: str) -> Callable[..., Optimizer]:
+    return lambda params, **options: GradientAgreementOptimizer(torch.optim.Adam(params, **options), score)
+
+
+def _with(cls: Any, **preset: Any) -> Callable[..., Optimizer]:
+    return lambda params, **options: cls(params, **{**preset, **options})
+
+
+_UPGD_KEYS = ("extra", "adaptive_noise", "noise_beta", "min_noise_std", "noise_scale", "noise_norm", "noise_size")
+
+ROWS: dict[str, Row] = {
+    "adam": Row(torch.optim.Adam, ("amsgrad", "maximize", "foreach", "differentiable"), adam_inside=True, complex_ok=True),
+    "agreement_std": Row(_agreement("std"), ("agreement",), adam_inside=True),
+    "agreement_std_over_rms": Row(_agreement("std_over_rms"), ("agreement",), adam_inside=True),
+    "agreement_snr": Row(_agreement("snr"), ("agreement",), adam_inside=True),
+    "upgd": Row(AdaptiveUPGD, _UPGD_KEYS),
+    "upgd_relative": Row(
+        _with(AdaptiveUPGD, adaptive_noise=True, sigma=0.1, noise_beta=0.9, noise_norm="global"), _UPGD_KEYS
+    ),
+    "garo": Row(GlobalAdaptiveSGD, ("extra",)),
+    "garo_layerwise": Row(_with(GlobalAdaptiveSGD, layerwise=True), ("extra",)),
+    "enhanced_sgd": Row(EnhancedSGD, ("extra", "slow", "kept", "kept_mass")),
+    "enhanced_sgd_noisy": Row(
+        _with(EnhancedSGD, noise_scale=0.1, decision_interval=3), ("extra", "slow", "kept", "kept_mass")
+    ),
+}
+
+SHAPES = ((4, 3), (3,), (), (2, 3, 2))
+
+
+def make_params(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+    """Parameters of several shapes, one without dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in SHAPES]
+
+
+def descend(optimizer: Optimizer, params: list[Tensor], steps: int, start: int = 0) -> None:
+    """Step on noisy gradients p - 1 that depend on the step's number alone."""
+    for step in range(start, start + steps):
+        generator = torch.Generator().manual_seed(step)
+        for param in params:
+            noise = torch.randn(param.shape, generator=generator).to(param.dtype)
+            param.grad = param.detach() - 1 + 0.1 * noise
+        optimizer.step()
+
+
+def params_of(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters, in order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def assert_same(left: list[Tensor], right: list[Tensor]) -> None:
+    """Bitwise equality, NaN included."""
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
