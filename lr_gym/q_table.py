@@ -69,7 +69,11 @@ class QLearningController:
         if self.actions.ndim != 2 or self.actions.numel() == 0 or self.actions.abs().max() > 1:
             raise ValueError(f"actions must be a table of control values in [-1, 1]; got {actions!r}")
         unit = {"learning_rate": learning_rate, "discount": discount, "epsilon": epsilon}
-        unit |= {"epsilon_decay": epsilon_decay, "min_epsilon": min_epsilon, "initial_mix_prob": initial_mix_prob}
+        unit |= {
+            "epsilon_decay": epsilon_decay,
+            "min_epsilon": min_epsilon,
+            "initial_mix_prob": initial_mix_prob,
+        }
         for name, value in unit.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {value!r}")
@@ -101,7 +105,9 @@ class QLearningController:
             raise ValueError(f"features must be (R, {len(self.edges)}); got {tuple(features.shape)}")
         index = torch.zeros(len(features), dtype=torch.int64)
         for column, row in zip(features.cpu().nan_to_num(nan=0.0).unbind(1), self.edges, strict=True):
-            index = index * (len(row) + 1) + torch.bucketize(column.contiguous(), column.new_tensor(row), right=True)
+            index = index * (len(row) + 1) + torch.bucketize(
+                column.contiguous(), column.new_tensor(row), right=True
+            )
         return index
 
     def greedy(self, states: Tensor) -> Tensor:
@@ -153,7 +159,9 @@ class QLearningController:
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Greedy control values (R, A) for features (R, F): the interface of every policy here."""
-        return self.actions.to(observation.device)[self.greedy(self.state_index(observation)).to(observation.device)], state
+        return self.actions.to(observation.device)[
+            self.greedy(self.state_index(observation)).to(observation.device)
+        ], state
 
     def draw_multiplicative(self, rows: int) -> Tensor:
         """For each row (R,) whether its change is a factor, with probability `mix_prob`."""
@@ -194,7 +202,9 @@ class QLearningController:
         edges, actions = state_dict.get("edges", self.edges), state_dict.get("actions", self.actions)
         shape = (math.prod(len(row) + 1 for row in edges), len(actions))
         if tuple(state_dict["q"].shape) != shape:
-            raise ValueError(f"the table has shape {tuple(state_dict['q'].shape)}, its bins and actions make {shape}")
+            raise ValueError(
+                f"the table has shape {tuple(state_dict['q'].shape)}, its bins and actions make {shape}"
+            )
         self.q, self.actions = state_dict["q"].cpu().clone(), actions.cpu().clone()
         self.visits = state_dict.get("visits", torch.zeros(shape, dtype=torch.int64)).cpu().clone()
         self.edges = [list(row) for row in edges]

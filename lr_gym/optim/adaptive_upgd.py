@@ -37,6 +37,7 @@ from lr_gym.optim.noise import NOISE_NORMS, NOISE_SCALES, NoiseSource, gradient_
 
 __all__ = ["AdaptiveUPGD"]
 
+
 def _largest_utility(utilities: Sequence[Tensor], steps: Sequence[int], beta: float) -> Tensor:
     """Maximum of the bias-corrected |u| over all tensors; a tensor that holds a NaN or infinity has no say."""
     largest = []
@@ -145,7 +146,9 @@ class AdaptiveUPGD(AdaptiveOptimizer):
             grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
             states = self._states(params)
             for param, grad, state in zip(params, grads, states, strict=True):
-                state["utility"].mul_(group["utility_beta"]).addcmul_(param, grad, value=group["utility_beta"] - 1)
+                state["utility"].mul_(group["utility_beta"]).addcmul_(
+                    param, grad, value=group["utility_beta"] - 1
+                )
             work.append((group, params, grads, states))
         if not work:
             return loss
@@ -239,7 +242,10 @@ def _update_(
     torch._foreach_addcmul_(seconds, grads, grads, 1 - beta2)
 
     # 1 - sigmoid(x) = sigmoid(-x)
-    scales = [-per_utility.to(p.device) / (1 - group["utility_beta"] ** s["step"]) for p, s in zip(params, states, strict=True)]
+    scales = [
+        -per_utility.to(p.device) / (1 - group["utility_beta"] ** s["step"])
+        for p, s in zip(params, states, strict=True)
+    ]
     ways = torch._foreach_mul([s["utility"] for s in states], scales)
     torch._foreach_sigmoid_(ways)
     roots = torch._foreach_sqrt(seconds)

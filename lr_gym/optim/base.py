@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 
-def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf, *, below: bool = False) -> None:
+def check_number(
+    name: str, value: float, low: float = 0.0, high: float = math.inf, *, below: bool = False
+) -> None:
     """Raise unless `low <= value <= high`, or `low <= value < high` with `below`.
 
     Raises:

@@ -25,12 +25,25 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lr_gym.optim.base import AdaptiveOptimizer, check_number, dense_grads, evaluate, layer_indices, use_foreach
+from lr_gym.optim.base import (
+    AdaptiveOptimizer,
+    check_number,
+    dense_grads,
+    evaluate,
+    layer_indices,
+    use_foreach,
+)
 from lr_gym.optim.gradient_entropy import MAX_ENTROPY, gradient_samples, histogram_entropy
 from lr_gym.optim.lookahead import lookahead_
 from lr_gym.optim.lr_q_control import LearnedScales, default_controller
 from lr_gym.optim.noise import NoiseSource, gradient_sizes
-from lr_gym.optim.running_moments import RunningMoments, clip_factor, corrected_for_spike, observe, running_moments
+from lr_gym.optim.running_moments import (
+    RunningMoments,
+    clip_factor,
+    corrected_for_spike,
+    observe,
+    running_moments,
+)
 from lr_gym.q_table import QLearningController
 
 __all__ = ["EnhancedSGD"]
@@ -81,7 +94,17 @@ class EnhancedSGD(AdaptiveOptimizer):
         seed: of noise, prior and exploration.
     """
 
-    _carried = ("noise", "q_controller", "scales", "_options", "_steps", "_watched", "_signal", "_signal_count", "_used")
+    _carried = (
+        "noise",
+        "q_controller",
+        "scales",
+        "_options",
+        "_steps",
+        "_watched",
+        "_signal",
+        "_signal_count",
+        "_used",
+    )
 
     def __init__(
         self,
@@ -145,7 +168,10 @@ class EnhancedSGD(AdaptiveOptimizer):
             "entropy": running_moments((0,), device),  # of each parameter tensor
             "variance": running_moments((0,), device),
         }
-        self._signal, self._signal_count = torch.zeros((), device=device), 0  # sum of the losses since the decision
+        self._signal, self._signal_count = (
+            torch.zeros((), device=device),
+            0,
+        )  # sum of the losses since the decision
         self._used = {"correction": torch.ones((), device=device)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -205,7 +231,9 @@ class EnhancedSGD(AdaptiveOptimizer):
         o, rate, device = self._options, self._options["smoothing_factor"], params[0].device
         deciding = o["q_learning"] and self._steps % o["decision_interval"] == 0
         if o["gradient_centering"]:
-            grads[:] = [g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g for g in grads]
+            grads[:] = [
+                g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g for g in grads
+            ]
         gradient_factor = torch.ones(len(params), device=device)
         lr_factor = torch.ones(len(params), device=device)
         if deciding or o["entropy_adjustment"] or o["gradient_buffer_size"]:
@@ -234,7 +262,11 @@ class EnhancedSGD(AdaptiveOptimizer):
             signal = torch.as_tensor(loss).detach().to(device, torch.float32).reshape(())
             signal = -signal if self.param_groups[0]["maximize"] else signal
             self._used["correction"], self._watched["loss"] = corrected_for_spike(
-                self._used["correction"], self._watched["loss"], signal, factor=o["loss_correction_factor"], rate=rate
+                self._used["correction"],
+                self._watched["loss"],
+                signal,
+                factor=o["loss_correction_factor"],
+                rate=rate,
             )
         if o["q_learning"]:
             self._signal, self._signal_count = self._signal + signal, self._signal_count + 1
@@ -259,20 +291,27 @@ class EnhancedSGD(AdaptiveOptimizer):
         for param, grad, flag in zip(params, grads, keep.unbind(), strict=True):
             state = self.state[param]
             if "kept" not in state:
-                state["kept"], state["kept_mass"] = torch.zeros_like(param), torch.zeros((), device=param.device)
+                state["kept"], state["kept_mass"] = (
+                    torch.zeros_like(param),
+                    torch.zeros((), device=param.device),
+                )
             weight = flag.to(param.device, torch.float32) / self._options["gradient_buffer_size"]
             state["kept"].lerp_(grad, weight.to(grad.dtype))
             state["kept_mass"].lerp_(torch.ones_like(weight), weight)
             mass = state["kept_mass"]
             share = torch.where(mass > 0, _KEPT_SHARE, 0.0)
-            blended.append((grad * (1 - share)).addcmul_(state["kept"], torch.where(mass > 0, share / mass, 0.0)))
+            blended.append(
+                (grad * (1 - share)).addcmul_(state["kept"], torch.where(mass > 0, share / mass, 0.0))
+            )
         return blended
 
     def _decide(
         self, params: list[Tensor], entropy: Tensor, variance: Tensor, lossless: bool, epoch: int | None
     ) -> None:
         """Read the signal and the layers' statistics, the one host read of a decision, and pass them on."""
-        read = torch.cat([(self._signal / self._signal_count).reshape(1), entropy, variance.clamp_min(1e-38).log()])
+        read = torch.cat(
+            [(self._signal / self._signal_count).reshape(1), entropy, variance.clamp_min(1e-38).log()]
+        )
         signal, *rest = read.tolist()
         layers = max(self._layers.values()) + 1
         columns: list[list[list[float]]] = [[[] for _ in range(layers)] for _ in range(2)]
@@ -292,7 +331,12 @@ class EnhancedSGD(AdaptiveOptimizer):
         self._signal, self._signal_count = torch.zeros_like(self._signal), 0
 
     def _update(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], gradient_factor: Tensor, rate: Tensor
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        gradient_factor: Tensor,
+        rate: Tensor,
     ) -> None:
         for param in params:
             state = self.state[param]
@@ -306,7 +350,10 @@ class EnhancedSGD(AdaptiveOptimizer):
         momentum = (1 - (1 - group["momentum"]) * gap).clamp(0.0, 0.99) * self._used["correction"]
         rate = rate * self.scales.lr[layers].to(rate.device)
         self._used["lr_factor"], self._used["momentum"] = rate.mean(), momentum.mean()
-        numbers = [[x.to(p.device) for x, p in zip(v.unbind(), params, strict=True)] for v in (gradient_factor, momentum, rate)]
+        numbers = [
+            [x.to(p.device) for x, p in zip(v.unbind(), params, strict=True)]
+            for v in (gradient_factor, momentum, rate)
+        ]
         columns = [params, grads, [self.state[p]["momentum_buffer"] for p in params], *numbers]
         if use_foreach(group["foreach"], params):
             _sgd_(group, *columns)

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lr_gym.optim.base import AdaptiveOptimizer, check_number, dense_grads, evaluate, layer_indices, use_foreach, wide_norm
+from lr_gym.optim.base import (
+    AdaptiveOptimizer,
+    check_number,
+    dense_grads,
+    evaluate,
+    layer_indices,
+    use_foreach,
+    wide_norm,
+)
 from lr_gym.optim.garo_cell import (
     INITIAL_LR,
     GaroState,
@@ -71,7 +79,9 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         self.layerwise = layerwise
         self._cell_state: GaroState | None = None  # (L,) and (L, H)
         self._last: Hyperparams | None = None
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach})
+        super().__init__(
+            params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach}
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; layerwise, its layers start from the initial state."""
@@ -118,7 +128,12 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
             self.weights = GaroWeights(*(w.to(device) for w in self.weights))
         self._last, self._cell_state = garo_step(self.weights, self._state_of(count, device), statistics)
         rows = list(
-            zip(self._last.lr.unbind(), self._last.momentum.unbind(), self._last.weight_decay.unbind(), strict=True)
+            zip(
+                self._last.lr.unbind(),
+                self._last.momentum.unbind(),
+                self._last.weight_decay.unbind(),
+                strict=True,
+            )
         )
         for group, params, grads in work:
             triples = [tuple(x.to(p.device) for x in rows[layers[p]]) for p in params]
@@ -140,7 +155,9 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         if "weights" in extra:
             self.weights = GaroWeights(**{k: v.clone() for k, v in extra["weights"].items()})
         if "cell" in extra:
-            self._cell_state = GaroState(**{k: v.clone() for k, v in extra["cell"].items()}) if extra["cell"] else None
+            self._cell_state = (
+                GaroState(**{k: v.clone() for k, v in extra["cell"].items()}) if extra["cell"] else None
+            )
 
     def metrics(self) -> dict[str, float]:
         """Learning rate, momentum and weight decay of the last step, for each layer with `layerwise`."""
@@ -179,7 +196,11 @@ def measure(
 
 
 def _sgd_(
-    group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], triples: list[Any]
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    triples: list[Any],
 ) -> None:
     """torch.optim.SGD with hyperparameters that are tensors without dimensions, one triple for each parameter."""
     rates, momenta, decays = ([triple[i] for triple in triples] for i in range(3))

@@ -229,5 +229,7 @@ def load_weights(path: str | Path) -> GaroWeights:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("kind") != "garo" or tuple(json.loads(metadata["features"])) != FEATURES:
-            raise ValueError(f"{path} holds {metadata}, not GARO weights for the inputs {', '.join(FEATURES)}")
+            raise ValueError(
+                f"{path} holds {metadata}, not GARO weights for the inputs {', '.join(FEATURES)}"
+            )
         return GaroWeights(*(file.get_tensor(name) for name in GaroWeights._fields))

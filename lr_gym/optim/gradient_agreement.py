@@ -16,10 +16,9 @@ __all__ = ["SCORES", "GradientAgreementOptimizer"]
 SCORES = ("std", "std_over_rms", "snr")
 
 
-def centred(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient minus its mean, and its population standard deviation (0 for one element), exact for any mean."""
-    difference = grad - grad.mean()
-    return difference, wide_norm(difference) * grad.numel() ** -0.5
+def population_std(grad: Tensor, buffer: Tensor) -> Tensor:
+    """Standard deviation over all elements, 0 for one; two passes, so exact for any mean. Overwrites `buffer`."""
+    return wide_norm(torch.sub(grad, grad.mean(), out=buffer)) * grad.numel() ** -0.5
 
 
 def snr_(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
@@ -60,9 +59,13 @@ class GradientAgreementOptimizer(Optimizer):
 
     def __init__(self, base_optimizer: Optimizer, score: str = "std", beta: float = 0.9) -> None:
         if isinstance(base_optimizer, torch.optim.LBFGS):
-            raise TypeError("LBFGS evaluates the closure several times a step: wrap a first-order optimizer instead")
+            raise TypeError(
+                "LBFGS evaluates the closure several times a step: wrap a first-order optimizer instead"
+            )
         if not isinstance(base_optimizer, Optimizer):
-            raise TypeError(f"base_optimizer must be a torch.optim.Optimizer, got {type(base_optimizer).__name__}")
+            raise TypeError(
+                f"base_optimizer must be a torch.optim.Optimizer, got {type(base_optimizer).__name__}"
+            )
         check_choice("score", score, SCORES)
         check_number("beta", beta, 0.0, 1.0, below=True)
         # Optimizer.__init__ would make parameter groups of its own; __setstate__ sets up hooks and nothing else.
@@ -73,6 +76,7 @@ class GradientAgreementOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._scores: list[Tensor] = []
+        self._buffers: dict[Tensor, Tensor] = {}  # kept, because fresh memory costs more than the arithmetic
         super().__setstate__(state)
         base = self.base_optimizer
         self._optimizer_state_dict_pre_hooks = base._optimizer_state_dict_pre_hooks
@@ -115,15 +119,17 @@ class GradientAgreementOptimizer(Optimizer):
         return loss
 
     def _scaled(self, param: Tensor, grad: Tensor) -> Tensor:
+        buffer = self._buffers.get(param)
+        if buffer is None or buffer.shape != grad.shape or buffer.dtype != grad.dtype:
+            buffer = self._buffers[param] = torch.empty_like(grad)
         if self.score == "snr":
             score = snr_(grad, self._memory.setdefault(param, {}), self.beta)
-            self._scores.append(score)
-            return torch.mul(grad, score, out=torch.empty_like(grad))
-        buffer, std = centred(grad)
-        if self.score == "std_over_rms":
-            rms = wide_norm(grad) * grad.numel() ** -0.5
-            std = torch.where(rms == 0, 0.0, std / rms)
-        score = 1 / (1 + std)
+        else:
+            std = population_std(grad, buffer)
+            if self.score == "std_over_rms":
+                rms = wide_norm(grad) * grad.numel() ** -0.5
+                std = torch.where(rms == 0, 0.0, std / rms)
+            score = 1 / (1 + std)
         self._scores.append(score)
         return torch.mul(grad, score, out=buffer)
 
@@ -150,6 +156,8 @@ class GradientAgreementOptimizer(Optimizer):
         self.base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "agreement"})
         params = [p for group in self.param_groups for p in group["params"]]
         self._memory = {
-            params[i]: {k: v.to(params[i].device, copy=True) if isinstance(v, Tensor) else v for k, v in m.items()}
+            params[i]: {
+                k: v.to(params[i].device, copy=True) if isinstance(v, Tensor) else v for k, v in m.items()
+            }
             for i, m in state_dict.get("agreement", {}).items()
         }

@@ -64,7 +64,13 @@ def clip_factor(moments: RunningMoments, norm: Tensor, rate: float) -> tuple[Ten
 
 
 def corrected_for_spike(
-    correction: Tensor, moments: RunningMoments, loss: Tensor, *, factor: float, rate: float, recovery: float = 0.05
+    correction: Tensor,
+    moments: RunningMoments,
+    loss: Tensor,
+    *,
+    factor: float,
+    rate: float,
+    recovery: float = 0.05,
 ) -> tuple[Tensor, RunningMoments]:
     """Multiply `correction` by `factor` where the loss spikes, else let it recover towards 1.
 

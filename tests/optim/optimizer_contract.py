@@ -36,10 +36,23 @@ def _with(cls: Any, **preset: Any) -> Callable[..., Optimizer]:
     return lambda params, **options: cls(params, **{**preset, **options})
 
 
-_UPGD_KEYS = ("extra", "adaptive_noise", "noise_beta", "min_noise_std", "noise_scale", "noise_norm", "noise_size")
+_UPGD_KEYS = (
+    "extra",
+    "adaptive_noise",
+    "noise_beta",
+    "min_noise_std",
+    "noise_scale",
+    "noise_norm",
+    "noise_size",
+)
 
 ROWS: dict[str, Row] = {
-    "adam": Row(torch.optim.Adam, ("amsgrad", "maximize", "foreach", "differentiable"), adam_inside=True, complex_ok=True),
+    "adam": Row(
+        torch.optim.Adam,
+        ("amsgrad", "maximize", "foreach", "differentiable"),
+        adam_inside=True,
+        complex_ok=True,
+    ),
     "agreement_std": Row(_agreement("std"), ("agreement",), adam_inside=True),
     "agreement_std_over_rms": Row(_agreement("std_over_rms"), ("agreement",), adam_inside=True),
     "agreement_snr": Row(_agreement("snr"), ("agreement",), adam_inside=True),

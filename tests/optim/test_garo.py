@@ -93,7 +93,9 @@ def test_equals_the_twin(scale: float) -> None:
             p.grad = q.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) + p.detach()
         optimizer.step()
         lr, momentum, decay = twin.step()
-        assert optimizer.metrics() == pytest.approx({"lr": lr, "momentum": momentum, "weight_decay": decay}, rel=1e-4)
+        assert optimizer.metrics() == pytest.approx(
+            {"lr": lr, "momentum": momentum, "weight_decay": decay}, rel=1e-4
+        )
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
@@ -123,7 +125,9 @@ def test_random_cell_moves_all_three_hyperparameters() -> None:
     assert min(line["momentum"] for line in seen) < 0 or max(line["momentum"] for line in seen) > 0
 
 
-@pytest.mark.parametrize("options", [{"seed": 1}, {"hidden_size": 8}, {"layerwise": True}, {"weight_decay": 1e4}])
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"hidden_size": 8}, {"layerwise": True}, {"weight_decay": 1e4}]
+)
 def test_every_option_changes_the_result(options: dict[str, int]) -> None:
     results = []
     for chosen in ({}, options):
@@ -150,7 +154,9 @@ def test_measured_statistics_pool_the_tensors_of_a_layer() -> None:
         p, g, m = (torch.cat([row[i].flatten() for i in members]) for row in tensors)
         assert float(found.param_rms[layer]) == pytest.approx(float(p.square().mean().sqrt()), rel=1e-5)
         assert float(found.grad_rms[layer]) == pytest.approx(float(g.square().mean().sqrt()), rel=1e-5)
-        assert float(found.cosine[layer]) == pytest.approx(float(nn.functional.cosine_similarity(g, m, dim=0)), rel=1e-4)
+        assert float(found.cosine[layer]) == pytest.approx(
+            float(nn.functional.cosine_similarity(g, m, dim=0)), rel=1e-4
+        )
     assert found.grad_rms[2].isnan(), "a layer without a gradient has no statistics"
 
 
@@ -160,7 +166,9 @@ def test_features_are_scale_free_and_bounded() -> None:
         state, rows = initial_state((2, 3), H), []
         for step in range(4):
             s = statistics_of(step, 2, 3)
-            features, state = garo_features(s._replace(param_rms=s.param_rms * scale, grad_rms=s.grad_rms * scale), state)
+            features, state = garo_features(
+                s._replace(param_rms=s.param_rms * scale, grad_rms=s.grad_rms * scale), state
+            )
             rows.append(features)
         found.append(torch.stack(rows))
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)

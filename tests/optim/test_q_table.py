@@ -26,7 +26,9 @@ def controller(**options: Any) -> QLearningController:
 
 def test_states_equal_numpy_bins() -> None:
     features = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    bins = [np.digitize(features[:, i].numpy(), edges) for i, edges in enumerate(np.float32(e) for e in EDGES)]
+    bins = [
+        np.digitize(features[:, i].numpy(), edges) for i, edges in enumerate(np.float32(e) for e in EDGES)
+    ]
     expected = np.ravel_multi_index(bins, (3, 2, 4))
     assert controller().state_index(features).tolist() == expected.tolist()
     assert controller().num_states == 24
@@ -59,7 +61,9 @@ def test_update_equals_watkins_row_by_row() -> None:
 def test_rows_that_share_a_cell_move_it_by_their_mean_and_bad_rewards_are_left_out() -> None:
     table = controller(learning_rate=0.5)
     same = torch.zeros(4, dtype=torch.int64)
-    errors = table.update(same, same, torch.tensor([1.0, 2.0, 6.0, math.nan]), same, torch.ones(4, dtype=torch.bool))
+    errors = table.update(
+        same, same, torch.tensor([1.0, 2.0, 6.0, math.nan]), same, torch.ones(4, dtype=torch.bool)
+    )
     assert float(table.q[0, 0]) == pytest.approx(1.5)
     assert table.visits[0, 0] == 3
     assert errors[3].isnan()
@@ -69,7 +73,12 @@ def test_rows_that_share_a_cell_move_it_by_their_mean_and_bad_rewards_are_left_o
 def test_learns_the_optimal_policy_of_a_chain() -> None:
     # five positions; left pays 0.02 and restarts, right moves on and pays 1 at the end: right is optimal everywhere
     table = QLearningController(
-        [[0.5, 1.5, 2.5, 3.5]], [[-1.0], [1.0]], epsilon=1.0, epsilon_decay=1.0, learning_rate=0.2, discount=0.9
+        [[0.5, 1.5, 2.5, 3.5]],
+        [[-1.0], [1.0]],
+        epsilon=1.0,
+        epsilon_decay=1.0,
+        learning_rate=0.2,
+        discount=0.9,
     )
     rows = 16
     position = torch.zeros(rows)
