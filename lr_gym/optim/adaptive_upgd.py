@@ -5,14 +5,19 @@ Plasticity and Catastrophic Forgetting in Continual Learning", ICLR 2024, in its
 
     u = average of -g p                    utility: the first-order loss increase if the weight were removed
     gate = 1 - sigmoid(u / max |u|)        maximum over the whole network; useful weights move less
-    p -= lr gate (m / (sqrt(v) + eps) + sigma xi)            adaptive_noise=False, as in the source
-    p -= lr gate (m + std xi) / (sqrt(v) + eps)              adaptive_noise=True, std = max(sigma S, min_noise_std)
+    p -= lr gate (m / (sqrt(v) + eps) + noise)
+    noise = sigma xi                                         adaptive_noise=False, as in the source
+    noise = std xi / (sqrt(v + std^2) + eps)                 adaptive_noise=True
+    std = max(sigma S, min_noise_std)                        S: size of the tensor's gradient
 
-The paper divides by the maximum of u, which reverses the order where every utility is negative; the maximum of |u|
-does not. The sigmoid keeps the gate within [0.27, 0.73]: it freezes no weight, and equal utilities halve the step.
+The paper divides by the maximum of u, which reverses the order where every utility is negative; the maximum
+of |u| does not. The sigmoid keeps the gate within [0.27, 0.73]: it freezes no weight, and equal utilities
+halve the step.
 
-S is the size of the tensor's gradient. Relative noise joins the gradient before the division, because the Adam
-direction has no scale: noise proportional to |g| added after it would vanish as gradients shrink.
+Relative noise joins the gradient's mean before the division, because the Adam direction has no scale: noise
+proportional to |g| added after it would vanish as gradients shrink. It is divided by the second moment that
+the noisy gradient would have, v + std^2. This differs from sqrt(v) by sigma^2 / 2 for a typical element; but an
+element without any gradient, such as one of a dead unit, has v = 0 and would jump by lr std / eps.
 """
 
 from __future__ import annotations
@@ -163,7 +168,8 @@ class AdaptiveUPGD(AdaptiveOptimizer):
         per_utility = torch.where(largest > 0, 1 / largest, 0.0)
         for group, params, grads, states in work:
             noises = self._scaled_noise(group, params, grads, states)
-            columns = [params, grads, states, noises if noises is not None else [None] * len(params)]
+            stds = [self._stds[p] for p in params]
+            columns: list[list[Any]] = [params, grads, states, noises or [None] * len(params), stds]
             if use_foreach(group["foreach"], params):
                 _update_(group, per_utility, *columns)
             else:
@@ -204,11 +210,12 @@ class AdaptiveUPGD(AdaptiveOptimizer):
                 if param not in self._stds or param.grad is None:
                     continue
                 std, state = float(self._stds[param]), self.state[param]
-                root = (state["second"] / (1 - group["betas"][1] ** state["step"])).sqrt_().add_(group["eps"])
-                way = state["first"] / root / (1 - group["betas"][0] ** state["step"])
+                second = state["second"] / (1 - group["betas"][1] ** state["step"])
+                way = state["first"] / (second.sqrt() + group["eps"]) / (1 - group["betas"][0] ** state["step"])
+                width = (second + std**2).sqrt_().add_(group["eps"])
                 noise += std**2 * param.numel()
                 gradient += float(wide_norm(param.grad)) ** 2
-                spread = float(root.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
+                spread = float(width.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
                 share += std**2 * spread
                 direction += float(wide_norm(way)) ** 2
         metrics = {"lr": float(self.param_groups[0]["lr"])}
@@ -227,12 +234,13 @@ def _update_(
     grads: list[Tensor],
     states: list[dict[str, Any]],
     noises: list[Any],
+    stds: list[Any],
 ) -> None:
     """Update the moments and parameters of one list of tensors, in place.
 
     Both bias corrections are folded: with a = 1 - beta1^t and c = sqrt(1 - beta2^t), the Adam direction is
-    c / a * m / (sqrt(v) + eps c). Noise times a joins m (adaptive); noise times a / c (sqrt(v) + eps c) joins m so as
-    to leave the division unscaled (fixed).
+    c / a * m / (sqrt(v) + eps c). The noise is multiplied by a / c (sqrt(v) + eps c), joins m, and so leaves the
+    division as it was.
     """
     beta1, beta2 = group["betas"]
     firsts, seconds = [s["first"] for s in states], [s["second"] for s in states]
@@ -251,9 +259,15 @@ def _update_(
     roots = torch._foreach_sqrt(seconds)
     torch._foreach_add_(roots, [group["eps"] * c for _, c in corrections])
     if noises[0] is not None:
-        if not group["adaptive_noise"]:
-            torch._foreach_mul_(noises, roots)
-        torch._foreach_mul_(noises, [a if group["adaptive_noise"] else a / c for a, c in corrections])
+        factors = [a / c for a, c in corrections]
+        if group["adaptive_noise"]:
+            widths = torch._foreach_add(seconds, [(c * s) ** 2 for s, (_, c) in zip(stds, corrections, strict=True)])
+            torch._foreach_sqrt_(widths)
+            torch._foreach_add_(widths, [group["eps"] * c for _, c in corrections])
+            torch._foreach_div_(noises, widths)
+            factors = [a for a, _ in corrections]
+        torch._foreach_mul_(noises, roots)
+        torch._foreach_mul_(noises, factors)
         torch._foreach_add_(noises, firsts)
         firsts = noises
     torch._foreach_mul_(ways, firsts)

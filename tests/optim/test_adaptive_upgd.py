@@ -46,8 +46,9 @@ class Twin:
             std = max(o["sigma"] * self.size[k] / (1 - o["noise_beta"] ** t), o["min_noise_std"])
             for i, xi in enumerate(draws[k].flatten().tolist()):
                 gate = 1 - 1 / (1 + math.exp(-self.u[k][i] / largest))
-                m, root = self.m[k][i] / (1 - 0.9**t), math.sqrt(self.v[k][i] / (1 - 0.999**t)) + 1e-8
-                way = (m + std * xi) / root if o["adaptive_noise"] else m / root + o["sigma"] * xi
+                m, v = self.m[k][i] / (1 - 0.9**t), self.v[k][i] / (1 - 0.999**t)
+                noise = std * xi / (math.sqrt(v + std**2) + 1e-8) if o["adaptive_noise"] else o["sigma"] * xi
+                way = m / (math.sqrt(v) + 1e-8) + noise
                 self.params[k][i] = (
                     self.params[k][i] * (1 - o["lr"] * o["weight_decay"]) - o["lr"] * way * gate
                 )
@@ -148,6 +149,17 @@ def test_relative_noise_holds_its_ratio_for_any_scale_and_size(scale: float, n: 
         std, size = float(optimizer._stds[param]), float(param.grad.norm()) / n**0.5
         assert std / size == pytest.approx(0.05, rel=0.01)
         assert float(noise.norm() / param.grad.norm()) == pytest.approx(0.05, rel=4 / math.sqrt(2 * n))
+
+
+@pytest.mark.parametrize("noise_scale", ["rms", "norm"])
+def test_an_element_without_gradient_takes_no_leap(noise_scale: str) -> None:
+    param = torch.zeros(1000, requires_grad=True)
+    optimizer = AdaptiveUPGD([param], lr=1e-3, sigma=0.05, adaptive_noise=True, noise_scale=noise_scale)
+    for step in range(5):
+        param.grad = torch.randn(1000, generator=torch.Generator().manual_seed(step))
+        param.grad[:100] = 0.0
+        optimizer.step()
+    assert param[:100].detach().abs().max() < 5 * 5e-3
 
 
 def test_figures_of_the_design_note() -> None:
