@@ -1,7 +1,7 @@
 """Time of one step of each optimizer over torch.optim.AdamW(foreach=True), on the tensors of ResNet-18.
 
-Interleaved: every round steps every optimizer once, in a new random order, on the same parameters and gradients; the
-ratio of each round is taken within the round.
+Interleaved: every round steps every optimizer once, in a new random order, on the same parameters and
+gradients; the ratio of each round is taken within the round.
 
     python benchmarks/optimizer_cost.py --rounds 15
 """
@@ -67,7 +67,9 @@ def steps(params: list[Tensor]) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -88,7 +90,8 @@ def main() -> None:
                 torch.cuda.synchronize()
             if round_ >= 2:  # the first rounds create the states
                 times[name].append(1e3 * (time.perf_counter() - start))
-    print(f"{len(params)} tensors, {sum(p.numel() for p in params):,} elements, {args.device}, torch {torch.__version__}")
+    elements = sum(p.numel() for p in params)
+    print(f"{len(params)} tensors, {elements:,} elements, {args.device}, torch {torch.__version__}")
     print("| optimizer | ms/step | over AdamW | quartiles |\n|---|---|---|---|")
     for name, values in times.items():
         ratios = [v / r for v, r in zip(values, times[REFERENCE], strict=True)]

@@ -1,8 +1,8 @@
 """EnhancedSGD with each feature switched off (or on) in turn, and what its Q-table does.
 
-Five tasks, paired seeds: initial weights and data order of a seed are the same in all variants. The score of a run is
-the log10 of its final training loss (the last tenth of the steps, averaged); a variant's effect is its score minus that of
-the defaults, so a positive number says that the default is better.
+Five tasks, paired seeds: initial weights and data order of a seed are the same in all variants. The score of
+a run is the log10 of its final training loss (the last tenth of the steps, averaged); a variant's effect is
+its score minus that of the defaults, so a positive number says that the default is better.
 
     python experiments/enhanced_sgd_ablation.py --seeds 5
 """
@@ -10,6 +10,7 @@ the defaults, so a positive number says that the default is better.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def _net(*widths: int) -> Callable[[int], nn.Module]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layers: list[nn.Module] = []
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+            for i, (a, b) in enumerate(itertools.pairwise(widths)):
                 layers += [nn.Linear(a, b)] + ([nn.ReLU()] if i < len(widths) - 2 else [])
             return nn.Sequential(*layers)
 
@@ -81,7 +82,9 @@ def tasks() -> dict[str, Task]:
         "logistic": Task(x, labels, _net(16, 1), bce),
         "regression": Task(x, target, _net(16, 32, 1), functional.mse_loss),
         "ill-conditioned": Task(uneven, uneven @ torch.ones(16, 1), _net(16, 1), functional.mse_loss),
-        "digits": Task(pixels, torch.as_tensor(digits.target).long(), _net(64, 32, 10), functional.cross_entropy),
+        "digits": Task(
+            pixels, torch.as_tensor(digits.target).long(), _net(64, 32, 10), functional.cross_entropy
+        ),
         "mnist1d": Task(mnist.x, mnist.y, lambda seed: mlp(seed, 64), functional.cross_entropy),
     }
 
@@ -107,7 +110,7 @@ def run(
 def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
     """Visits, policy and rewards within one run, and for one table carried through many runs."""
     print("\nQ-table within one run, mean over seeds:\n")
-    print("| task | cells updated | updates | states visited | seen more than once | states whose greedy action changed |")
+    print("| task | cells updated | updates | states visited | more than once | greedy action changed in |")
     print("|---|---|---|---|---|---|")
     for name, task in table_of.items():
         lines = []
@@ -142,9 +145,10 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
             old = greedy.clone()
             mean = np.mean(rewards[-len(table_of) :])
             states = int((table.visits.sum(1) > 0).sum())
-            print(f"| {number - len(table_of) + 2}-{number + 1} | {mean:.4f} | {int(table.visits.sum())} | {states} | {moved} |")
+            first, visits = number - len(table_of) + 2, int(table.visits.sum())
+            print(f"| {first}-{number + 1} | {mean:.4f} | {visits} | {states} | {moved} |")
     assert table is not None
-    print("\nA fresh run with the table so learned, exploration at its floor, minus the defaults (log10 loss):\n")
+    print("\nA fresh run with that table, exploration at its floor, minus the defaults, log10 loss:\n")
     table.epsilon = table.min_epsilon
     for name, task in table_of.items():
         gains = []
@@ -156,7 +160,9 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
@@ -168,7 +174,7 @@ def main() -> None:
         )
         for variant, options in VARIANTS.items()
     }
-    print("log10 of the final training loss minus that of the defaults: positive means that the defaults are better\n")
+    print("log10 of the final training loss minus that of the defaults: positive favours the defaults\n")
     print("| variant | " + " | ".join(table_of) + " | all tasks, mean and 95 % interval |")
     print("|---" * (len(table_of) + 2) + "|")
     for variant, values in scores.items():

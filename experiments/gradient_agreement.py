@@ -1,7 +1,8 @@
-"""Gradient Agreement on mnist1d: every method tunes its lr on validation data, then trains; reported on test data.
+"""Gradient Agreement on mnist1d: each method tunes its lr on validation data; reported on test data.
 
-For each seed: its own data set, initial weights and data order, the same for all methods; 20 Optuna trials of 10 epochs
-(lr log-uniform in 1e-5..1e-1, lowest validation loss), then 50 epochs from the same initial weights.
+For each seed: its own data set, initial weights and data order, the same for all methods; 20 Optuna trials of
+10 epochs (lr log-uniform in 1e-5..1e-1, lowest validation loss), then 50 epochs from the same initial
+weights.
 
     python experiments/gradient_agreement.py --seeds 10
 """
@@ -70,13 +71,19 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         epochs = np.arange(1, curves.shape[1] + 1)
         axes.plot(epochs, mean, label=method)
         axes.fill_between(epochs, mean - error, mean + error, alpha=0.2)
-    axes.set(xlabel="epoch", ylabel="test loss (nats)", title="mnist1d, lr tuned on validation, mean and 95 % interval")
+    axes.set(
+        xlabel="epoch",
+        ylabel="test loss (nats)",
+        title="mnist1d, lr tuned on validation, mean and 95 % interval",
+    )
     axes.legend()
     plt.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/gradient_agreement"))
@@ -92,7 +99,7 @@ def main() -> None:
             rows.append({"lr": lr, **run(method, lr, data, seed, 50)})
         print(f"seed {seed}", {m: round(rows[-1]["lr"], 5) for m, rows in results.items()}, flush=True)
         (args.out / "results.json").write_text(json.dumps(results))
-    print("| method | lr, geometric mean | test loss, best-validation epoch | difference to Adam | accuracy there |")
+    print("| method | lr, geometric mean | test loss, best-validation epoch | minus Adam | accuracy there |")
     print("|---|---|---|---|---|")
 
     def chosen(method: str, what: str) -> list[float]:

@@ -53,7 +53,9 @@ def mlp(seed: int, width: int = 128) -> nn.Sequential:
 def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy."""
     logits = model(split.x)
-    return float(functional.cross_entropy(logits, split.y)), float((logits.argmax(1) == split.y).float().mean())
+    return float(functional.cross_entropy(logits, split.y)), float(
+        (logits.argmax(1) == split.y).float().mean()
+    )
 
 
 def train(

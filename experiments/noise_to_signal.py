@@ -1,7 +1,7 @@
-"""Noise-to-signal ratio of AdaptiveUPGD over a training run, with and without VGS, fixed and adaptive, per layer size.
+"""Noise-to-signal ratio of AdaptiveUPGD over a run, with and without VGS, fixed and adaptive, per layer size.
 
-The noise of each step is replayed from a copy of the optimizer's generator, so the ratios are those of the noise that
-was added, not of the one that was meant.
+The noise of each step is replayed from a copy of the optimizer's generator, so the ratios are those of the
+noise that was added, not of the one that was meant.
 
     python experiments/noise_to_signal.py --epochs 30
 """
@@ -42,6 +42,7 @@ class Recorder:
         self.size: list[float] = []  # ||gradient|| of all, before VGS
 
     def step(self, *_: Any) -> None:
+        """Scale, step, and note the ratios of this step's noise."""
         grads = [p.grad for p in self.params if p.grad is not None]
         self.size.append(float(torch.stack([g.norm() for g in grads]).norm()))
         if self.scaler is not None:
@@ -50,29 +51,31 @@ class Recorder:
         self.optimizer.step()
         stds = [float(self.optimizer._stds[p]) for p in self.params]
         self.std.append([s * g.numel() ** 0.5 / float(g.norm()) for s, g in zip(stds, grads, strict=True)])
-        self.norm.append(
-            [float(s * d.norm() / g.norm()) for s, d, g in zip(stds, draws, grads, strict=True)]
-        )
+        self.norm.append([float(s * d.norm() / g.norm()) for s, d, g in zip(stds, draws, grads, strict=True)])
         self.update.append(self.optimizer.metrics()["noise/update"])
 
 
 def record(variant: str, alpha: float | None, epochs: int, seed: int, data: Any) -> Recorder:
     model = mlp(seed)
     optimizer = AdaptiveUPGD(model.parameters(), seed=seed, **VARIANTS[variant])
-    scaler = None if alpha is None else VarianceGradientScaler(model.parameters(), alpha=alpha, warmup_steps=100)
+    scaler = (
+        None if alpha is None else VarianceGradientScaler(model.parameters(), alpha=alpha, warmup_steps=100)
+    )
     recorder = Recorder(optimizer, scaler)
     train(model, recorder.step, data, epochs=epochs, seed=seed)
     return recorder
 
 
 def per_layer(epochs: int, seed: int, data: Any) -> None:
-    print("\nRange over the run of noise std / gradient rms, in percent, for each parameter tensor (elements):\n")
+    print("\nRange over the run of noise std / gradient rms in percent, by elements of the tensor:\n")
     for i, (variant, options) in enumerate(VARIANTS.items()):
         for alpha in (None, 0.3):
             r = record(variant, alpha, epochs, seed, data)
             std, counts = 100 * np.array(r.std), [p.numel() for p in r.params]
             if i == 0 and alpha is None:
-                print("| noise | VGS | " + " | ".join(f"{n:,}" for n in counts) + " | noise / update, median |")
+                print(
+                    "| noise | VGS | " + " | ".join(f"{n:,}" for n in counts) + " | noise / update, median |"
+                )
                 print("|---" * (len(counts) + 3) + "|")
             cells = [f"{lo:.3g}-{hi:.3g}" for lo, hi in zip(std.min(0), std.max(0), strict=True)]
             print(f"| {variant} | {'off' if alpha is None else 'on'} | " + " | ".join(cells), end="")
@@ -82,11 +85,13 @@ def per_layer(epochs: int, seed: int, data: Any) -> None:
                 bound = 4 / np.sqrt(2 * np.array(counts))
                 inside = (abs(np.array(r.norm) / options["sigma"] - 1) <= bound)[:, np.array(counts) >= 100]
                 print(f"    largest deviation of the std from sigma {100 * worst:.4f} %; ", end="")
-                print(f"realised norm within 4/sqrt(2n) in {100 * inside.mean():.2f} % of {inside.size} cases")
+                print(
+                    f"realised norm within 4/sqrt(2n) in {100 * inside.mean():.2f} % of {inside.size} cases"
+                )
 
 
 def amplification(epochs: int, seeds: int, data: Any) -> None:
-    print("\nFixed noise under VGS: factor and amplification 1/factor after the warm-up, mean over seeds [range]:\n")
+    print("\nFixed noise under VGS, after its warm-up: factor and amplification 1/factor, mean [range]:\n")
     print("| alpha | factor | amplification |\n|---|---|---|")
     for alpha in (0.1, 0.2, 0.3, 0.5):
         factors = np.array([record("fixed", alpha, epochs, seed, data).factor[100:] for seed in range(seeds)])
@@ -97,8 +102,13 @@ def amplification(epochs: int, seeds: int, data: Any) -> None:
 
 def decay() -> None:
     print("\nQuadratic whose gradient is made to shrink 1000 times over 300 steps, n = 1000, sigma 0.05:\n")
-    print("| noise | std / rms at the first step | at the last | largest deviation from the first |\n|---|---|---|---|")
-    for variant in ("fixed", "adaptive, rms", "adaptive, rms, noise_beta 0.99", "adaptive, rms, noise_beta 0.999"):
+    print("| noise | std / rms, first step | last step | largest relative deviation |\n|---|---|---|---|")
+    for variant in (
+        "fixed",
+        "adaptive, rms",
+        "adaptive, rms, noise_beta 0.99",
+        "adaptive, rms, noise_beta 0.999",
+    ):
         param = torch.zeros(1000, requires_grad=True)
         optimizer = AdaptiveUPGD([param], **VARIANTS[variant])
         direction = torch.randn(1000, generator=torch.Generator().manual_seed(0))
@@ -122,7 +132,9 @@ def start_up() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()

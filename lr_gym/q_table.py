@@ -1,10 +1,10 @@
-"""Tabular Q-learning over binned features: one table for any number of rows, in an environment or in an optimizer.
+"""Tabular Q-learning over binned features: one table for any number of rows, in an environment or optimizer.
 
     Q[s, a] += learning_rate (r + discount max_a' Q[s', a'] - Q[s, a])          (Watkins & Dayan 1992)
 
-R rows act and learn at once. Rows that share a cell move it by the mean of their errors, so the result depends neither
-on their order nor on how many agree. An action is a row of control values in [-1, 1], one for each control, which is
-what the policies of this package return.
+R rows act and learn at once. Rows that share a cell move it by the mean of their errors, so the result
+depends neither on their order nor on how many agree. An action is a row of control values in [-1, 1], one for
+each control, which is what the policies of this package return.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class QLearningController:
         epsilon: initial probability of a uniformly random action.
         epsilon_decay: factor on epsilon at each call of `act` that explores.
         min_epsilon: floor of epsilon.
-        initial_mix_prob: probability that a change is applied as a factor (else it is added), while the loss moves.
+        initial_mix_prob: probability that a change is applied as a factor (else it is added), while the loss
+            moves.
         mix_tolerance: relative change of the loss between epochs at which that probability has halved.
         seed: of the exploration; the global generators are not used.
 
@@ -171,8 +172,8 @@ class QLearningController:
         """Adapt `mix_prob` to how much the loss still moves from epoch to epoch.
 
         With c the relative change between the mean losses of the last two epochs it is
-        initial_mix_prob c / (c + mix_tolerance): factors while the loss moves, small additions once it has converged.
-        A non-finite loss is ignored.
+        initial_mix_prob c / (c + mix_tolerance): factors while the loss moves, small additions once it has
+        converged. A non-finite loss is ignored.
         """
         if not math.isfinite(loss):
             return
@@ -198,7 +199,7 @@ class QLearningController:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`, options and bins included; entries missing from an older one keep their value."""
+        """Restore `state_dict`, options and bins included; entries that it lacks keep their value."""
         edges, actions = state_dict.get("edges", self.edges), state_dict.get("actions", self.actions)
         shape = (math.prod(len(row) + 1 for row in edges), len(actions))
         if tuple(state_dict["q"].shape) != shape:

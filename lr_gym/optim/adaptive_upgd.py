@@ -16,8 +16,8 @@ halve the step.
 
 Relative noise joins the gradient's mean before the division, because the Adam direction has no scale: noise
 proportional to |g| added after it would vanish as gradients shrink. It is divided by the second moment that
-the noisy gradient would have, v + std^2. This differs from sqrt(v) by sigma^2 / 2 for a typical element; but an
-element without any gradient, such as one of a dead unit, has v = 0 and would jump by lr std / eps.
+the noisy gradient would have, v + std^2. This differs from sqrt(v) by sigma^2 / 2 for a typical element; but
+an element without any gradient, such as one of a dead unit, has v = 0 and would jump by lr std / eps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["AdaptiveUPGD"]
 
 
 def _largest_utility(utilities: Sequence[Tensor], steps: Sequence[int], beta: float) -> Tensor:
-    """Maximum of the bias-corrected |u| over all tensors; a tensor that holds a NaN or infinity has no say."""
+    """Maximum of the bias-corrected |u| over all tensors; one that holds a NaN or infinity has no say."""
     largest = []
     for utility, step in zip(utilities, steps, strict=True):
         low, high = utility.aminmax()
@@ -64,11 +64,12 @@ class AdaptiveUPGD(AdaptiveOptimizer):
         utility_beta: decay of the utility's average.
         weight_decay: decoupled (Loshchilov & Hutter 2019), not gated.
         adaptive_noise: let the noise follow the gradient.
-        noise_beta: decay of the average of the gradient's size; 0, the default, follows at once and alone keeps the
-            noise-to-gradient ratio constant where something rescales the gradients. Adaptive noise only.
+        noise_beta: decay of the average of the gradient's size; 0, the default, follows at once and alone
+            keeps the noise-to-gradient ratio constant where something rescales the gradients. Adaptive noise
+            only.
         min_noise_std: floor of the std. Adaptive noise only.
-        noise_scale: "rms" makes the noise vector sigma times as long as the gradient, whatever the size of the
-            layer; "norm", the source's definition, makes it sqrt(n) times longer. Adaptive noise only.
+        noise_scale: "rms" makes the noise vector sigma times as long as the gradient, whatever the size of
+            the layer; "norm", the source's definition, makes it sqrt(n) times longer. Adaptive noise only.
         noise_norm: "parameter" for each tensor's own gradient size, "global" for that of the network.
         maximize: ascend instead.
         foreach: one kernel over many tensors; by default on accelerators only.
@@ -203,7 +204,7 @@ class AdaptiveUPGD(AdaptiveOptimizer):
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """Learning rate, and the expected length of the noise over that of the gradient and of the Adam direction."""
+        """Learning rate, and expected length of the noise over that of gradient and Adam direction."""
         noise = gradient = share = direction = 0.0
         for group in self.param_groups:
             for param in group["params"]:
@@ -211,11 +212,15 @@ class AdaptiveUPGD(AdaptiveOptimizer):
                     continue
                 std, state = float(self._stds[param]), self.state[param]
                 second = state["second"] / (1 - group["betas"][1] ** state["step"])
-                way = state["first"] / (second.sqrt() + group["eps"]) / (1 - group["betas"][0] ** state["step"])
+                way = (
+                    state["first"] / (second.sqrt() + group["eps"]) / (1 - group["betas"][0] ** state["step"])
+                )
                 width = (second + std**2).sqrt_().add_(group["eps"])
                 noise += std**2 * param.numel()
                 gradient += float(wide_norm(param.grad)) ** 2
-                spread = float(width.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
+                spread = (
+                    float(width.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
+                )
                 share += std**2 * spread
                 direction += float(wide_norm(way)) ** 2
         metrics = {"lr": float(self.param_groups[0]["lr"])}
@@ -239,8 +244,8 @@ def _update_(
     """Update the moments and parameters of one list of tensors, in place.
 
     Both bias corrections are folded: with a = 1 - beta1^t and c = sqrt(1 - beta2^t), the Adam direction is
-    c / a * m / (sqrt(v) + eps c). The noise is multiplied by a / c (sqrt(v) + eps c), joins m, and so leaves the
-    division as it was.
+    c / a * m / (sqrt(v) + eps c). The noise is multiplied by a / c (sqrt(v) + eps c), joins m, and so leaves
+    the division as it was.
     """
     beta1, beta2 = group["betas"]
     firsts, seconds = [s["first"] for s in states], [s["second"] for s in states]
@@ -261,7 +266,9 @@ def _update_(
     if noises[0] is not None:
         factors = [a / c for a, c in corrections]
         if group["adaptive_noise"]:
-            widths = torch._foreach_add(seconds, [(c * s) ** 2 for s, (_, c) in zip(stds, corrections, strict=True)])
+            widths = torch._foreach_add(
+                seconds, [(c * s) ** 2 for s, (_, c) in zip(stds, corrections, strict=True)]
+            )
             torch._foreach_sqrt_(widths)
             torch._foreach_add_(widths, [group["eps"] * c for _, c in corrections])
             torch._foreach_div_(noises, widths)

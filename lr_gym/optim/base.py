@@ -1,4 +1,4 @@
-"""What the optimizers here share: checked arguments and gradients, state that travels whole, metrics to log."""
+"""What the optimizers share: checked arguments and gradients, state that travels whole, metrics to log."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ __all__ = [
 
 
 def check_number(
-    name: str, value: float, low: float = 0.0, high: float = math.inf, *, below: bool = False
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False
 ) -> None:
     """Raise unless `low <= value <= high`, or `low <= value < high` with `below`.
 
     Raises:
-        TypeError: `value` is a tensor; the steps here take Python numbers, which cost no host synchronisation.
+        TypeError: `value` is a tensor; the steps here take Python numbers, which cost no host
+            synchronisation.
         ValueError: `value` is out of range, infinite or NaN.
     """
     if isinstance(value, Tensor):
@@ -82,11 +83,12 @@ def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 def wide_norm(x: Tensor) -> Tensor:
     """Euclidean norm in at least float32."""
-    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    return norm
 
 
 def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:
-    """Whether to run one kernel over many tensors; by default where all are on an accelerator, as torch.optim does.
+    """Whether to run one kernel over many tensors; by default where all are on an accelerator, as torch does.
 
     On a CPU the plain loop is as fast and needs temporaries of one tensor only.
     """
@@ -115,15 +117,16 @@ def layer_indices(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
 class AdaptiveOptimizer(Optimizer):
     """An optimizer whose state outside `state[p]` survives state_dict, deepcopy and pickle.
 
-    Subclasses name the attributes that belong to the object in `_carried`, and put what a checkpoint needs beside
-    `state` and `param_groups` into `extra_state`. Tools that keep only these two entries of a state_dict (torch's
-    distributed checkpoints) lose the extra one, and the optimizer then goes on from a fresh one.
+    Subclasses name the attributes that belong to the object in `_carried`, and put what a checkpoint needs
+    beside `state` and `param_groups` into `extra_state`. Tools that keep only these two entries of a
+    state_dict (torch's distributed checkpoints) lose the extra one, and the optimizer then goes on from a
+    fresh one.
     """
 
     _carried: ClassVar[tuple[str, ...]] = ()
 
     def metrics(self) -> dict[str, float]:
-        """What the last step used, ready for a plot; reading them waits for the device, so call it when logging."""
+        """What the last step used, ready for a plot; reading it waits for the device."""
         raise NotImplementedError
 
     def extra_state(self) -> dict[str, Any]:
@@ -131,7 +134,7 @@ class AdaptiveOptimizer(Optimizer):
         return {}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Restore what `extra_state` returned; entries missing from an older checkpoint keep their present value."""
+        """Restore what `extra_state` returned; entries missing from an older one keep their present value."""
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim, with one more entry, "extra"."""
@@ -140,7 +143,8 @@ class AdaptiveOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim; entries and options missing from an older checkpoint are filled with the defaults.
 
-        A state tensor keeps its saved dtype (torch would cast float32 statistics of a bfloat16 parameter down).
+        A state tensor keeps its saved dtype (torch would cast float32 statistics of a bfloat16 parameter
+        down).
         """
         super().load_state_dict(state_dict)
         order = (p for group in self.param_groups for p in group["params"])
@@ -162,15 +166,19 @@ class AdaptiveOptimizer(Optimizer):
 
 
 class HasMetrics(Protocol):
-    """An optimizer that reports numbers."""
+    """An optimizer that reports numbers: every one of this package."""
 
     def metrics(self) -> dict[str, float]:
         """Names and values."""
         ...
 
+    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
+        """As torch.optim.Optimizer."""
+        ...
+
 
 def log_metrics(
-    optimizer: AdaptiveOptimizer, log: Callable[[dict[str, float], int], Any], every: int = 1
+    optimizer: HasMetrics, log: Callable[[dict[str, float], int], Any], every: int = 1
 ) -> RemovableHandle:
     """Call `log(optimizer.metrics(), step)` after every `every`-th step; `wandb.log` fits as it is.
 

@@ -1,4 +1,4 @@
-"""EnhancedSGD: momentum SGD whose lr and momentum are set by Q-learning while it trains, with its gradient processing.
+"""EnhancedSGD: momentum SGD whose lr and momentum Q-learning sets, with all its gradient processing.
 
 The path of a gradient g of one tensor, each stage with its switch:
 
@@ -52,9 +52,10 @@ _KEPT_SHARE = 0.1
 
 
 def draw_from_prior_(params: list[Tensor], noise: NoiseSource) -> None:
-    """Draw parameters from N(mean, s^2), in place: s^2 = 1 / fan_in for matrices and kernels, 0.01^2 for vectors.
+    """Draw parameters from N(mean, s^2), in place: s^2 = 1 / fan_in for matrices, 0.01^2 for vectors.
 
-    The mean is that of the tensor's present values, so that normalisation weights stay near 1. Scale: Neal 1996.
+    The mean is that of the tensor's present values, so that normalisation weights stay near 1. Scale: Neal
+    1996.
     """
     for param, draw in zip(params, noise.normal(params), strict=True):
         if param.numel():
@@ -63,10 +64,11 @@ def draw_from_prior_(params: list[Tensor], noise: NoiseSource) -> None:
 
 
 class EnhancedSGD(AdaptiveOptimizer):
-    """Momentum SGD with Q-learned lr and momentum; `step(closure=lambda: loss, current_epoch=epoch)` or plain `step()`.
+    """Momentum SGD with Q-learned lr and momentum.
 
-    The closure returns the loss; backward is the caller's. Without it spikes are not seen, and the gradient's norm
-    stands in for the loss in the Q-learning. Nothing is read from the device but once per decision.
+    `step(closure=lambda: loss, current_epoch=epoch)`, or plain `step()`. The closure returns the loss; backward
+    is the caller's. Without it spikes are not seen, and the gradient's norm stands in for the loss in the
+    Q-learning. Nothing is read from the device but once per decision.
 
     Args:
         params: parameters or groups, which can differ in lr, momentum, weight_decay, maximize and foreach.
@@ -76,7 +78,8 @@ class EnhancedSGD(AdaptiveOptimizer):
         smoothing_factor: weight of a new value in the running means of loss, norm, entropy and variance.
         q_learning: let the table scale lr (and momentum).
         adaptive_momentum: let it act on momentum too.
-        q_controller: a table to go on with, such as `QLearningController.load(path)`; None starts an empty one.
+        q_controller: a table to go on with, such as `QLearningController.load(path)`; None starts an empty
+            one.
         decision_interval: steps between decisions.
         entropy_weight: weight of the entropy in the reward.
         entropy_adjustment: entropy scales the gradient, variance the lr.
@@ -86,8 +89,8 @@ class EnhancedSGD(AdaptiveOptimizer):
         gradient_clipping: clip where the norm is two standard deviations above its running mean.
         loss_correction_factor: on lr and momentum at a loss spike, with recovery by 5 % a step; 1 for none.
         noise_scale: noise over gradient, rms; 0 for none.
-        gradient_centering: subtract each gradient's mean over all dimensions but the first (Yong et al. 2020), for
-            tensors with two or more.
+        gradient_centering: subtract each gradient's mean over all dimensions but the first (Yong et al.
+            2020), for tensors with two or more.
         bayesian_init: draw the parameters from a Gaussian prior at construction (and in add_param_group).
         maximize: ascend instead; the loss is then to grow.
         foreach: one kernel over many tensors; by default on accelerators only.
@@ -251,14 +254,16 @@ class EnhancedSGD(AdaptiveOptimizer):
         if o["noise_scale"]:
             stds = [o["noise_scale"] * size for size in gradient_sizes(grads, "rms", "parameter")]
             grads[:] = [g + d.mul_(s) for g, d, s in zip(grads, self.noise.normal(grads), stds, strict=True)]
+        norm = torch.zeros((), device=device)
         if o["gradient_clipping"] or (o["q_learning"] and loss is None):
             norms = torch.stack([n.to(device, torch.float32) for n in torch._foreach_norm(grads)])
             norm = torch.where(norms.isfinite(), norms, 0.0).square().sum().sqrt()
             if o["gradient_clipping"]:
                 self._used["clip"], self._watched["norm"] = clip_factor(self._watched["norm"], norm, rate)
                 gradient_factor *= self._used["clip"]
-        signal = norm if loss is None and o["q_learning"] else None
-        if loss is not None:
+        if loss is None:
+            signal = norm
+        else:
             signal = torch.as_tensor(loss).detach().to(device, torch.float32).reshape(())
             signal = -signal if self.param_groups[0]["maximize"] else signal
             self._used["correction"], self._watched["loss"] = corrected_for_spike(
@@ -275,7 +280,7 @@ class EnhancedSGD(AdaptiveOptimizer):
         return gradient_factor, lr_factor * self._used["correction"]
 
     def _compare(self, name: str, params: list[Tensor], values: Tensor) -> Tensor:
-        """Running means (T,) of these tensors before `values` (T,) join; the values themselves where they are first."""
+        """Running means (T,) of these tensors before `values` (T,) join, or the values if they are first."""
         positions = {p: i for i, p in enumerate(self._layers)}
         index = torch.tensor([positions[p] for p in params], device=values.device)
         old = self._watched[name]
@@ -283,10 +288,10 @@ class EnhancedSGD(AdaptiveOptimizer):
         moments = RunningMoments(*(torch.cat([o, m]) for o, m in zip(old, missing, strict=True)))
         full = torch.full_like(moments.mean, torch.nan).index_copy(0, index, values)
         self._watched[name] = observe(moments, full, self._options["smoothing_factor"])
-        return torch.where(moments.count > 0, moments.mean, full)[index]
+        return torch.where(moments.seen > 0, moments.mean, full)[index]
 
     def _with_kept(self, params: list[Tensor], grads: list[Tensor], keep: Tensor) -> list[Tensor]:
-        """Blend each gradient with the decaying average of the kept ones, which `keep` (T,) lets this one join."""
+        """Blend each gradient with the average of the kept ones, which `keep` (T,) lets this one join."""
         blended = []
         for param, grad, flag in zip(params, grads, keep.unbind(), strict=True):
             state = self.state[param]

@@ -1,4 +1,4 @@
-"""GlobalAdaptiveSGD (GARO): SGD whose learning rate, momentum and weight decay a recurrent cell emits at each step."""
+"""GlobalAdaptiveSGD (GARO): SGD whose lr, momentum and weight decay a recurrent cell emits at each step."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ __all__ = ["GlobalAdaptiveSGD"]
 class GlobalAdaptiveSGD(AdaptiveOptimizer):
     """SGD driven by one GRU cell; at step 0 it is `torch.optim.SGD(params, lr=0.01)`.
 
-    The update rule is torch's SGD, g += weight_decay p, buf = momentum buf + g, p -= lr buf, with the three numbers of
-    `lr_gym.optim.garo_cell`. Without trained weights the cell is random and frozen: a baseline, not a method.
+    The update rule is torch's SGD, g += weight_decay p, buf = momentum buf + g, p -= lr buf, with the three
+    numbers of `lr_gym.optim.garo_cell`. Without trained weights the cell is random and frozen: a baseline,
+    not a method.
 
     Args:
         params: parameters or groups.
-        lr: what the emitted learning rate is scaled to at step 0: a group steps with lr / 0.01 times the cell's output,
-            so that schedulers and groups work as usual.
+        lr: what the emitted learning rate is scaled to at step 0: a group steps with lr / 0.01 times the
+            cell's output, so that schedulers and groups work as usual.
         weight_decay: factor on the emitted weight decay; 0 exempts a group.
         layerwise: one hidden state for each layer instead of one for the model; the cell is shared by all.
         weights: trained weights or their safetensors file; None draws random ones.
@@ -74,7 +75,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         self.weights = weights if isinstance(weights, GaroWeights) else load_weights(weights)
         if self.weights.head.ndim != 2:
             raise ValueError(
-                f"weights must be those of one cell, got a population {tuple(self.weights.head.shape)}: index it"
+                f"weights must be of one cell, got a population {tuple(self.weights.head.shape)}: index it"
             )
         self.layerwise = layerwise
         self._cell_state: GaroState | None = None  # (L,) and (L, H)
@@ -174,7 +175,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
 def measure(
     pairs: list[tuple[Tensor, Tensor]], buffers: list[Tensor], layers: list[int], count: int
 ) -> GradientStatistics:
-    """Statistics (L,) pooled over the tensors of each layer; tensors with a non-finite gradient are left out."""
+    """Statistics (L,) pooled over the tensors of each layer, without those of a non-finite gradient."""
     device = pairs[0][0].device
     rows = []
     for (param, grad), buffer in zip(pairs, buffers, strict=True):
@@ -202,7 +203,7 @@ def _sgd_(
     buffers: list[Tensor],
     triples: list[Any],
 ) -> None:
-    """torch.optim.SGD with hyperparameters that are tensors without dimensions, one triple for each parameter."""
+    """torch.optim.SGD with one triple of 0-dimensional lr, momentum and weight decay for each parameter."""
     rates, momenta, decays = ([triple[i] for triple in triples] for i in range(3))
     torch._foreach_mul_(buffers, momenta)
     torch._foreach_add_(buffers, grads)

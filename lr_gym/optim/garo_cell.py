@@ -1,14 +1,14 @@
-"""GARO's recurrent cell as pure functions: gradient statistics in, learning rate, momentum and weight decay out.
+"""GARO's recurrent cell as pure functions: gradient statistics in; lr, momentum and weight decay out.
 
     lr = softplus(w_lr h + b_lr)    momentum = tanh(w_mom h + b_mom)    weight decay = softplus(w_wd h + b_wd)
     h' = GRU(features(statistics), h),  h_0 = 0
 
-The heads read h *before* the statistics of the same step enter it, so the first step is known: with the initial
-biases it is SGD at lr 0.01. The GRU is that of Cho et al. 2014 in torch's arrangement of gates.
+The heads read h *before* the statistics of the same step enter it, so the first step is known: with the
+initial biases it is SGD at lr 0.01. The GRU is that of Cho et al. 2014 in torch's arrangement of gates.
 
-Everything broadcasts over leading dimensions and is differentiable. In shapes, `...` is any of (), (B,) or (P, B) with
-P members of a population: weights (P, ...), state (P, B, L, ...) trains P controllers at once. Weights are
-expanded by `stack`-ing members along a new first dimension.
+Everything broadcasts over leading dimensions and is differentiable. In shapes, `...` is any of (), (B,) or
+(P, B) with P members of a population: weights (P, ...), state (P, B, L, ...) trains P controllers at once.
+Weights are expanded by `stack`-ing members along a new first dimension.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class HasGradientStatistics(Protocol):
     """`GradientStatistics`, `LayerStats` or any tuple with these fields."""
 
     @property
-    def param_rms(self) -> Tensor: ...  # noqa: D102
+    def param_rms(self) -> Tensor: ...
     @property
-    def grad_rms(self) -> Tensor: ...  # noqa: D102
+    def grad_rms(self) -> Tensor: ...
     @property
-    def cosine(self) -> Tensor: ...  # noqa: D102
+    def cosine(self) -> Tensor: ...
 
 
 class GaroWeights(NamedTuple):
@@ -119,7 +119,7 @@ def _softplus_inverse(y: float) -> float:
 
 
 def initial_weights(hidden_size: int, generator: torch.Generator) -> GaroWeights:
-    """Random weights whose first step is SGD at lr 0.01: uniform in +-1/sqrt(H) as torch.nn.GRUCell, heads as well."""
+    """Random weights whose first step is SGD at lr 0.01: uniform in +-1/sqrt(H), as torch.nn.GRUCell."""
     bound = hidden_size**-0.5
 
     def uniform(*shape: int) -> Tensor:
@@ -145,8 +145,8 @@ def initial_state(shape: tuple[int, ...], hidden_size: int, device: torch.device
 def garo_features(statistics: HasGradientStatistics, state: GaroState) -> tuple[Tensor, GaroState]:
     """Scale-free inputs (..., L, F) in [-1, 1], and the state with its averages updated.
 
-    gradient_change is the log ratio of the gradient's rms to its running geometric mean, gradient_decay that to its
-    first value, gradient_to_weight that to the parameters' rms; age is log(1 + t) / 10.
+    gradient_change is the log ratio of the gradient's rms to its running geometric mean, gradient_decay that
+    to its first value, gradient_to_weight that to the parameters' rms; age is log(1 + t) / 10.
     """
     log_rms = statistics.grad_rms.clamp_min(_TINY).log()
     begun = state.steps > 0
@@ -208,10 +208,8 @@ def garo_step(
     )
     features, following = garo_features(statistics, state)
     following = following._replace(hidden=_gru(weights, features, state.hidden))
-    kept = (torch.where(valid.unsqueeze(-1), following.hidden, state.hidden),) + tuple(
-        torch.where(valid, new, old) for new, old in zip(following[1:], state[1:], strict=True)
-    )
-    return hyperparams, GaroState(*kept)
+    kept = [torch.where(valid, new, old) for new, old in zip(following[1:], state[1:], strict=True)]
+    return hyperparams, GaroState(torch.where(valid.unsqueeze(-1), following.hidden, state.hidden), *kept)
 
 
 def save_weights(weights: GaroWeights, path: str | Path) -> None:

@@ -17,15 +17,16 @@ SCORES = ("std", "std_over_rms", "snr")
 
 
 def population_std(grad: Tensor, buffer: Tensor) -> Tensor:
-    """Standard deviation over all elements, 0 for one; two passes, so exact for any mean. Overwrites `buffer`."""
-    return wide_norm(torch.sub(grad, grad.mean(), out=buffer)) * grad.numel() ** -0.5
+    """Standard deviation over all elements, in two passes, so exact for any mean. Overwrites `buffer`."""
+    torch.sub(grad, grad.mean(), out=buffer)
+    return wide_norm(buffer) * grad.numel() ** -0.5
 
 
 def snr_(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
     """Temporal signal-to-noise ratio |m|^2 / v in [0, 1], where m and v are equally weighted averages.
 
-    m averages the gradient, v its squared norm; both have the same weights, so Jensen's inequality bounds the ratio.
-    It is 1 while all gradients are equal and about (1 - beta) / (1 + beta) where they are independent.
+    m averages the gradient, v its squared norm; both have the same weights, so Jensen's inequality bounds the
+    ratio. It is 1 while all gradients are equal and about (1 - beta) / (1 + beta) where they are independent.
     """
     if not state:
         state.update(step=0, mean=torch.zeros_like(grad), power=torch.zeros_like(wide_norm(grad)))
@@ -46,16 +47,21 @@ class GradientAgreementOptimizer(Optimizer):
     | `"std_over_rms"` | 1 / (1 + std(g) / rms(g)), in [1/2, 1] | no                              |
     | `"snr"`          | |m|^2 / v over time, in [0, 1]         | no                              |
 
-    std is the population one over the elements of the tensor. The wrapper owns no parameter groups: `param_groups`,
-    `state` and `defaults` are the base's, so learning-rate schedulers and zero_grad work on either. `p.grad` holds the
-    unscaled gradient again after the step. Adam divides by the gradient's own scale and hence undoes any score that
-    does not change over time.
+    std is the population one over the elements of the tensor. The wrapper owns no parameter groups:
+    `param_groups`, `state` and `defaults` are the base's, so learning-rate schedulers and zero_grad work on
+    either. `p.grad` holds the unscaled gradient again after the step. Adam divides by the gradient's own
+    scale and hence undoes any score that does not change over time.
 
     Args:
         base_optimizer: any optimizer whose step needs no closure.
         score: one of `SCORES`.
         beta: decay of the averages of `"snr"`, which the other scores do not have.
     """
+
+    base_optimizer: Optimizer
+    score: str
+    beta: float
+    _memory: dict[Tensor, dict[str, Any]]
 
     def __init__(self, base_optimizer: Optimizer, score: str = "std", beta: float = 0.9) -> None:
         if isinstance(base_optimizer, torch.optim.LBFGS):
@@ -68,7 +74,7 @@ class GradientAgreementOptimizer(Optimizer):
             )
         check_choice("score", score, SCORES)
         check_number("beta", beta, 0.0, 1.0, below=True)
-        # Optimizer.__init__ would make parameter groups of its own; __setstate__ sets up hooks and nothing else.
+        # Optimizer.__init__ would make parameter groups of its own; __setstate__ only sets up hooks.
         self.__setstate__({"base_optimizer": base_optimizer, "score": score, "beta": beta, "_memory": {}})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,7 +140,7 @@ class GradientAgreementOptimizer(Optimizer):
         return torch.mul(grad, score, out=buffer)
 
     def metrics(self) -> dict[str, float]:
-        """Mean and extreme scores over the tensors of the last step, and the learning rate of the first group."""
+        """Mean and extreme scores over the tensors of the last step, and the lr of the first group."""
         metrics = {"lr": float(self.param_groups[0]["lr"])}
         if self._scores:
             scores = [float(score) for score in self._scores]
@@ -152,7 +158,7 @@ class GradientAgreementOptimizer(Optimizer):
         return {**self.base_optimizer.state_dict(), "agreement": memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load into the base; a state_dict of the bare base optimizer is fine, the scores then start afresh."""
+        """Load into the base; from a state_dict of the bare base optimizer the scores start afresh."""
         self.base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "agreement"})
         params = [p for group in self.param_groups for p in group["params"]]
         self._memory = {

@@ -1,4 +1,4 @@
-"""Lookahead (Zhang et al. 2019): every k steps the slow weights move towards the fast ones, which restart there."""
+"""Lookahead (Zhang et al. 2019): every k steps slow weights move towards fast ones, which restart there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ __all__ = ["lookahead_"]
 
 
 def lookahead_(fast: Sequence[Tensor], slow: Sequence[Tensor], alpha: float) -> None:
-    """slow += alpha (fast - slow), fast = slow, in place."""
+    """Slow += alpha (fast - slow), fast = slow, in place."""
     torch._foreach_lerp_(list(slow), list(fast), alpha)
     torch._foreach_copy_(list(fast), list(slow))

@@ -1,13 +1,15 @@
-"""How EnhancedSGD uses its Q-table: features, reward, and the changes of lr and momentum that an action stands for.
+"""How EnhancedSGD uses its Q-table: features, reward, and what an action does to lr and momentum.
 
-One row of control per layer, one table for all rows. Between two decisions the loss and the gradient's distribution are
-watched; then each row's last action is rewarded and a new one chosen:
+One row of control per layer, one table for all rows. Between two decisions the loss and the gradient's
+distribution are watched; then each row's last action is rewarded and a new one chosen:
 
     reward = -(change of the loss) / |loss|, cut to [-1, 1], + entropy_weight * (change of entropy) / log(32)
     lr_scale  *= exp(0.2 a)   or   += 0.05 a          a in {-1, 0, 1}
-    gap_scale *= exp(-0.2 b)  or   -= 0.05 b          b in {-1, 0, 1}, momentum = 1 - (1 - group's momentum) gap_scale
+    gap_scale *= exp(-0.2 b)  or   -= 0.05 b          b in {-1, 0, 1}, momentum = 1 - (1 - group's momentum)
+    gap_scale
 
-The factor or the sum is drawn with the controller's mix_prob. Without a loss the gradient's norm stands in for it.
+The factor or the sum is drawn with the controller's mix_prob. Without a loss the gradient's norm stands in
+for it.
 """
 
 from __future__ import annotations

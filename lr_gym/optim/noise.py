@@ -21,8 +21,10 @@ def gradient_sizes(grads: Sequence[Tensor], noise_scale: str, noise_norm: str) -
 
     Args:
         grads: gradients of any shapes.
-        noise_scale: "norm" is ||g||, "rms" ||g|| / sqrt(n): noise of that std per element is as long as g itself.
-        noise_norm: "parameter" for each tensor's own size, "global" for one size of all, non-finite ones left out.
+        noise_scale: "norm" is ||g||, "rms" ||g|| / sqrt(n): noise of that std per element is as long as g
+            itself.
+        noise_norm: "parameter" for each tensor's own size, "global" for one size of all, non-finite ones left
+            out.
     """
     norms = [wide_norm(g) for g in grads]
     counts = [g.numel() if noise_scale == "rms" else 1 for g in grads]
@@ -40,9 +42,9 @@ def noise_stds_(
 ) -> list[Tensor]:
     """Noise std max(sigma * S, floor), S averaged with decay `beta` in each state's "noise_size".
 
-    The average starts at 0 and is divided by 1 - beta^t. (Starting it at 1 *and* dividing, as the source does, makes the
-    first noise 1000 times too large for beta 0.999.) A state without the average, from an older checkpoint, starts
-    with the present size.
+    The average starts at 0 and is divided by 1 - beta^t. (Starting it at 1 *and* dividing, as the source
+    does, makes the first noise 1000 times too large for beta 0.999.) A state without the average, from an
+    older checkpoint, starts with the present size.
     """
     stds = []
     for size, state in zip(sizes, states, strict=True):
@@ -58,8 +60,8 @@ def noise_stds_(
 class NoiseSource:
     """One `torch.Generator` per device, all started from one seed; the global generators are never touched.
 
-    A torch generator is used instead of `lr_gym.rng`, because it draws normal numbers about six times faster and an
-    optimizer has no batch of runs whose rows must be reproducible one by one.
+    A torch generator is used instead of `lr_gym.rng`, because it draws normal numbers about six times faster
+    and an optimizer has no batch of runs whose rows must be reproducible one by one.
     """
 
     def __init__(self, seed: int) -> None:

@@ -18,17 +18,17 @@ class RunningMoments(NamedTuple):
     Attributes:
         mean: running mean.
         variance: running variance.
-        count: observations, as float.
+        seen: observations, as float.
     """
 
     mean: Tensor
     variance: Tensor
-    count: Tensor
+    seen: Tensor
 
     def limit(self, deviations: float) -> Tensor:
         """Mean plus so many standard deviations; infinite before the first ten observations."""
         limit = self.mean + deviations * self.variance.sqrt()
-        return torch.where(self.count >= _WARMUP, limit, torch.inf)
+        return torch.where(self.seen >= _WARMUP, limit, torch.inf)
 
 
 def running_moments(shape: tuple[int, ...], device: torch.device) -> RunningMoments:
@@ -37,16 +37,16 @@ def running_moments(shape: tuple[int, ...], device: torch.device) -> RunningMome
 
 
 def observe(moments: RunningMoments, value: Tensor, rate: float) -> RunningMoments:
-    """Let `value` join: a plain mean at first, with weights that decay by 1 - rate later; a non-finite one is ignored.
+    """Let `value` join: a plain mean at first, later with decay 1 - rate; a non-finite value is ignored.
 
     West, "Updating mean and variance estimates", CACM 1979, in its exponentially weighted form.
     """
-    weight = (1 / (moments.count + 1)).clamp_min(rate)
+    weight = (1 / (moments.seen + 1)).clamp_min(rate)
     difference = value - moments.mean
     fresh = RunningMoments(
         moments.mean + weight * difference,
         (1 - weight) * (moments.variance + weight * difference.square()),
-        moments.count + 1,
+        moments.seen + 1,
     )
     valid = value.isfinite()
     return RunningMoments(*(torch.where(valid, new, old) for new, old in zip(fresh, moments, strict=True)))
@@ -55,8 +55,8 @@ def observe(moments: RunningMoments, value: Tensor, rate: float) -> RunningMomen
 def clip_factor(moments: RunningMoments, norm: Tensor, rate: float) -> tuple[Tensor, RunningMoments]:
     """Factor in (0, 1] that brings a norm down to two standard deviations above its running mean.
 
-    The moments see the clipped norm, so an outlier raises the limit only a little. Z-score clipping: Kumar et al., "ZClip",
-    2025.
+    The moments see the clipped norm, so an outlier raises the limit only a little. Z-score clipping: Kumar et
+    al., "ZClip", 2025.
     """
     clipped = torch.minimum(norm, moments.limit(2.0))
     factor = torch.where((norm > 0) & norm.isfinite(), clipped / norm, 1.0)
@@ -74,8 +74,8 @@ def corrected_for_spike(
 ) -> tuple[Tensor, RunningMoments]:
     """Multiply `correction` by `factor` where the loss spikes, else let it recover towards 1.
 
-    A spike lies three standard deviations and 5 % above the running mean, or is not finite. The correction stays above
-    0.1. The moments see the loss cut at that limit.
+    A spike lies three standard deviations and 5 % above the running mean, or is not finite. The correction
+    stays above 0.1. The moments see the loss cut at that limit.
     """
     limit = torch.maximum(moments.limit(3.0), moments.mean + 0.05 * moments.mean.abs())
     spike = (loss > limit) | ~loss.isfinite()

@@ -23,8 +23,9 @@ class VarianceGradientScaler:
     """Multiply every gradient by one factor max(1 / (1 + alpha * v), min_factor), in place.
 
     v is the normalised variance of each tensor, its `quantile` over the tensors, averaged over time with bias
-    correction. Tensors of a single element have no variance and do not vote, nor do non-finite gradients. v does not
-    depend on the gradients' scale; for normal ones it is pi / 2 - so alpha 0.2 gives a factor of about 0.76.
+    correction. Tensors of a single element have no variance and do not vote, nor do non-finite gradients. v
+    does not depend on the gradients' scale; for normal ones it is pi / 2 - so alpha 0.2 gives a factor of
+    about 0.76.
 
         scaler = VarianceGradientScaler(model.parameters())
         loss.backward()

@@ -60,13 +60,17 @@ ROWS: dict[str, Row] = {
     "agreement_snr": Row(_agreement("snr"), ("agreement",), adam_inside=True, variant=True),
     "upgd": Row(AdaptiveUPGD, _UPGD_KEYS),
     "upgd_relative": Row(
-        _with(AdaptiveUPGD, adaptive_noise=True, sigma=0.1, noise_beta=0.9, noise_norm="global"), _UPGD_KEYS, variant=True
+        _with(AdaptiveUPGD, adaptive_noise=True, sigma=0.1, noise_beta=0.9, noise_norm="global"),
+        _UPGD_KEYS,
+        variant=True,
     ),
     "garo": Row(GlobalAdaptiveSGD, ("extra",)),
     "garo_layerwise": Row(_with(GlobalAdaptiveSGD, layerwise=True), ("extra",), variant=True),
     "enhanced_sgd": Row(EnhancedSGD, ("extra", "slow", "kept", "kept_mass")),
     "enhanced_sgd_noisy": Row(
-        _with(EnhancedSGD, noise_scale=0.1, decision_interval=3), ("extra", "slow", "kept", "kept_mass"), variant=True
+        _with(EnhancedSGD, noise_scale=0.1, decision_interval=3),
+        ("extra", "slow", "kept", "kept_mass"),
+        variant=True,
     ),
 }
 

@@ -132,7 +132,7 @@ def test_useful_weights_move_less() -> None:
 
 
 def realised_noise(optimizer: AdaptiveUPGD, grads: list[Tensor]) -> list[Tensor]:
-    """Noise that the coming step adds to each gradient, from replayed draws and the std that the step reports."""
+    """Noise that the coming step adds to each gradient: replayed draws times the std that it reports."""
     draws = copy.deepcopy(optimizer.noise).normal(grads)
     optimizer.step()
     return [d * optimizer._stds[p] for d, p in zip(draws, optimizer.param_groups[0]["params"], strict=True)]
@@ -163,7 +163,7 @@ def test_an_element_without_gradient_takes_no_leap(noise_scale: str) -> None:
 
 
 def test_figures_of_the_design_note() -> None:
-    # gradient norm 0.20 and noise std 0.005 on one element: 2.5 %; after VGS by 0.62, 4 %, 1 / 0.62 times as much
+    # gradient norm 0.20 and noise std 0.005 on one element: 2.5 %; scaled by 0.62, 1 / 0.62 times that, 4 %
     ratios = []
     for factor in (1.0, 0.62):
         param = torch.zeros(1, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Every optimizer at its defaults, on five problems: 10 times lower, or within 2x of the best of four Adams."""
+"""Every optimizer at its defaults on five problems: 10 times lower, or within 2x of the best of 4 Adams."""
 
 from __future__ import annotations
 
@@ -113,6 +113,6 @@ def test_converges(optimizer: str) -> None:
     [("adam", 3e-2), ("agreement_std", 3e-2), ("upgd", 3e-2), ("garo", 1e-3), ("enhanced_sgd", 5e-4)],
 )
 def test_rosenbrock_fails_at_the_defaults_only_for_their_lr(optimizer: str, lr: float) -> None:
-    # curvature about 1500 at the start: plain SGD at 0.01 diverges, and Adam at 0.001 travels at most 1 in 1000 steps
+    # curvature about 1500 at the start: SGD at 0.01 diverges, Adam at 0.001 travels at most 1 in 1000 steps
     first, last = final_loss(_rosenbrock(), functools.partial(ROWS[optimizer].make, lr=lr))
     assert last <= first / 10

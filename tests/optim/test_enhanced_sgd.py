@@ -29,7 +29,7 @@ ALL_OFF: dict[str, Any] = {
 
 
 def losses_of(optimizer: EnhancedSGD, params: list[Tensor], losses: list[float], start: int = 0) -> None:
-    """Steps on the gradients of `descend`, each with its loss given by a closure; gradient 25 is an outlier."""
+    """Steps on the gradients of `descend`, each with the loss of a closure; gradient 25 is an outlier."""
     for step, loss in enumerate(losses, start):
         for p in params:
             noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))

@@ -38,7 +38,7 @@ def statistics_of(seed: int, *shape: int) -> GradientStatistics:
 
 
 class Twin:
-    """GARO on one list of tensors with nn.GRUCell and torch.optim.SGD, hyperparameters set anew at each step."""
+    """GARO on one list of tensors, with nn.GRUCell and a hand-written SGD."""
 
     def __init__(self, params: list[Tensor], weights: GaroWeights) -> None:
         self.params, self.weights = params, weights
@@ -46,7 +46,6 @@ class Twin:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         self.cell.load_state_dict(dict(zip(names, weights[:4], strict=True)))
         self.hidden = torch.zeros(1, H)
-        self.sgd = torch.optim.SGD(params, lr=0.01)
         self.norms: list[float] = []
         self.mean = 0.0
         self.buffer = torch.zeros(sum(p.numel() for p in params))

@@ -384,7 +384,7 @@ def test_a_step_reads_nothing_from_the_device(row: Row, foreach: bool) -> None:
     optimizer = row.make(params, lr=0.05, foreach=foreach)
     descend(optimizer, params, 1)
     with HostReads() as reads:
-        optimizer.step()  # the gradients of `descend` are still there, and no decision of the Q-learning is due
+        optimizer.step()  # on the gradients of before, and with no decision of the Q-learning due
     assert (reads.count > 0) == row.adam_inside, "torch's Adam reads its step counters"
 
 

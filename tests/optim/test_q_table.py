@@ -71,7 +71,7 @@ def test_rows_that_share_a_cell_move_it_by_their_mean_and_bad_rewards_are_left_o
 
 
 def test_learns_the_optimal_policy_of_a_chain() -> None:
-    # five positions; left pays 0.02 and restarts, right moves on and pays 1 at the end: right is optimal everywhere
+    # five positions; left pays 0.02 and restarts, right moves on and pays 1 at the end: right is optimal
     table = QLearningController(
         [[0.5, 1.5, 2.5, 3.5]],
         [[-1.0], [1.0]],
