@@ -167,8 +167,9 @@ class AdaptiveUPGD(AdaptiveOptimizer):
             ]
         ).max()
         per_utility = torch.where(largest > 0, 1 / largest, 0.0)
+        every = [grad for _, _, grads, _ in work for grad in grads]
         for group, params, grads, states in work:
-            noises = self._scaled_noise(group, params, grads, states)
+            noises = self._scaled_noise(group, params, grads, states, every)
             stds = [self._stds[p] for p in params]
             columns: list[list[Any]] = [params, grads, states, noises or [None] * len(params), stds]
             if use_foreach(group["foreach"], params):
@@ -179,12 +180,19 @@ class AdaptiveUPGD(AdaptiveOptimizer):
         return loss
 
     def _scaled_noise(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
+        every: list[Tensor],
     ) -> list[Tensor] | None:
-        """Noise of the std that the docstring of the module gives, or None where there is none."""
+        """Noise of the std that the module's docstring gives, or None; `every`: gradients of all groups."""
         sigma, stds = group["sigma"], [group["sigma"]] * len(params)
         if group["adaptive_noise"]:
-            sizes = gradient_sizes(grads, group["noise_scale"], group["noise_norm"])
+            shared = group["noise_norm"] == "global"
+            sizes = gradient_sizes(every if shared else grads, group["noise_scale"], group["noise_norm"])
+            sizes = [size.to(grad.device) for size, grad in zip(sizes, grads, strict=False)]
             stds = noise_stds_(
                 sizes, states, sigma=sigma, beta=group["noise_beta"], floor=group["min_noise_std"]
             )

@@ -67,7 +67,7 @@ class EnhancedSGD(AdaptiveOptimizer):
     """Momentum SGD with Q-learned lr and momentum.
 
     `step(closure=lambda: loss, current_epoch=epoch)`, or plain `step()`. The closure returns the loss; backward
-    is the caller's. Without it spikes are not seen, and the gradient's norm stands in for the loss in the
+    is for the caller. Without it spikes are not seen, and the gradient's norm stands in for the loss in the
     Q-learning. Nothing is read from the device but once per decision.
 
     Args:
@@ -171,10 +171,8 @@ class EnhancedSGD(AdaptiveOptimizer):
             "entropy": running_moments((0,), device),  # of each parameter tensor
             "variance": running_moments((0,), device),
         }
-        self._signal, self._signal_count = (
-            torch.zeros((), device=device),
-            0,
-        )  # sum of the losses since the decision
+        self._signal = torch.zeros((), device=device)  # sum of the losses since the last decision
+        self._signal_count = 0
         self._used = {"correction": torch.ones((), device=device)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -296,10 +294,8 @@ class EnhancedSGD(AdaptiveOptimizer):
         for param, grad, flag in zip(params, grads, keep.unbind(), strict=True):
             state = self.state[param]
             if "kept" not in state:
-                state["kept"], state["kept_mass"] = (
-                    torch.zeros_like(param),
-                    torch.zeros((), device=param.device),
-                )
+                state["kept"] = torch.zeros_like(param)
+                state["kept_mass"] = torch.zeros((), device=param.device)
             weight = flag.to(param.device, torch.float32) / self._options["gradient_buffer_size"]
             state["kept"].lerp_(grad, weight.to(grad.dtype))
             state["kept_mass"].lerp_(torch.ones_like(weight), weight)
@@ -352,7 +348,9 @@ class EnhancedSGD(AdaptiveOptimizer):
         self.scales.grow(max(self._layers.values()) + 1)
         layers = [self._layers[p] for p in params]
         gap = self.scales.gap[layers].to(rate.device)
-        momentum = (1 - (1 - group["momentum"]) * gap).clamp(0.0, 0.99) * self._used["correction"]
+        momentum = (1 - (1 - group["momentum"]) * gap).clamp(0.0, max(0.99, group["momentum"])) * self._used[
+            "correction"
+        ]
         rate = rate * self.scales.lr[layers].to(rate.device)
         self._used["lr_factor"], self._used["momentum"] = rate.mean(), momentum.mean()
         numbers = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ SCORES = ("std", "std_over_rms", "snr")
 def population_std(grad: Tensor, buffer: Tensor) -> Tensor:
     """Standard deviation over all elements, in two passes, so exact for any mean. Overwrites `buffer`."""
     torch.sub(grad, grad.mean(), out=buffer)
-    return wide_norm(buffer) * grad.numel() ** -0.5
+    return wide_norm(buffer) / math.sqrt(grad.numel())
 
 
 def snr_(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
@@ -133,7 +134,7 @@ class GradientAgreementOptimizer(Optimizer):
         else:
             std = population_std(grad, buffer)
             if self.score == "std_over_rms":
-                rms = wide_norm(grad) * grad.numel() ** -0.5
+                rms = wide_norm(grad) / math.sqrt(grad.numel())
                 std = torch.where(rms == 0, 0.0, std / rms)
             score = 1 / (1 + std)
         self._scores.append(score)

@@ -120,6 +120,16 @@ def test_every_option_changes_the_result() -> None:
             assert not torch.allclose(results[first], results[second]), (first, second)
 
 
+def test_global_size_is_that_of_all_groups() -> None:
+    params = [torch.zeros(4, requires_grad=True), torch.zeros(12, requires_grad=True)]
+    groups = [{"params": [p]} for p in params]
+    optimizer = AdaptiveUPGD(groups, sigma=0.1, adaptive_noise=True, noise_norm="global")
+    for p, size in zip(params, (3.0, 1.0), strict=True):
+        p.grad = torch.full_like(p, size)
+    optimizer.step()
+    assert [float(optimizer._stds[p]) for p in params] == pytest.approx([0.1 * math.sqrt((36 + 12) / 16)] * 2)
+
+
 def test_useful_weights_move_less() -> None:
     params = [torch.tensor([5.0, 1e-3], requires_grad=True)]
     optimizer = AdaptiveUPGD(params, lr=0.1, sigma=0.0)

@@ -37,11 +37,12 @@ def losses_of(optimizer: EnhancedSGD, params: list[Tensor], losses: list[float],
         optimizer.step(closure=lambda loss=loss: torch.tensor(loss), current_epoch=step // 5)  # type: ignore[misc]
 
 
-def test_with_everything_off_it_is_torch_sgd() -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.8, 0.995])
+def test_with_everything_off_it_is_torch_sgd(momentum: float) -> None:
     params, others = make_params(), make_params()
     for group, make in ((params, EnhancedSGD), (others, torch.optim.SGD)):
         options = ALL_OFF if make is EnhancedSGD else {}
-        descend(make(group, lr=0.05, momentum=0.8, weight_decay=0.1, **options), group, 15)
+        descend(make(group, lr=0.05, momentum=momentum, weight_decay=0.1, **options), group, 15)
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 

@@ -1,0 +1,23 @@
+"""`lr_gym.optim` works where the training side of the project cannot be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BLOCKED = (
+    "gymnasium",
+    "stable_baselines3",
+    "wandb",
+    "agents",
+    "lr_gym.env",
+    "lr_gym.inner_loop",
+    "lr_gym.tasks",
+)
+
+
+def test_import_needs_none_of_the_training_side() -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED})); import lr_gym.optim as o; print(len(o.__all__))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 7
