@@ -66,8 +66,8 @@ def draw_from_prior_(params: list[Tensor], noise: NoiseSource) -> None:
 class EnhancedSGD(AdaptiveOptimizer):
     """Momentum SGD with Q-learned lr and momentum.
 
-    `step(closure=lambda: loss, current_epoch=epoch)`, or plain `step()`. The closure returns the loss; backward
-    is for the caller. Without it spikes are not seen, and the gradient's norm stands in for the loss in the
+    `step(closure=lambda: loss, current_epoch=epoch)`, or plain `step()`. The closure returns the loss and
+    leaves backward to the caller. Without it spikes are not seen, and the gradient's norm stands in for the loss in the
     Q-learning. Nothing is read from the device but once per decision.
 
     Args:

@@ -17,7 +17,8 @@ BLOCKED = (
 
 
 def test_import_needs_none_of_the_training_side() -> None:
-    code = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED})); import lr_gym.optim as o; print(len(o.__all__))"
+    block = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED}))"
+    code = f"{block}; import lr_gym.optim as o; print(len(o.__all__))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) >= 7
