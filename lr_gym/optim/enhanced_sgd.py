@@ -67,8 +67,8 @@ class EnhancedSGD(AdaptiveOptimizer):
     """Momentum SGD with Q-learned lr and momentum.
 
     `step(closure=lambda: loss, current_epoch=epoch)`, or plain `step()`. The closure returns the loss and
-    leaves backward to the caller. Without it spikes are not seen, and the gradient's norm stands in for the loss in the
-    Q-learning. Nothing is read from the device but once per decision.
+    leaves backward to the caller. Without it spikes are not seen, and the gradient's norm stands in for the
+    loss in the Q-learning. Nothing is read from the device but once per decision.
 
     Args:
         params: parameters or groups, which can differ in lr, momentum, weight_decay, maximize and foreach.
