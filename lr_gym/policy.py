@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lr_gym.action import action_mode, action_table
 from lr_gym.control import ControlSpec
+from lr_gym.files import write_atomically
 
 __all__ = [
     "POLICY_FILE",
@@ -180,17 +180,7 @@ def save_policy(policy: MLPPolicy, path: str | os.PathLike[str]) -> Path:
     }
     content = json.loads(json.dumps(content, allow_nan=False))
     metadata = {_METADATA_KEY: json.dumps(content, sort_keys=True), "sha256": _digest(content, tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    write_atomically(path, save(tensors, metadata))
     return path
 
 
