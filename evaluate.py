@@ -34,7 +34,16 @@ from lr_gym.policy import load_policy
 from lr_gym.tasks import find_task
 from lr_gym.tracking import Tracker
 
-GRID = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2)  # peak learning rates that each baseline may choose from
+GRID = (
+    1e-4,
+    3e-4,
+    1e-3,
+    2e-3,
+    4e-3,
+    8e-3,
+    1.6e-2,
+    3e-2,
+)  # peak learning rates that each baseline may choose from
 INITIAL_LRS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # where the policy has to start from
 TUNED = ("constant", "cosine", "wsd")
 

@@ -117,15 +117,11 @@ def main(args: Args) -> None:
     task = find_task(args.task)
     if args.num_envs % args.workers:
         raise ValueError(f"num_envs={args.num_envs} must be a multiple of workers={args.workers}")
-    shards = [
-        make_env(args, args.num_envs // args.workers, AutoresetMode.SAME_STEP) for _ in range(args.workers)
-    ]
+    shards = [make_env(args, args.num_envs // args.workers, AutoresetMode.SAME_STEP) for _ in range(args.workers)]
     env = LayerRowsVecEnv(shards)
     selection_env = make_env(args, args.selection_runs, AutoresetMode.DISABLED)
     selection_seeds = [SELECTION_SEED + i for i in range(args.selection_runs)]
-    config = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(args).items()
-    }
+    config = {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
 
     model = make_ppo(env, args.ppo, seed=args.seed)

@@ -53,9 +53,7 @@ class LayerRowsVecEnv(VecEnv):
         else:
             action_space = gym.spaces.Box(-1.0, 1.0, (controls,), np.float32)
         self.render_mode = None
-        super().__init__(
-            int(self._bounds[-1]), gym.spaces.Box(-1.0, 1.0, (features,), np.float32), action_space
-        )
+        super().__init__(int(self._bounds[-1]), gym.spaces.Box(-1.0, 1.0, (features,), np.float32), action_space)
 
     def reset(self) -> np.ndarray:
         """Start a new training in every run; the first time from the seed."""
@@ -70,7 +68,7 @@ class LayerRowsVecEnv(VecEnv):
 
     def seed(self, seed: int | None = None) -> list[None]:
         """Row seeds of the next reset are seed, seed + 1, ..."""
-        self._seed = int(np.random.SeedSequence().entropy) % 2**62 if seed is None else seed  # type: ignore[operator]
+        self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         return [None] * self.num_envs
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -191,15 +189,15 @@ def make_ppo(env: LayerRowsVecEnv, config: PPOConfig, *, seed: int, device: str 
         },
     )
     with torch.no_grad():
-        model.policy.action_net.weight.zero_()
-        model.policy.action_net.bias.zero_()
+        for param in model.policy.action_net.parameters():
+            param.zero_()
     return model
 
 
 def export_policy(model: PPO, spec: ControlSpec, interval: int, about: dict[str, Any]) -> MLPPolicy:
     """The deterministic policy of a PPO model: what its `predict(deterministic=True)` does."""
-    linears = [m for m in model.policy.mlp_extractor.policy_net if isinstance(m, nn.Linear)]
-    linears.append(model.policy.action_net)
+    modules = [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
     features = len(spec.features)
     return MLPPolicy(
         spec=spec,

@@ -7,7 +7,6 @@ deployed optimizer both take `decide_observation` and `apply_action` from here, 
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from lr_gym.observation import (
     remember,
 )
 from lr_gym.schedules import base_schedule
-from lr_gym.types import Hyperparams, LayerStats
+from lr_gym.types import Hyperparams, LayerStats, check_count
 from lr_gym.update import base_rule
 
 __all__ = ["ControlSpec", "ControlState", "apply_action", "decide_observation", "initial_state"]
@@ -64,12 +63,7 @@ class ControlSpec:
         base_schedule(self.schedule)
         object.__setattr__(self, "controls", check_controls(self.controls))
         object.__setattr__(self, "features", check_features(self.features))
-        if (
-            not isinstance(self.decisions, numbers.Integral)
-            or isinstance(self.decisions, bool)
-            or self.decisions < 1
-        ):
-            raise ValueError(f"decisions must be an integer of at least 1; got {self.decisions!r}")
+        check_count("decisions", self.decisions)
 
     def check_base(self, base: str) -> None:
         """Raise a ValueError where `base` is not the optimizer the policy was trained on."""
@@ -90,9 +84,7 @@ class ControlSpec:
         expected = {field.name for field in dataclasses.fields(cls)}
         if set(values) != expected:
             raise ValueError(f"control has fields {sorted(values)}, expected {sorted(expected)}")
-        return cls(
-            **{**values, "controls": tuple(values["controls"]), "features": tuple(values["features"])}
-        )
+        return cls(**{**values, "controls": tuple(values["controls"]), "features": tuple(values["features"])})
 
 
 class ControlState(NamedTuple):
@@ -149,9 +141,7 @@ def decide_observation(
         Observation (B, L, F) and the state with its loss sums emptied.
     """
     memory = remember(state.memory, stats, state.loss_sum / state.loss_count)
-    observed = Observed(
-        stats, memory, hyper, state.offset, state.action, progress, loss_known, progress_known
-    )
+    observed = Observed(stats, memory, hyper, state.offset, state.action, progress, loss_known, progress_known)
     empty = torch.zeros_like(state.loss_sum)
     state = state._replace(memory=memory, loss_sum=empty, loss_count=empty.clone())
     return observe(spec.features, observed), state

@@ -212,9 +212,7 @@ class InnerLoop:
         for i, layer in enumerate(self.layout.layer_of):
             grad, noise = state.grads[i], None
             if self._noise:
-                noise = gradient_noise(
-                    grad, hyper.noise[:, layer], state.run_seed, state.step, self._starts[i]
-                )
+                noise = gradient_noise(grad, hyper.noise[:, layer], state.run_seed, state.step, self._starts[i])
             step_(
                 self.rule,
                 state.params[i],

@@ -174,7 +174,7 @@ FEATURES: dict[str, Feature] = {
     ),
     "last_action_lr": Feature(lambda o: o.action[..., 0], "the last action on the lr"),
     "momentum": Feature(
-        lambda o: torch.tanh((torch.log10((1.0 - o.hyper.momentum).clamp_min(1e-4)) + 1.0)),
+        lambda o: torch.tanh(torch.log10((1.0 - o.hyper.momentum).clamp_min(1e-4)) + 1.0),
         "log10 of 1 - momentum, centred on momentum 0.9",
     ),
     "noise": Feature(lambda o: o.hyper.noise.clamp(0.0, 1.0), "gradient noise over gradient, rms"),

@@ -18,6 +18,7 @@ from torch import Tensor
 from lr_gym.action import action_mode, action_table
 from lr_gym.control import ControlSpec
 from lr_gym.files import write_atomically
+from lr_gym.types import check_count
 
 __all__ = [
     "POLICY_FILE",
@@ -71,8 +72,7 @@ class MLPPolicy:
 
     def __post_init__(self) -> None:
         """Check that the network fits the spec."""
-        if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
-            raise ValueError(f"interval must be an integer of at least 1; got {self.interval!r}")
+        check_count("interval", self.interval)
         width, controls = len(self.spec.features), self.spec.controls
         discrete = action_mode(self.spec.action).discrete
         outputs = len(action_table(controls)) if discrete else len(controls)
@@ -224,9 +224,7 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         content = json.loads(metadata[_METADATA_KEY])
         if content["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema version {content['schema_version']!r}, this lr_gym reads {SCHEMA_VERSION}"
-            )
+            raise ValueError(f"schema version {content['schema_version']!r}, this lr_gym reads {SCHEMA_VERSION}")
         if metadata["sha256"] != _digest(content, tensors):
             raise ValueError("the checksum does not match: the file was altered")
         if content["kind"] not in KINDS:
@@ -242,7 +240,4 @@ def constant_policy(spec: ControlSpec, interval: int) -> MLPPolicy:
     """The policy whose action is always 0: the base optimizer and its schedule, nothing else."""
     features = len(spec.features)
     zeros = torch.zeros(len(spec.controls), features)
-    return MLPPolicy(
-        spec, interval, (zeros,), (zeros[:, 0].clone(),), torch.zeros(features), torch.ones(features)
-    )
-
+    return MLPPolicy(spec, interval, (zeros,), (zeros[:, 0].clone(),), torch.zeros(features), torch.ones(features))

@@ -15,9 +15,7 @@ from lr_gym.vector_env import LRControlVectorEnv
 __all__ = ["final_losses"]
 
 
-def final_losses(
-    env: LRControlVectorEnv, policy: MLPPolicy, seeds: Sequence[int], split: str
-) -> NDArray[np.float64]:
+def final_losses(env: LRControlVectorEnv, policy: MLPPolicy, seeds: Sequence[int], split: str) -> NDArray[np.float64]:
     """Loss on a split at the end of each training, inf where it diverged: (B,).
 
     Args:

@@ -1,4 +1,5 @@
-"""Where figures go while something runs: a JSON-lines file always, wandb where it is wanted. Only this file imports wandb."""
+"""Figures while something runs: a JSON-lines file always, wandb where it is wanted. Only this file imports wandb.
+"""
 
 from __future__ import annotations
 

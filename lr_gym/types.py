@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["Hyperparams", "LayerStats", "Policy"]
+__all__ = ["Hyperparams", "LayerStats", "Policy", "check_count"]
 
 
 class Hyperparams(NamedTuple):
@@ -63,3 +63,10 @@ class Policy(Protocol):
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map (R, F) observations to (R, A) actions in [-1, 1]; `state` is None for memoryless policies."""
         ...
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return `value` as an int or raise a ValueError that names it: an integer of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    return int(value)

@@ -17,6 +17,7 @@ weights first (Loshchilov & Hutter 2019); SGD and Adam add weight_decay * param 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -102,12 +103,11 @@ def rms(x: Tensor) -> Tensor:
     if x.ndim == 1:
         return x.abs()
     count = max(1, x[0].numel())
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) * count**-0.5
+    norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)))
+    return norm * (1.0 / math.sqrt(count))
 
 
-def advance_moments_(
-    rule: BaseRule, grad: Tensor, first: Tensor, second: Tensor | None, momentum: Tensor
-) -> None:
+def advance_moments_(rule: BaseRule, grad: Tensor, first: Tensor, second: Tensor | None, momentum: Tensor) -> None:
     """Let `grad` join the moments, in place."""
     if rule.family == "sgd":
         first.mul_(stretch(momentum, first)).add_(grad)

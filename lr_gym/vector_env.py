@@ -21,10 +21,10 @@ from lr_gym.observation import DEFAULT_FEATURES
 from lr_gym.render import render_ansi, render_rgb
 from lr_gym.reward import check_reward, diverged_return, loss_limit, potential
 from lr_gym.rng import Stream, run_seeds, uniform
-from lr_gym.rows import flatten, put_rows, take_rows, unflatten
+from lr_gym.rows import flatten, put_rows, unflatten
 from lr_gym.schedules import base_schedule
 from lr_gym.tasks import Task, find_task
-from lr_gym.types import Hyperparams
+from lr_gym.types import Hyperparams, check_count
 
 __all__ = ["INITIAL_LR", "LRControlVectorEnv"]
 
@@ -68,12 +68,6 @@ def _probability(name: str, value: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be a probability in [0, 1]; got {value!r}")
     return float(value)
-
-
-def _integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-    return int(value)
 
 
 class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
@@ -165,8 +159,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         if not (0.0 <= weight_decay < math.inf):
             raise ValueError(f"weight_decay must be finite and at least 0; got {weight_decay!r}")
         self.task = find_task(task)
-        self.num_envs = _integer("num_envs", num_envs)
-        self.horizon = _integer("horizon", self.task.horizon if horizon is None else horizon)
+        self.num_envs = check_count("num_envs", num_envs)
+        self.horizon = check_count("horizon", self.task.horizon if horizon is None else horizon)
         self.initial_lr = (float(low), float(high))
         self.weight_decay = float(weight_decay)
         self.reward = check_reward(reward)
@@ -305,7 +299,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         """Mean loss of each run on a split, as the trainings stand: (B,)."""
         return self.inner.evaluate(self.runs.inner, split).double().cpu().numpy()
 
-    def render(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def render(self) -> tuple[Any, ...]:
         """One frame per run: loss so far and each layer's learning rate."""
         draw = {"rgb_array": render_rgb, "ansi": render_ansi}.get(self.render_mode or "")
         if draw is None:
@@ -355,9 +349,9 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     def _start(self, rows: NDArray[np.intp]) -> None:
         """Begin the current episode of the given rows and observe them."""
         assert self._row_seed is not None
-        seeds = run_seeds(
-            torch.from_numpy(self._row_seed[rows]), torch.from_numpy(self._episode_index[rows])
-        ).to(self.inner.device)
+        seeds = run_seeds(torch.from_numpy(self._row_seed[rows]), torch.from_numpy(self._episode_index[rows])).to(
+            self.inner.device
+        )
         fresh = self._fresh(seeds)
         self._step[rows] = 0
         self._done[rows] = False
@@ -413,7 +407,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"actions must have shape {space.shape}; got {array.shape}")
         if not self.discrete:
             return torch.from_numpy(array.astype(np.float32)).to(self.inner.device)
-        if array.size and not (0 <= array.min() and array.max() < len(self._table)):
+        if array.size and not (array.min() >= 0 and array.max() < len(self._table)):
             raise ValueError(f"actions must be indices in [0, {len(self._table)}); got {array!r}")
         return self._table[torch.from_numpy(array.astype(np.int64)).to(self.inner.device)]
 
@@ -490,6 +484,4 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             return
         infos = self._infos(self.runs)
         for row in range(self.num_envs) if rows is None else rows:
-            self._history[row].append(
-                (int(infos["step"][row]), float(infos["train_loss"][row]), infos["lr"][row])
-            )
+            self._history[row].append((int(infos["step"][row]), float(infos["train_loss"][row]), infos["lr"][row]))

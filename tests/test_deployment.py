@@ -23,7 +23,7 @@ def random_policy(spec: ControlSpec, interval: int, seed: int = 0) -> MLPPolicy:
     """A policy with random weights, so that every action differs."""
     generator = torch.Generator().manual_seed(seed)
     features, hidden, outputs = len(spec.features), 8, len(spec.controls)
-    draw = lambda *shape: torch.randn(*shape, generator=generator) * 0.7  # noqa: E731
+    draw = lambda *shape: torch.randn(*shape, generator=generator) * 0.7
     return MLPPolicy(
         spec=spec,
         interval=interval,

@@ -49,9 +49,7 @@ def _curves(rows: Sequence[dict[str, Any]]) -> go.Figure:
             showlegend=False,
             legendgroup=row["name"],
         )
-        figure.add_scatter(
-            x=steps, y=curves.mean(0), name=row["name"], line={"color": colour}, legendgroup=row["name"]
-        )
+        figure.add_scatter(x=steps, y=curves.mean(0), name=row["name"], line={"color": colour}, legendgroup=row["name"])
     return figure
 
 
@@ -61,7 +59,10 @@ def _rates(row: dict[str, Any]) -> go.Figure:
     for layer, colour in zip(row["layers"], _COLOURS * len(row["layers"]), strict=False):
         i = row["layers"].index(layer)
         figure.add_scatter(
-            x=row["steps"], y=[rates[i] for rates in row["lr_over_time"]], name=f"layer {layer}", line={"color": colour}
+            x=row["steps"],
+            y=[rates[i] for rates in row["lr_over_time"]],
+            name=f"layer {layer}",
+            line={"color": colour},
         )
     return figure
 
@@ -91,7 +92,9 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         for title, about, figure in figures
     ]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     html = environment.get_template("report.html.jinja2").render(
         results=results, plots=plots, plotlyjs=get_plotlyjs() if plots else ""

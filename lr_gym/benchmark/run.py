@@ -133,9 +133,7 @@ def run_cell(cell: Cell) -> Outcome:
     seed = evaluation_seeds(cell.seed + 1)[-1:]
     model = load_parameters(task.model(), initial_parameters(task.model(), seed))
     optimizer, scheduler = make_optimizer(cell.contestant, model, horizon)
-    indices = minibatch(
-        seed.expand(horizon), torch.arange(horizon), task.batch_size, len(data.gradient.inputs)
-    )
+    indices = minibatch(seed.expand(horizon), torch.arange(horizon), task.batch_size, len(data.gradient.inputs))
     every = max(1, horizon // CURVE_POINTS)
     steps: list[int] = []
     curve: list[float] = []

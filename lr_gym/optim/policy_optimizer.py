@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import numbers
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
 from lr_gym.observation import Memory
 from lr_gym.policy import MLPPolicy, load_policy
 from lr_gym.schedules import base_schedule
-from lr_gym.types import Hyperparams
+from lr_gym.types import Hyperparams, check_count
 from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
 
 __all__ = ["PolicyOptimizer"]
@@ -110,18 +109,15 @@ class PolicyOptimizer(Optimizer):
             PolicyFileError: where the policy cannot be read.
         """
         rule = base_rule(base)
-        betas = (rule.momentum, rule.beta2) if betas is None else tuple(betas)
+        betas = (rule.momentum, rule.beta2) if betas is None else betas
         eps = rule.eps if eps is None else eps
-        steps_valid = isinstance(total_steps, numbers.Integral) and not isinstance(total_steps, bool)
-        for name, value, valid in (
-            ("lr", lr, 0.0 <= lr < math.inf),
-            ("weight_decay", weight_decay, 0.0 <= weight_decay < math.inf),
-            ("eps", eps, 0.0 <= eps < math.inf),
-            ("betas", betas, len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas)),
-            ("total_steps", total_steps, total_steps is None or (steps_valid and total_steps > 0)),
-        ):
-            if not valid:
-                raise ValueError(f"{name}={value!r} is out of range")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
+            if not 0.0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0; got {value!r}")
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1); got {betas!r}")
+        if total_steps is not None:
+            total_steps = check_count("total_steps", total_steps)
         policy = policy if isinstance(policy, MLPPolicy) else load_policy(policy)
         spec = policy.spec
         spec.check_base(base)
@@ -135,7 +131,7 @@ class PolicyOptimizer(Optimizer):
         self._live: _Live | None = None  # None until the first step, and again after parameters or state change
         defaults = {
             "lr": lr,
-            "betas": betas,
+            "betas": tuple(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "maximize": maximize,
@@ -144,7 +140,7 @@ class PolicyOptimizer(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; a closure re-evaluates the model and returns the loss, which is observed and returned."""
         loss = None
         if closure is not None:

@@ -48,9 +48,7 @@ INITIAL: dict[type[nn.Module], Callable[[nn.Module, str], Initial]] = {
 }
 
 
-def initial_parameters(
-    model: nn.Module, run_seed: Tensor, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, ...]:
+def initial_parameters(model: nn.Module, run_seed: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """Initial values of every parameter for each run, in the order of `model.parameters()`.
 
     Args:

@@ -39,7 +39,7 @@ def _linear(module: nn.Module, params: Params, prefix: str, x: Tensor) -> Tensor
     if bias is None:
         bias = weight.new_zeros(weight.shape[:2])
     rows = x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)
-    out: Tensor = _Affine.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _Affine.apply(rows, weight, bias)
     return out.view(*x.shape[:-1], weight.shape[1])
 
 
