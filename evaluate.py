@@ -25,14 +25,15 @@ import torch
 import tyro
 
 import lr_gym
-from agents.run_folder import RunFolder, RunFolderError
+from agents.run_folder import RunFolder
 from lr_gym.benchmark.metrics import mean_interval, paired_difference
 from lr_gym.benchmark.report import write_report
 from lr_gym.benchmark.run import Cell, Contestant, Outcome, run_cells
 from lr_gym.files import write_atomically
-from lr_gym.policy import load_policy
-from lr_gym.tasks import find_task
+from lr_gym.policy import MLPPolicy, load_policy
+from lr_gym.tasks import Task, find_task
 from lr_gym.tracking import Tracker
+from lr_gym.types import check_count
 
 GRID = (
     1e-4,
@@ -64,6 +65,8 @@ class Args:
     """Inner steps per training; the task's own by default."""
     workers: int = os.cpu_count() or 1
     """Processes, of one thread each."""
+    resume: bool = False
+    """Start an evaluation that was stopped again; one that is complete is only shown."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto is online where you are logged in and offline elsewhere."""
 
@@ -182,13 +185,24 @@ def show(results: dict[str, Any]) -> None:
         print(line)
 
 
-def main(args: Args) -> None:
-    """Tune the baselines, compare, report."""
+def build(args: Args) -> tuple[Task, MLPPolicy, RunFolder, dict[str, Any]]:
+    """Task, policy, output folder and the arguments as plain values; a ValueError says what is wrong with them."""
+    for name in ("seeds", "workers"):
+        check_count(name, getattr(args, name))
     task, policy = find_task(args.task), load_policy(args.policy)
-    if args.seeds < 1 or args.workers < 1:
-        raise ValueError(f"seeds and workers must be at least 1; got {args.seeds} and {args.workers}")
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(args).items()}
-    folder = RunFolder(args.output_dir, config, resume=False)
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
+    may_change = ("workers", "wandb", "resume")
+    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=may_change)
+    return task, policy, folder, config
+
+
+def evaluate(args: Args, task: Task, policy: MLPPolicy, folder: RunFolder, config: dict[str, Any]) -> None:
+    """Tune the baselines, compare, report."""
+    file, report = args.output_dir / "results.json", args.output_dir / "report.html"
+    if file.exists():
+        show(json.loads(file.read_text()))
+        print(f"report: {report} (complete; nothing was run again)")
+        return
     tracker = Tracker(args.output_dir, config, wandb=args.wandb, name=f"evaluate-{task.name}")
 
     tuned, losses = tune(args)
@@ -210,19 +224,25 @@ def main(args: Args) -> None:
             "machine": platform.machine(),
         },
     }
-    write_atomically(args.output_dir / "results.json", json.dumps(results, indent=1).encode())
-    write_report(results, args.output_dir / "report.html")
+    write_report(results, report)
+    write_atomically(file, json.dumps(results, indent=1).encode())
     for i, entry in enumerate(rows):
         tracker.log({f"test_loss/{entry['name']}": entry["test_loss"]["mean"]}, i)
-    tracker.save_file(args.output_dir / "report.html", "report")
+    tracker.save_file(report, "report")
     tracker.close()
     folder.close()
     show(results)
-    print(f"report: {args.output_dir / 'report.html'}")
+    print(f"report: {report}")
+
+
+def main(args: Args) -> None:
+    """Build, then evaluate."""
+    try:
+        parts = build(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    evaluate(args, *parts)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except (RunFolderError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    main(tyro.cli(Args))

@@ -22,7 +22,7 @@ import tyro
 from gymnasium.vector import AutoresetMode
 
 import lr_gym
-from agents.run_folder import RunFolder, RunFolderError
+from agents.run_folder import RunFolder
 from agents.sb3 import (
     AfterUpdate,
     LayerRowsVecEnv,
@@ -34,8 +34,8 @@ from agents.sb3 import (
 )
 from lr_gym.policy import POLICY_FILE, save_policy
 from lr_gym.rollout import final_losses
-from lr_gym.tasks import find_task
 from lr_gym.tracking import Tracker
+from lr_gym.types import check_count
 from lr_gym.vector_env import LRControlVectorEnv
 
 SELECTION_SEED = 1 << 40  # row seeds of the trainings that select the policy: no training ever learns from them
@@ -54,7 +54,7 @@ class Args:
     """What is trained, a name of lr_gym.tasks.TASKS."""
     seed: int = 0
     """Of the agent and of its trainings."""
-    timesteps: int = 160_000
+    timesteps: int = 128_000
     """Decisions to learn from; those of all layers of a run count once."""
     control: Literal["per_layer", "global"] = "per_layer"
     """One row of control per layer, or one per run."""
@@ -64,7 +64,7 @@ class Args:
     """Whether an action moves the lr from where it is or bends the base schedule."""
     base: Literal["adamw", "adam", "sgd"] = "adamw"
     """Base optimizer."""
-    schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     """Base schedule."""
     decisions: int = 50
     """Decisions per training."""
@@ -76,7 +76,7 @@ class Args:
     """A name of lr_gym.reward.REWARDS."""
     num_envs: int = 64
     """Trainings at a time."""
-    workers: int = min(4, os.cpu_count() or 1)
+    workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
     """Threads that share the trainings; the result does not depend on it."""
     selection_runs: int = 32
     """Trainings by which the policy is selected; their loss is taken on the selection split."""
@@ -111,19 +111,30 @@ def make_env(args: Args, num_envs: int, autoreset_mode: AutoresetMode) -> LRCont
     )
 
 
-def main(args: Args) -> None:
-    """Environment -> agent -> train, selecting and saving the policy on the way."""
-    torch.set_num_threads(1)  # the workers are the parallelism
-    task = find_task(args.task)
+def build(args: Args) -> tuple[LayerRowsVecEnv, LRControlVectorEnv, RunFolder, dict[str, Any]]:
+    """Environments, output folder and the arguments as plain values; a ValueError says what is wrong with them."""
+    for name in ("timesteps", "num_envs", "workers", "selection_runs", "selection_every"):
+        check_count(name, getattr(args, name))
     if args.num_envs % args.workers:
         raise ValueError(f"num_envs={args.num_envs} must be a multiple of workers={args.workers}")
-    shards = [make_env(args, args.num_envs // args.workers, AutoresetMode.SAME_STEP) for _ in range(args.workers)]
-    env = LayerRowsVecEnv(shards)
+    shares = [args.num_envs // args.workers] * args.workers
+    env = LayerRowsVecEnv([make_env(args, share, AutoresetMode.SAME_STEP) for share in shares])
     selection_env = make_env(args, args.selection_runs, AutoresetMode.DISABLED)
-    selection_seeds = [SELECTION_SEED + i for i in range(args.selection_runs)]
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(args).items()}
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
+    return env, selection_env, folder, config
 
+
+def train(
+    args: Args,
+    env: LayerRowsVecEnv,
+    selection_env: LRControlVectorEnv,
+    folder: RunFolder,
+    config: dict[str, Any],
+) -> None:
+    """Agent -> train, selecting and saving the policy on the way."""
+    task, first = selection_env.task, env.envs[0]
+    selection_seeds = [SELECTION_SEED + i for i in range(args.selection_runs)]
     model = make_ppo(env, args.ppo, seed=args.seed)
     progress: dict[str, Any] = {"updates": 0, "best": math.inf}
     checkpoint = folder.load_checkpoint() if args.resume else None
@@ -143,10 +154,10 @@ def main(args: Args) -> None:
         update, episodes = progress["updates"], env.episodes
         env.episodes = []
         row = {key: float(np.mean([episode[key] for episode in episodes])) for key in episodes[0]}
-        row |= {"inner_steps": update * args.num_envs * shards[0].horizon}
+        row |= {"inner_steps": update * args.num_envs * first.horizon}
         row |= {"action_std": float(model.policy.log_std.detach().exp().mean())}
         if update % args.selection_every == 0 or update == total:
-            policy = export_policy(model, shards[0].control_spec, shards[0].inner_steps_per_decision, {})
+            policy = export_policy(model, first.control_spec, first.inner_steps_per_decision, {})
             losses = final_losses(selection_env, policy, selection_seeds, "selection")
             row["selection_loss"] = float(losses.mean())
             if row["selection_loss"] < progress["best"]:
@@ -186,8 +197,15 @@ def main(args: Args) -> None:
     print(f"best selection loss {progress['best']:.4f}; policy saved to {args.output_dir / POLICY_FILE}")
 
 
-if __name__ == "__main__":
+def main(args: Args) -> None:
+    """Build, then train."""
+    torch.set_num_threads(1)  # the workers are the parallelism
     try:
-        main(tyro.cli(Args))
-    except (RunFolderError, ValueError) as error:
+        parts = build(args)
+    except ValueError as error:
         sys.exit(f"error: {error}")
+    train(args, *parts)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

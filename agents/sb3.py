@@ -1,4 +1,4 @@
-"""Stable-Baselines3 on lr_gym: the VecEnv adapter, PPO, and its export to a policy file. The only file that imports SB3."""
+"""Stable-Baselines3 on lr_gym: the VecEnv adapter, PPO, and its export. Only this file imports SB3."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class PPOConfig:
     """PPO's hyperparameters (Schulman et al. 2017), named as in SB3; defaults measured on mnist1d-mlp."""
 
     learning_rate: float = 1e-3
-    """Of the agent's own Adam."""
+    """Of the agent's own Adam; falls linearly to 0."""
     n_epochs: int = 8
     """Passes over each rollout, which holds one whole training of every run."""
     minibatches: int = 4
@@ -159,7 +159,7 @@ class PPOConfig:
     """Of the probability ratio."""
     ent_coef: float = 0.0
     """Entropy bonus."""
-    log_std_init: float = -1.0
+    log_std_init: float = -1.5
     """Initial log std of the actions."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of actor and critic, tanh."""
@@ -172,7 +172,7 @@ def make_ppo(env: LayerRowsVecEnv, config: PPOConfig, *, seed: int, device: str 
     model = PPO(
         "MlpPolicy",
         env,
-        learning_rate=config.learning_rate,
+        learning_rate=lambda remaining: config.learning_rate * remaining,
         n_steps=decisions,
         batch_size=max(2, -(-samples // config.minibatches)),
         n_epochs=config.n_epochs,

@@ -1,8 +1,8 @@
 """FEATURES: what a policy sees of one layer, and the running memory that some of it needs.
 
-Every feature is scale-free (a ratio, a cosine, a change), squashed into [-1, 1] and finite whatever the training does, so
-that a policy can be moved to layers, losses and learning rates that it never saw. The table is the only place where a
-feature is named: sizes, bounds, masks and the documentation are read off it.
+Every feature but log_lr is scale-free (a ratio, a cosine, a change), squashed into [-1, 1] and finite whatever the
+training does, so that a policy can be moved to layers, losses and learning rates that it never saw. The table is the
+only place where a feature is named: sizes, bounds, masks and the documentation are read off it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Figures while something runs: a JSON-lines file always, wandb where it is wanted. Only this file imports wandb.
-"""
+"""Figures while something runs: a JSON-lines file always, wandb where wanted. Only this file imports wandb."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_environment_equals_optimizer(base, action, control, monkeypatch):
         done = terminated[0]
         lrs.append(before.hyper.lr)  # hyperparameters before each decision
         if done:
-            final = [p for p in before.inner.params]  # updated in place
+            final = list(before.inner.params)  # updated in place
     assert len(seen) == 13
 
     task = TASKS["mnist1d-mlp"]

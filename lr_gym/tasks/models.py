@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ __all__ = ["INITIAL", "Initial", "initial_parameters", "load_parameters", "mlp"]
 def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Fully connected network, `widths` from input to output."""
     modules: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         modules += [activation()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
     return nn.Sequential(*modules)
 
