@@ -72,6 +72,10 @@ class Args:
     """Inner steps per training; the task's own by default."""
     initial_lr: tuple[float, float] = (1e-4, 3e-2)
     """Range of the initial learning rate, log-uniform."""
+    mask_loss: float = 0.1
+    """Fraction of runs in which the policy does not see the loss, as in scripts that never call observe()."""
+    mask_progress: float = 0.1
+    """Fraction of runs that do not know their horizon, as in scripts that give no total_steps."""
     reward: str = "log_loss"
     """A name of lr_gym.reward.REWARDS."""
     num_envs: int = 64
@@ -92,8 +96,8 @@ class Args:
     """auto is online where you are logged in and offline elsewhere."""
 
 
-def make_env(args: Args, num_envs: int, autoreset_mode: AutoresetMode) -> LRControlVectorEnv:
-    """The environment that the arguments describe."""
+def make_env(args: Args, num_envs: int, *, selection: bool) -> LRControlVectorEnv:
+    """The environment that the arguments describe; the one for selection masks nothing and plays each run once."""
     return LRControlVectorEnv(
         args.task,
         num_envs,
@@ -106,8 +110,10 @@ def make_env(args: Args, num_envs: int, autoreset_mode: AutoresetMode) -> LRCont
         horizon=args.horizon,
         initial_lr=args.initial_lr,
         reward=args.reward,
+        mask_loss=0.0 if selection else args.mask_loss,
+        mask_progress=0.0 if selection else args.mask_progress,
         device=args.device,
-        autoreset_mode=autoreset_mode,
+        autoreset_mode=AutoresetMode.DISABLED if selection else AutoresetMode.SAME_STEP,
     )
 
 
@@ -118,8 +124,8 @@ def build(args: Args) -> tuple[LayerRowsVecEnv, LRControlVectorEnv, RunFolder, d
     if args.num_envs % args.workers:
         raise ValueError(f"num_envs={args.num_envs} must be a multiple of workers={args.workers}")
     shares = [args.num_envs // args.workers] * args.workers
-    env = LayerRowsVecEnv([make_env(args, share, AutoresetMode.SAME_STEP) for share in shares])
-    selection_env = make_env(args, args.selection_runs, AutoresetMode.DISABLED)
+    env = LayerRowsVecEnv([make_env(args, share, selection=False) for share in shares])
+    selection_env = make_env(args, args.selection_runs, selection=True)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return env, selection_env, folder, config

@@ -51,7 +51,7 @@ class ControlSpec:
     controls: tuple[str, ...] = ("lr",)
     action: str = "recursive"
     base: str = "adamw"
-    schedule: str = "constant"
+    schedule: str = "wsd"
     decisions: int = 50
     features: tuple[str, ...] = DEFAULT_FEATURES
 

@@ -179,7 +179,8 @@ def save_policy(policy: MLPPolicy, path: str | os.PathLike[str]) -> Path:
         "about": dict(policy.about),
     }
     content = json.loads(json.dumps(content, allow_nan=False))
-    metadata = {_METADATA_KEY: json.dumps(content, sort_keys=True), "sha256": _digest(content, tensors)}
+    content["sha256"] = _digest(content, tensors)
+    metadata = {_METADATA_KEY: json.dumps(content, sort_keys=True)}
     write_atomically(path, save(tensors, metadata))
     return path
 
@@ -225,7 +226,7 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
         content = json.loads(metadata[_METADATA_KEY])
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {content['schema_version']!r}, this lr_gym reads {SCHEMA_VERSION}")
-        if metadata["sha256"] != _digest(content, tensors):
+        if content.pop("sha256") != _digest(content, tensors):
             raise ValueError("the checksum does not match: the file was altered")
         if content["kind"] not in KINDS:
             raise ValueError(f"kind {content['kind']!r}, this lr_gym knows {', '.join(KINDS)}")

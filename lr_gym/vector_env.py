@@ -105,7 +105,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         controls: Sequence[str] = ("lr",),
         action: str = "recursive",
         base: str = "adamw",
-        schedule: str = "constant",
+        schedule: str = "wsd",
         decisions: int = 50,
         features: Sequence[str] | None = None,
         horizon: int | None = None,
@@ -129,7 +129,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             controls: a part of ("lr", "momentum", "noise"), in this order.
             action: a name of ACTIONS.
             base: base optimizer, a name of RULES.
-            schedule: base schedule, a name of SCHEDULES.
+            schedule: base schedule, a name of SCHEDULES; stays at its start in runs that do not know their progress.
             decisions: decisions per training.
             features: names of FEATURES; the default adds momentum and noise where they are controlled.
             horizon: inner steps per training, the task's own by default.
@@ -265,7 +265,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         hyper, control = apply_action(self.control_spec, runs.control, self._action_tensor(actions), runs.base)
         limit = np.minimum(self.inner_steps_per_decision, self.horizon - self._step)
         progress = (self._step + np.arange(limit.max())[:, None]) / self.horizon
-        factor = torch.from_numpy(self._schedule(progress)).to(self.inner.device, self.inner.dtype)
+        factor = self._factor(progress, runs.progress_known)
         inner, losses = self.inner.advance(runs.inner, hyper, factor, limit)
         taken = torch.from_numpy(np.arange(limit.max())[:, None] < limit).to(losses)
         control = control._replace(
@@ -411,12 +411,13 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"actions must be indices in [0, {len(self._table)}); got {array!r}")
         return self._table[torch.from_numpy(array.astype(np.int64)).to(self.inner.device)]
 
-    def _factor_now(self, step: NDArray[np.int64]) -> Tensor:
-        factor = torch.from_numpy(self._schedule(step / self.horizon))
-        return factor.to(self.inner.device, self.inner.dtype).unsqueeze(1)
+    def _factor(self, progress: NDArray[np.float64], known: Tensor) -> Tensor:
+        """The base schedule at progress (..., B); a run that does not know its progress stays at its start."""
+        factor = torch.from_numpy(self._schedule(progress)).to(known)
+        return torch.where(known > 0, factor, float(self._schedule(0.0)))
 
     def _observe(self, runs: Episode, step: NDArray[np.int64]) -> tuple[Episode, Tensor]:
-        hyper = runs.hyper._replace(lr=runs.hyper.lr * self._factor_now(step))
+        hyper = runs.hyper._replace(lr=runs.hyper.lr * self._factor(step / self.horizon, runs.progress_known)[:, None])
         observation, control = decide_observation(
             self.control_spec,
             runs.control,
@@ -454,7 +455,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _infos(self, runs: Episode, reason: NDArray[np.str_] | None = None) -> dict[str, Any]:
         reason = np.full(self.num_envs, "", dtype="<U16") if reason is None else reason.astype("<U16")
-        lr = runs.hyper.lr * self._factor_now(self._step)
+        lr = runs.hyper.lr * self._factor(self._step / self.horizon, runs.progress_known)[:, None]
         return {
             "run_seed": runs.inner.run_seed.cpu().numpy().copy(),
             "step": self._step.copy(),

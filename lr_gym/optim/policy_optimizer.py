@@ -96,7 +96,8 @@ class PolicyOptimizer(Optimizer):
             params: parameters, named parameters, or groups of either.
             policy: a file, a training's output folder, "builtin:NAME", or a policy.
             lr: initial learning rate, where the policy starts from.
-            total_steps: length of the training in optimizer steps; None where unknown, which hides progress.
+            total_steps: length of the training in optimizer steps; None where unknown, which hides progress
+                and leaves the policy's base schedule at its start.
             base: "adamw", "adam" or "sgd"; must be of the family that the policy was trained on.
             weight_decay: decoupled for adamw, L2 for the others, as in torch.optim.
             betas: (momentum or beta1, beta2); the base optimizer's usual ones by default.
@@ -121,8 +122,6 @@ class PolicyOptimizer(Optimizer):
         policy = policy if isinstance(policy, MLPPolicy) else load_policy(policy)
         spec = policy.spec
         spec.check_base(base)
-        if total_steps is None and spec.schedule != "constant":
-            raise ValueError(f"total_steps is needed: this policy was trained on a {spec.schedule} schedule")
         self._rule = rule
         self._policy = policy
         self._total_steps = total_steps
