@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from lr_gym.types import check_count
 __all__ = [
     "POLICY_FILE",
     "MLPPolicy",
+    "Policy",
     "PolicyFileError",
     "builtin_policies",
     "constant_policy",
@@ -39,6 +40,33 @@ _BUILTIN = Path(__file__).parent / "policies"
 
 class PolicyFileError(ValueError):
     """A policy file is missing, damaged, altered, too large, or of an unknown kind or version."""
+
+
+class Policy(Protocol):
+    """A controller that can be saved and deployed; MLPPolicy is one.
+
+    Attributes:
+        spec: how it observes and acts.
+        interval: inner steps between decisions in training, for deployments that do not know their length.
+    """
+
+    @property
+    def spec(self) -> ControlSpec:
+        """See Attributes."""
+        ...
+
+    @property
+    def interval(self) -> int:
+        """See Attributes."""
+        ...
+
+    def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Map (R, F) observations to (R, A) actions in [-1, 1]; `state` is None for memoryless policies."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same policy on another device."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,13 +9,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from lr_gym.policy import MLPPolicy
+from lr_gym.policy import Policy
 from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["final_losses"]
 
 
-def final_losses(env: LRControlVectorEnv, policy: MLPPolicy, seeds: Sequence[int], split: str) -> NDArray[np.float64]:
+def final_losses(env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], split: str) -> NDArray[np.float64]:
     """Loss on a split at the end of each training, inf where it diverged: (B,).
 
     Args:

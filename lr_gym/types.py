@@ -11,11 +11,11 @@ Dimension letters, used in every shape comment of the package:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Hyperparams", "LayerStats", "Policy", "check_count"]
+__all__ = ["Hyperparams", "LayerStats", "check_count"]
 
 
 class Hyperparams(NamedTuple):
@@ -55,14 +55,6 @@ class LayerStats(NamedTuple):
     second_moment_rms: Tensor
     update_rms: Tensor
     cosine: Tensor
-
-
-class Policy(Protocol):
-    """A controller: one observation row in, one action row out, for any number of rows."""
-
-    def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Map (R, F) observations to (R, A) actions in [-1, 1]; `state` is None for memoryless policies."""
-        ...
 
 
 def check_count(name: str, value: Any) -> int:

@@ -18,7 +18,7 @@ from lr_gym.control import ControlState, apply_action, decide_observation, initi
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
 from lr_gym.observation import Memory
-from lr_gym.policy import MLPPolicy, load_policy
+from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
 from lr_gym.types import Hyperparams, check_count
 from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
@@ -79,7 +79,7 @@ class PolicyOptimizer(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        policy: str | os.PathLike[str] | MLPPolicy = "builtin:default",
+        policy: str | os.PathLike[str] | Policy = "builtin:default",
         lr: float = 1e-3,
         total_steps: int | None = None,
         base: str = "adamw",
@@ -119,11 +119,11 @@ class PolicyOptimizer(Optimizer):
             raise ValueError(f"betas must be two numbers in [0, 1); got {betas!r}")
         if total_steps is not None:
             total_steps = check_count("total_steps", total_steps)
-        policy = policy if isinstance(policy, MLPPolicy) else load_policy(policy)
+        policy = load_policy(policy) if isinstance(policy, (str, os.PathLike)) else policy
         spec = policy.spec
         spec.check_base(base)
         self._rule = rule
-        self._policy = policy
+        self._policy: Policy = policy
         self._total_steps = total_steps
         self._interval = policy.interval if total_steps is None else spec.interval(total_steps)
         self._seed = seed
