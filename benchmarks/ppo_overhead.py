@@ -54,7 +54,8 @@ def main(args: Args) -> None:
     steps = args.updates * settings.num_envs * env.envs[0].horizon
     print(
         f"{args.updates} updates of {settings.num_envs} runs, {args.workers} workers: "
-        f"{total / args.updates:.2f} s each, {steps / inside:.0f} inner steps/s, PPO itself {1 - inside / total:.1%} of the time"
+        f"{total / args.updates:.2f} s each, {steps / inside:.0f} inner steps/s, "
+        f"PPO itself {1 - inside / total:.1%} of the time"
     )
 
 

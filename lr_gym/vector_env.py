@@ -275,9 +275,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._step = self._step + limit
         reference = runs.reference
         if self._reference_loop is not None and isinstance(reference, InnerState):
-            reference, _ = self._reference_loop.advance(
-                reference, self._adam(len(factor)), torch.ones_like(factor), limit
-            )
+            reference, _ = self._reference_loop.advance(reference, self._adam(), torch.ones_like(factor), limit)
         runs = runs._replace(inner=inner, control=control, hyper=hyper, reference=reference)
         runs, observation = self._observe(runs, self._step)
         runs, reward, broken = self._reward(runs, torch.where(taken > 0, losses, -torch.inf))
@@ -395,7 +393,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             reference_loss=initial_loss.clone(),
         )
 
-    def _adam(self, steps: int) -> Hyperparams:
+    def _adam(self) -> Hyperparams:
         """Hyperparameters of the reference: Adam at lr 1e-3, (B, 1)."""
         ones = torch.ones(self.num_envs, 1, dtype=self.inner.dtype, device=self.inner.device)
         return Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)

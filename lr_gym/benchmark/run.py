@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lr_gym.inner_loop import minibatch
 from lr_gym.optim import PolicyOptimizer
+from lr_gym.policy import load_policy
 from lr_gym.reward import loss_limit
 from lr_gym.rng import Stream, random_bits
 from lr_gym.schedules import base_schedule
@@ -96,17 +97,9 @@ def evaluation_seeds(count: int) -> Tensor:
 def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int) -> tuple[Optimizer, LambdaLR | None]:
     """Build a contestant's optimizer, and its scheduler where it has one."""
     if contestant.policy:
-        return (
-            PolicyOptimizer(
-                model.named_parameters(),
-                contestant.policy,
-                lr=contestant.lr,
-                total_steps=horizon,
-                base="adam",
-                weight_decay=0.0,
-            ),
-            None,
-        )
+        policy = load_policy(contestant.policy)
+        named, base = model.named_parameters(), policy.spec.base
+        return PolicyOptimizer(named, policy, contestant.lr, horizon, base, weight_decay=0.0), None
     schedule = base_schedule(contestant.schedule)
     optimizer = torch.optim.Adam(model.parameters(), lr=contestant.lr)
     return optimizer, LambdaLR(optimizer, lambda step: float(schedule(step / horizon)))
