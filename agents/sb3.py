@@ -153,8 +153,8 @@ class PPOConfig:
     """Minibatches per pass."""
     gamma: float = 1.0
     """1 makes the return the total decrease of the log loss; less rewards early decreases."""
-    gae_lambda: float = 0.95
-    """Of generalised advantage estimation."""
+    gae_lambda: float = 1.0
+    """Of generalised advantage estimation; below 1 an early decision is judged by what it gives soon."""
     clip_range: float = 0.2
     """Of the probability ratio."""
     ent_coef: float = 0.0
