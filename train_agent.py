@@ -82,7 +82,7 @@ class Args:
     """Trainings at a time."""
     workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
     """Threads that share the trainings; the result does not depend on it."""
-    selection_runs: int = 32
+    selection_runs: int = 64
     """Trainings by which the policy is selected; their loss is taken on the selection split."""
     selection_every: int = 5
     """Agent updates between two selections."""
