@@ -15,7 +15,7 @@ from lr_gym.files import write_atomically
 
 __all__ = ["write_report"]
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#8c510a")
 
 
 def _layout(title_x: str, title_y: str, **options: Any) -> go.Layout:
@@ -49,7 +49,13 @@ def _curves(rows: Sequence[dict[str, Any]]) -> go.Figure:
             showlegend=False,
             legendgroup=row["name"],
         )
-        figure.add_scatter(x=steps, y=curves.mean(0), name=row["name"], line={"color": colour}, legendgroup=row["name"])
+        figure.add_scatter(
+            x=steps,
+            y=curves.mean(0),
+            name=row["name"],
+            line={"color": colour, "dash": "solid" if row["kind"] == "policy" else "dot"},
+            legendgroup=row["name"],
+        )
     return figure
 
 

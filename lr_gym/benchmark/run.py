@@ -138,6 +138,7 @@ def run_cell(cell: Cell) -> Outcome:
         loss.backward()  # type: ignore[no-untyped-call]
         if isinstance(optimizer, PolicyOptimizer):
             optimizer.observe(loss)
+        last_rates = _learning_rates(optimizer) if step == horizon - 1 else {}
         optimizer.step()
         if step % every == 0:
             value = float(loss.detach())
@@ -153,7 +154,7 @@ def run_cell(cell: Cell) -> Outcome:
     test, metrics = _score(task, model, data.test) if cell.test else (math.nan, {})
     steps.append(horizon)
     curve.append(selection)
-    rates.append(rates[-1])
+    rates.append(last_rates)
     return Outcome(selection, test, metrics, steps, curve, _columns(rates), list(rates[0]))
 
 
