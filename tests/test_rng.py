@@ -109,9 +109,8 @@ def test_integers_are_in_range_and_even(high):
 
 
 def test_streams_steps_and_seeds_differ():
-    draws = [
-        random_bits(torch.tensor([seed]), stream, step, 4) for seed in (0, 1) for stream in Stream for step in (0, 1)
-    ]
+    keys = itertools.product((0, 1), Stream, (0, 1))
+    draws = [random_bits(torch.tensor([seed]), stream, step, 4) for seed, stream, step in keys]
     numbers = torch.cat(draws).flatten().tolist()
     assert len(set(numbers)) == len(numbers)
 
