@@ -221,7 +221,8 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            # copies: what get_tensor returns is mapped to the file and would follow its changes
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         content = json.loads(metadata[_METADATA_KEY])
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {content['schema_version']!r}, this lr_gym reads {SCHEMA_VERSION}")
