@@ -89,8 +89,8 @@ class MLPPolicy:
         if width != outputs:
             raise ValueError(f"the network has {width} outputs, expected {outputs}")
         for name, tensor in self.tensors().items():
-            if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{name} must hold finite floating-point numbers")
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} must hold finite float32 numbers")
         if bool((self.std <= 0).any()):
             raise ValueError("std must be positive")
 
