@@ -230,6 +230,8 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
             raise ValueError("the checksum does not match: the file was altered")
         if content["kind"] not in KINDS:
             raise ValueError(f"kind {content['kind']!r}, this lr_gym knows {', '.join(KINDS)}")
+        if not isinstance(content["about"], dict):
+            raise ValueError(f"about must be an object; got {content['about']!r:.80}")
         spec = ControlSpec.from_json(content["control"])
         return KINDS[content["kind"]].from_parts(spec, content["interval"], content["about"], tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError) as error:
