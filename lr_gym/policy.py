@@ -234,7 +234,16 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
             raise ValueError(f"about must be an object; got {content['about']!r:.80}")
         spec = ControlSpec.from_json(content["control"])
         return KINDS[content["kind"]].from_parts(spec, content["interval"], content["about"], tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OSError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise PolicyFileError(f"{file} is not a policy file that lr_gym can read: {reason}") from error
 
