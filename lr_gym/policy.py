@@ -111,6 +111,8 @@ class MLPPolicy:
 
     def to(self, device: torch.device | str) -> MLPPolicy:
         """The same policy on another device."""
+        if self.mean.device == torch.device(device):
+            return self  # nothing to check again, which would read from the device
         return dataclasses.replace(
             self,
             weights=tuple(w.to(device) for w in self.weights),
