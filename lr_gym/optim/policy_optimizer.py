@@ -184,6 +184,7 @@ class PolicyOptimizer(Optimizer):
         group = self.param_groups[-1]
         for param in group["params"]:
             if torch.is_complex(param):
+                self.param_groups.pop()
                 raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
         group["step"] = self.param_groups[0]["step"]
         self._live = None
