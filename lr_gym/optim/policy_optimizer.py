@@ -296,7 +296,6 @@ class PolicyOptimizer(Optimizer):
         """One step of the base optimizer on every tensor that has a gradient."""
         hyper, factor = live.multiplier, self._factor(step)
         noisy = "noise" in self._policy.spec.controls
-        advanced: dict[tuple[int, int], MomentScale] = {}  # tensors that step together share their masses
         for slot in live.slots:
             param, group, layer = slot.param, slot.group, slot.layer
             if param.grad is None or param.numel() == 0:
@@ -305,10 +304,7 @@ class PolicyOptimizer(Optimizer):
             grad = _descent(slot).unsqueeze(0)
             first, second, scale = self._moments(param)
             momentum, lr = hyper.momentum[:, layer], hyper.lr[:, layer] * (group["lr"] * factor)
-            key = (layer, id(scale.mass))
-            if key not in advanced:
-                advanced[key] = scale.advanced(rule, momentum)
-            scale = advanced[key]
+            scale = scale.advanced(rule, momentum)
             noise = None
             if noisy:
                 seed = torch.full((1,), self._seed, dtype=torch.int64, device=param.device)
