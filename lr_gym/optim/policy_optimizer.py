@@ -237,7 +237,7 @@ class PolicyOptimizer(Optimizer):
             for (param, group), layer, start in zip(pairs, layout.layer_of, starts, strict=False)
         ]
         leads = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
-        dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
         like = torch.zeros((), dtype=dtype, device=params[0].device)
         self._policy = self._policy.to(like.device)
         control = self._stored_controller(initial_state(spec, 1, layout.num_layers, like), leads)
@@ -272,7 +272,7 @@ class PolicyOptimizer(Optimizer):
         def row(tensor: Tensor) -> Tensor:
             return tensor.to(dtype).unsqueeze(0)
 
-        moments = [self._moments(slot.param) for slot in live.slots]
+        moments = [self._moments(slot, dtype) for slot in live.slots]
         stats = measure(
             self._rule,
             live.layout,
@@ -302,7 +302,7 @@ class PolicyOptimizer(Optimizer):
                 continue
             rule = dataclasses.replace(self._rule, beta2=group["betas"][1], eps=group["eps"])
             grad = _descent(slot).unsqueeze(0)
-            first, second, scale = self._moments(param)
+            first, second, scale = self._moments(slot, live.control.offset.dtype)
             momentum, lr = hyper.momentum[:, layer], hyper.lr[:, layer] * (group["lr"] * factor)
             scale = scale.advanced(rule, momentum)
             noise = None
@@ -323,8 +323,9 @@ class PolicyOptimizer(Optimizer):
             )
             self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
 
-    def _moments(self, param: Tensor) -> tuple[Tensor, Tensor | None, MomentScale]:
-        """A tensor's moments, made on first use."""
+    def _moments(self, slot: _Slot, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, MomentScale]:
+        """A tensor's moments, made on first use, and their masses in the controller's dtype."""
+        param = slot.param
         state, adam = self.state[param], self._rule.family == "adam"
         first = "exp_avg" if adam else "momentum_buffer"
         if first not in state:
@@ -332,10 +333,10 @@ class PolicyOptimizer(Optimizer):
             if adam:
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if "first_mass" not in state:
-            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             for key in _MASSES:
                 state[key] = torch.zeros(1, dtype=dtype, device=param.device)
-        return state[first], state.get("exp_avg_sq"), MomentScale(state["first_mass"], state["second_mass"])
+        masses = MomentScale(state["first_mass"].to(dtype), state["second_mass"].to(dtype))
+        return state[first], state.get("exp_avg_sq"), masses
 
     def _store_controller(self) -> None:
         """Write the controller's state where `state_dict` and copies look: a vector for each layer."""
