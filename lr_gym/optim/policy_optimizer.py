@@ -328,13 +328,14 @@ class PolicyOptimizer(Optimizer):
         param = slot.param
         state, adam = self.state[param], self._rule.family == "adam"
         first = "exp_avg" if adam else "momentum_buffer"
-        if first not in state:
+        if state.get(first) is None:
             state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
             if adam:
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if "first_mass" not in state:
-            for key in _MASSES:
-                state[key] = torch.zeros(1, dtype=dtype, device=param.device)
+            steps = state.pop("step", torch.zeros(())).double()  # of torch's Adam, where its state was loaded
+            for key, beta in zip(_MASSES, slot.group["betas"], strict=True):
+                state[key] = (1.0 - beta**steps).to(param.device, dtype).reshape(1)
         masses = MomentScale(state["first_mass"].to(dtype), state["second_mass"].to(dtype))
         return state[first], state.get("exp_avg_sq"), masses
 
