@@ -134,9 +134,7 @@ def test_noise_joins_the_gradient():
 
 
 def test_noise_has_the_asked_for_size():
-    grad = torch.randn(3, 200, 100, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1.0, 5.0]).view(
-        3, 1, 1
-    )
+    grad = draw(3, 200, 100) * torch.tensor([1e-3, 1.0, 5.0]).view(3, 1, 1)
     level = torch.tensor([0.5, 0.0, 0.1], dtype=torch.float64)
     noise = gradient_noise(grad, level, torch.tensor([1, 2, 3]), 4, 0)
     for i in range(3):
