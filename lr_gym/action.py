@@ -103,7 +103,8 @@ def decode(controls: Sequence[str], offset: Tensor, base: Hyperparams) -> Hyperp
     column = {name: offset[..., i] for i, name in enumerate(controls)}
     hyper = base._replace(lr=base.lr * column["lr"].exp())
     if "momentum" in column:
-        momentum = 1.0 - (1.0 - base.momentum) * (-column["momentum"]).exp()
+        # = 1 - (1 - base) exp(-offset), written so that offset 0 gives the base to the last bit
+        momentum = base.momentum - (1.0 - base.momentum) * torch.expm1(-column["momentum"])
         hyper = hyper._replace(momentum=momentum.clamp(0.0, MAX_MOMENTUM))
     if "noise" in column:
         hyper = hyper._replace(noise=(NOISE_PER_OFFSET * column["noise"]).clamp(0.0, 1.0))

@@ -98,7 +98,8 @@ class InnerLoop:
         self.device = torch.device(device)
         self.dtype = dtype
         self.data = task.data().to(self.device, dtype)
-        self.model = task.model()
+        with torch.random.fork_rng(devices=[]):  # torch's own initial values, which nobody looks at, cost no one a draw
+            self.model = task.model()
         named = list(self.model.named_parameters())
         self.names = tuple(name for name, _ in named)
         self.layout: Layout = layout_of_named(named, control)

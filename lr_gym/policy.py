@@ -117,8 +117,8 @@ class MLPPolicy:
         if width != outputs:
             raise ValueError(f"the network has {width} outputs, expected {outputs}")
         for name, tensor in self.tensors().items():
-            if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{name} must hold finite floating-point numbers")
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} must hold finite float32 numbers")
         if bool((self.std <= 0).any()):
             raise ValueError("std must be positive")
 
@@ -139,6 +139,8 @@ class MLPPolicy:
 
     def to(self, device: torch.device | str) -> MLPPolicy:
         """The same policy on another device."""
+        if self.mean.device == torch.device(device):
+            return self  # nothing to check again, which would read from the device
         return dataclasses.replace(
             self,
             weights=tuple(w.to(device) for w in self.weights),
@@ -250,7 +252,8 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            # copies: what get_tensor returns is mapped to the file and would follow its changes
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         content = json.loads(metadata[_METADATA_KEY])
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {content['schema_version']!r}, this lr_gym reads {SCHEMA_VERSION}")
@@ -258,9 +261,20 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
             raise ValueError("the checksum does not match: the file was altered")
         if content["kind"] not in KINDS:
             raise ValueError(f"kind {content['kind']!r}, this lr_gym knows {', '.join(KINDS)}")
+        if not isinstance(content["about"], dict):
+            raise ValueError(f"about must be an object; got {content['about']!r:.80}")
         spec = ControlSpec.from_json(content["control"])
         return KINDS[content["kind"]].from_parts(spec, content["interval"], content["about"], tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OSError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise PolicyFileError(f"{file} is not a policy file that lr_gym can read: {reason}") from error
 

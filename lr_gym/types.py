@@ -11,11 +11,13 @@ Dimension letters, used in every shape comment of the package:
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Hyperparams", "LayerStats", "check_count"]
+__all__ = ["Hyperparams", "LayerStats", "check_count", "check_number"]
 
 
 class Hyperparams(NamedTuple):
@@ -62,3 +64,11 @@ def check_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
         raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
     return int(value)
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """Return `value` as a float or raise a ValueError that names it: a finite number within [low, high]."""
+    if not (isinstance(value, Real) and low <= float(value) <= high and math.isfinite(value)):
+        within = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be a finite number {within}; got {value!r}")
+    return float(value)

@@ -144,7 +144,7 @@ def gradient_noise(grad: Tensor, level: Tensor, run_seed: Tensor, step: Tensor |
     """
     count = grad[0].numel()
     draw = normal(run_seed, Stream.NOISE, step, count, start=start, dtype=grad.dtype).view(grad.shape)
-    return draw * stretch(level * rms(grad), grad)
+    return draw * stretch(level * rms(grad), grad).to(grad.dtype)
 
 
 def step_(
@@ -180,7 +180,7 @@ def step_(
         if rule.decoupled:
             param.mul_(stretch(1.0 - lr * weight_decay, param))
         else:
-            grad = torch.addcmul(grad, param, stretch(weight_decay, param))
+            grad = torch.addcmul(grad, param, stretch(weight_decay, param).to(grad.dtype))
     advance_moments_(rule, grad, first, second, momentum)
     way, factor = direction(rule, first, second, scale)
     param.sub_(way * stretch(lr * factor, param))

@@ -24,7 +24,7 @@ from lr_gym.rng import Stream, run_seeds, uniform
 from lr_gym.rows import flatten, put_rows, unflatten
 from lr_gym.schedules import base_schedule
 from lr_gym.tasks import Task, find_task
-from lr_gym.types import Hyperparams, check_count
+from lr_gym.types import Hyperparams, check_count, check_number
 
 __all__ = ["INITIAL_LR", "LRControlVectorEnv"]
 
@@ -62,12 +62,6 @@ class Episode(NamedTuple):
     collected: Tensor
     reference: InnerState | tuple[()]
     reference_loss: Tensor
-
-
-def _probability(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must be a probability in [0, 1]; got {value!r}")
-    return float(value)
 
 
 class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
@@ -153,19 +147,21 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"render_mode must be None or one of {RENDER_MODES}; got {render_mode!r}")
         if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
             raise ValueError(f"autoreset_mode must be SAME_STEP or DISABLED; got {autoreset_mode!r}")
-        low, high = initial_lr
-        if not (0.0 < low <= high < math.inf):
+        if not isinstance(initial_lr, Sequence) or len(initial_lr) != 2:
+            raise ValueError(f"initial_lr must be (low, high); got {initial_lr!r}")
+        low, high = (check_number("initial_lr", lr, 0.0) for lr in initial_lr)
+        if not 0.0 < low <= high:
             raise ValueError(f"initial_lr must be (low, high) with 0 < low <= high; got {initial_lr!r}")
-        if not (0.0 <= weight_decay < math.inf):
-            raise ValueError(f"weight_decay must be finite and at least 0; got {weight_decay!r}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type; got {dtype}")
         self.task = find_task(task)
         self.num_envs = check_count("num_envs", num_envs)
         self.horizon = check_count("horizon", self.task.horizon if horizon is None else horizon)
-        self.initial_lr = (float(low), float(high))
-        self.weight_decay = float(weight_decay)
+        self.initial_lr = (low, high)
+        self.weight_decay = check_number("weight_decay", weight_decay, 0.0)
         self.reward = check_reward(reward)
-        self.mask_loss = _probability("mask_loss", mask_loss)
-        self.mask_progress = _probability("mask_progress", mask_progress)
+        self.mask_loss = check_number("mask_loss", mask_loss, 0.0, 1.0)
+        self.mask_progress = check_number("mask_progress", mask_progress, 0.0, 1.0)
         if features is None:
             features = DEFAULT_FEATURES + tuple(c for c in ("momentum", "noise") if c in controls)
         self.control_spec = ControlSpec(
@@ -185,7 +181,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             base=base,
             control=control,
             noise="noise" in self.control_spec.controls,
-            weight_decay=weight_decay > 0.0,
+            weight_decay=self.weight_decay > 0.0,
             device=device,
             dtype=dtype,
         )

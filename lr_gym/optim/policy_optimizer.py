@@ -183,6 +183,7 @@ class PolicyOptimizer(Optimizer):
         group = self.param_groups[-1]
         for param in group["params"]:
             if torch.is_complex(param):
+                self.param_groups.pop()
                 raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
         group["step"] = self.param_groups[0]["step"]
         self._live = None
@@ -235,7 +236,7 @@ class PolicyOptimizer(Optimizer):
             for (param, group), layer, start in zip(pairs, layout.layer_of, starts, strict=False)
         ]
         leads = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
-        dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
         like = torch.zeros((), dtype=dtype, device=params[0].device)
         self._policy = self._policy.to(like.device)
         control = self._stored_controller(initial_state(spec, 1, layout.num_layers, like), leads)
@@ -270,7 +271,7 @@ class PolicyOptimizer(Optimizer):
         def row(tensor: Tensor) -> Tensor:
             return tensor.to(dtype).unsqueeze(0)
 
-        moments = [self._moments(slot.param) for slot in live.slots]
+        moments = [self._moments(slot, dtype) for slot in live.slots]
         stats = measure(
             self._rule,
             live.layout,
@@ -294,19 +295,15 @@ class PolicyOptimizer(Optimizer):
         """One step of the base optimizer on every tensor that has a gradient."""
         hyper, factor = live.multiplier, self._factor(step)
         noisy = "noise" in self._policy.spec.controls
-        advanced: dict[tuple[int, int], MomentScale] = {}  # tensors that step together share their masses
         for slot in live.slots:
             param, group, layer = slot.param, slot.group, slot.layer
             if param.grad is None or param.numel() == 0:
                 continue
             rule = dataclasses.replace(self._rule, beta2=group["betas"][1], eps=group["eps"])
             grad = _descent(slot).unsqueeze(0)
-            first, second, scale = self._moments(param)
+            first, second, scale = self._moments(slot, live.control.offset.dtype)
             momentum, lr = hyper.momentum[:, layer], hyper.lr[:, layer] * (group["lr"] * factor)
-            key = (layer, id(scale.mass))
-            if key not in advanced:
-                advanced[key] = scale.advanced(rule, momentum)
-            scale = advanced[key]
+            scale = scale.advanced(rule, momentum)
             noise = None
             if noisy:
                 seed = torch.full((1,), self._seed, dtype=torch.int64, device=param.device)
@@ -325,19 +322,21 @@ class PolicyOptimizer(Optimizer):
             )
             self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
 
-    def _moments(self, param: Tensor) -> tuple[Tensor, Tensor | None, MomentScale]:
-        """A tensor's moments, made on first use."""
+    def _moments(self, slot: _Slot, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, MomentScale]:
+        """A tensor's moments, made on first use, and their masses in the controller's dtype."""
+        param = slot.param
         state, adam = self.state[param], self._rule.family == "adam"
         first = "exp_avg" if adam else "momentum_buffer"
-        if first not in state:
+        if state.get(first) is None:
             state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
             if adam:
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if "first_mass" not in state:
-            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-            for key in _MASSES:
-                state[key] = torch.zeros(1, dtype=dtype, device=param.device)
-        return state[first], state.get("exp_avg_sq"), MomentScale(state["first_mass"], state["second_mass"])
+            steps = state.pop("step", torch.zeros(())).double()  # of torch's Adam, where its state was loaded
+            for key, beta in zip(_MASSES, slot.group["betas"], strict=True):
+                state[key] = (1.0 - beta**steps).to(param.device, dtype).reshape(1)
+        masses = MomentScale(state["first_mass"].to(dtype), state["second_mass"].to(dtype))
+        return state[first], state.get("exp_avg_sq"), masses
 
     def _store_controller(self) -> None:
         """Write the controller's state where `state_dict` and copies look: a vector for each layer."""
