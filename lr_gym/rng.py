@@ -66,17 +66,24 @@ def random_bits(seed: Tensor, stream: Stream, step: Tensor | int, count: int, st
         int64 of shape S + (count,).
     """
     key = _mix(_mix(seed + _GOLDEN) ^ _mix(torch.full_like(seed, int(stream) + 1)))
+    step = torch.full_like(seed, step) if isinstance(step, int) else step
     key = _mix(key + step * _GOLDEN)
     index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=seed.device)
     return _mix(key.unsqueeze(-1) + index * _GOLDEN)
 
 
 def uniform(
-    seed: Tensor, stream: Stream, step: Tensor | int, count: int, *, dtype: torch.dtype = torch.float32
+    seed: Tensor,
+    stream: Stream,
+    step: Tensor | int,
+    count: int,
+    *,
+    start: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in [0, 1): the top 24 bits as float32, the top 53 as float64; arguments as `random_bits`."""
     digits = 53 if dtype == torch.float64 else 24
-    bits = random_bits(seed, stream, step, count)
+    bits = random_bits(seed, stream, step, count, start)
     return _shift_right(bits, 64 - digits).to(dtype) * 2.0**-digits
 
 

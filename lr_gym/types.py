@@ -11,11 +11,13 @@ Dimension letters, used in every shape comment of the package:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+import math
+from numbers import Real
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Hyperparams", "LayerStats", "Policy"]
+__all__ = ["Hyperparams", "LayerStats", "check_count", "check_number"]
 
 
 class Hyperparams(NamedTuple):
@@ -57,9 +59,16 @@ class LayerStats(NamedTuple):
     cosine: Tensor
 
 
-class Policy(Protocol):
-    """A controller: one observation row in, one action row out, for any number of rows."""
+def check_count(name: str, value: Any) -> int:
+    """Return `value` as an int or raise a ValueError that names it: an integer of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    return int(value)
 
-    def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Map (R, F) observations to (R, A) actions in [-1, 1]; `state` is None for memoryless policies."""
-        ...
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """Return `value` as a float or raise a ValueError that names it: a finite number within [low, high]."""
+    if not (isinstance(value, Real) and low <= float(value) <= high and math.isfinite(value)):
+        within = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be a finite number {within}; got {value!r}")
+    return float(value)

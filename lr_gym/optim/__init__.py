@@ -5,6 +5,7 @@ from lr_gym.optim.base import log_metrics
 from lr_gym.optim.enhanced_sgd import EnhancedSGD
 from lr_gym.optim.garo import GlobalAdaptiveSGD
 from lr_gym.optim.gradient_agreement import GradientAgreementOptimizer
+from lr_gym.optim.policy_optimizer import PolicyOptimizer
 from lr_gym.optim.variance_gradient_scaler import VarianceGradientScaler
 from lr_gym.q_table import QLearningController
 
@@ -13,6 +14,7 @@ __all__ = [
     "EnhancedSGD",
     "GlobalAdaptiveSGD",
     "GradientAgreementOptimizer",
+    "PolicyOptimizer",
     "QLearningController",
     "VarianceGradientScaler",
     "log_metrics",

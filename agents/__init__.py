@@ -1,0 +1,1 @@
+"""Agents that learn a controller in lr_gym's environments. Runs from the checkout; not part of the wheel."""

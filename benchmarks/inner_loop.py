@@ -1,0 +1,98 @@
+"""Inner steps per second of the batched loop against a plain loop, in one interleaved run of one thread.
+
+    python benchmarks/inner_loop.py
+
+The plain loop trains one nn.Module with torch.optim.Adam on data in memory, minibatches by index: nothing in it
+is slower than it has to be. The batched loop makes the same steps for B runs and measures every layer each 10 steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import rich.console
+import rich.table
+import torch
+import tyro
+
+from lr_gym.inner_loop import InnerLoop
+from lr_gym.tasks import Task, find_task
+from lr_gym.types import Hyperparams
+
+INTERVAL = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Inner steps per second of the batched loop against a plain loop."""
+
+    task: str = "mnist1d-mlp"
+    """A name of lr_gym.tasks.TASKS."""
+    batch_size: int = 32
+    """Examples per minibatch."""
+    runs: tuple[int, ...] = (1, 16, 64, 256)
+    """Batch sizes B of the batched loop."""
+    repeats: int = 7
+    """Rounds; each measures every contestant once, and medians over rounds are reported."""
+
+
+def plain(task: Task, fused: bool, steps: int = 200) -> float:
+    """Steps per second of one module in a plain loop."""
+    data, model = task.data().gradient, task.model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
+    generator = torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    for _ in range(steps):
+        index = torch.randint(len(data.inputs), (task.batch_size,), generator=generator)
+        loss = task.loss(model(data.inputs[index]), data.targets[index]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return steps / (time.perf_counter() - start)
+
+
+def batched(task: Task, runs: int) -> float:
+    """Steps per second of all runs together, statistics included."""
+    loop = InnerLoop(task, base="adam")
+    state = loop.init(torch.arange(runs))
+    ones = torch.ones(runs, loop.layout.num_layers)
+    hyper = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)
+    factor = torch.ones(INTERVAL, runs)
+    state, _ = loop.advance(state, hyper, factor)  # warm-up
+    intervals = max(2, 640 // runs)
+    start = time.perf_counter()
+    for _ in range(intervals):
+        state, _ = loop.advance(state, hyper, factor)
+        loop.stats(state, hyper)
+    return intervals * INTERVAL * runs / (time.perf_counter() - start)
+
+
+def main(args: Args) -> None:
+    """Measure in rounds, print medians and ratios."""
+    torch.set_num_threads(1)
+    task = dataclasses.replace(find_task(args.task), batch_size=args.batch_size)
+    contestants: dict[str, Callable[[], float]] = {
+        "plain loop, Adam": lambda: plain(task, fused=False),
+        "plain loop, Adam(fused=True)": lambda: plain(task, fused=True),
+    }
+    for runs in args.runs:
+        contestants[f"batched, B = {runs}"] = lambda runs=runs: batched(task, runs)
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(args.repeats):
+        for name, measure in contestants.items():
+            speeds[name].append(measure())
+    reference, fused = (speeds[name] for name in list(contestants)[:2])
+    table = rich.table.Table(title=f"{task.name}, batch {task.batch_size}, 1 thread, median of {args.repeats} rounds")
+    for heading in ("contestant", "inner steps/s", "over plain", "over fused"):
+        table.add_column(heading, justify="left" if heading == "contestant" else "right")
+    for name, values in speeds.items():
+        ratios = [statistics.median(v / r for v, r in zip(values, other, strict=True)) for other in (reference, fused)]
+        table.add_row(name, f"{statistics.median(values):.0f}", *(f"{ratio:.2f}" for ratio in ratios))
+    rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

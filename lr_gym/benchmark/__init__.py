@@ -1,0 +1,1 @@
+"""The benchmark: contestants in plain training loops, statistics, and the report."""

@@ -1,0 +1,160 @@
+"""The controller's side of a training: how a policy is wired to a base optimizer, and what it carries along.
+
+`ControlSpec` is saved in every policy file. `ControlState` is the little that lives between decisions. Environment and
+deployed optimizer both take `decide_observation` and `apply_action` from here, so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lr_gym.action import action_mode, check_controls, decode, move
+from lr_gym.layers import check_control
+from lr_gym.observation import (
+    DEFAULT_FEATURES,
+    Memory,
+    Observed,
+    check_features,
+    empty_memory,
+    observe,
+    remember,
+)
+from lr_gym.schedules import base_schedule
+from lr_gym.types import Hyperparams, LayerStats, check_count
+from lr_gym.update import base_rule
+
+__all__ = ["ControlSpec", "ControlState", "apply_action", "decide_observation", "initial_state"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlSpec:
+    """How a policy observes and acts: everything that must be equal when it learns and when it is deployed.
+
+    Attributes:
+        control: "per_layer" or "global".
+        controls: the hyperparameters it sets, a part of ("lr", "momentum", "noise").
+        action: a name of ACTIONS.
+        base: a name of RULES; adam and adamw differ in weight decay only and may stand in for each other.
+        schedule: a name of SCHEDULES that multiplies the learning rate at every inner step.
+        decisions: decisions per training; one falls every max(1, horizon // decisions) inner steps.
+        features: names of FEATURES, in order.
+
+    Raises:
+        ValueError: for an unknown name or a value out of range, naming the field.
+    """
+
+    control: str = "per_layer"
+    controls: tuple[str, ...] = ("lr",)
+    action: str = "recursive"
+    base: str = "adamw"
+    schedule: str = "wsd"
+    decisions: int = 50
+    features: tuple[str, ...] = DEFAULT_FEATURES
+
+    def __post_init__(self) -> None:
+        """Validate at the border."""
+        check_control(self.control)
+        action_mode(self.action)
+        base_rule(self.base)
+        base_schedule(self.schedule)
+        object.__setattr__(self, "controls", check_controls(self.controls))
+        object.__setattr__(self, "features", check_features(self.features))
+        check_count("decisions", self.decisions)
+
+    def check_base(self, base: str) -> None:
+        """Raise a ValueError where `base` is not the optimizer the policy was trained on."""
+        if base_rule(base).family != base_rule(self.base).family:
+            raise ValueError(f"the policy was trained on base={self.base!r}; it cannot drive base={base!r}")
+
+    def interval(self, horizon: int) -> int:
+        """Inner steps between two decisions of a training of `horizon` steps."""
+        return max(1, horizon // self.decisions)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ControlSpec:
+        """Inverse of `to_json`; a ValueError names unknown or missing fields."""
+        expected = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != expected:
+            raise ValueError(f"control has fields {sorted(values)}, expected {sorted(expected)}")
+        return cls(**{**values, "controls": tuple(values["controls"]), "features": tuple(values["features"])})
+
+
+class ControlState(NamedTuple):
+    """What a controller carries from one inner step to the next.
+
+    Attributes:
+        memory: of the observation.
+        offset: (B, L, A) position of each control.
+        action: (B, L, A) the last action.
+        loss_sum: (B,) sum of the training losses since the last decision.
+        loss_count: (B,) how many there were.
+    """
+
+    memory: Memory
+    offset: Tensor
+    action: Tensor
+    loss_sum: Tensor
+    loss_count: Tensor
+
+    def add_loss(self, loss: Tensor) -> ControlState:
+        """Take note of one more inner step's training loss (B,)."""
+        return self._replace(loss_sum=self.loss_sum + loss, loss_count=self.loss_count + 1.0)
+
+
+def initial_state(spec: ControlSpec, runs: int, layers: int, like: Tensor) -> ControlState:
+    """State before the first step, on the device and of the dtype of `like`."""
+    zeros = like.new_zeros(runs, layers, len(spec.controls))
+    return ControlState(
+        empty_memory(runs, layers, like), zeros, zeros.clone(), like.new_zeros(runs), like.new_zeros(runs)
+    )
+
+
+def decide_observation(
+    spec: ControlSpec,
+    state: ControlState,
+    stats: LayerStats,
+    hyper: Hyperparams,
+    progress: Tensor,
+    loss_known: Tensor,
+    progress_known: Tensor,
+) -> tuple[Tensor, ControlState]:
+    """A decision is due: update the memory and observe.
+
+    Args:
+        spec: of the policy.
+        state: with the losses since the last decision.
+        stats: of the pending gradient.
+        hyper: in force until now, (B, L) each.
+        progress: (B,) step over horizon.
+        loss_known: (B,) 1 where losses may be shown.
+        progress_known: (B,) 1 where progress may be shown.
+
+    Returns:
+        Observation (B, L, F) and the state with its loss sums emptied.
+    """
+    memory = remember(state.memory, stats, state.loss_sum / state.loss_count)
+    observed = Observed(stats, memory, hyper, state.offset, state.action, progress, loss_known, progress_known)
+    empty = torch.zeros_like(state.loss_sum)
+    state = state._replace(memory=memory, loss_sum=empty, loss_count=empty.clone())
+    return observe(spec.features, observed), state
+
+
+def apply_action(
+    spec: ControlSpec, state: ControlState, action: Tensor, base: Hyperparams
+) -> tuple[Hyperparams, ControlState]:
+    """Decode an action (B, L, A) into hyperparameters, which hold until the next decision.
+
+    `base.lr` is the learning rate without the base schedule: the schedule moves at every inner step and multiplies
+    what comes out of here.
+    """
+    offset = move(action_mode(spec.action), state.offset, action)
+    state = state._replace(offset=offset, action=action.to(offset.dtype))
+    return decode(spec.controls, offset, base), state

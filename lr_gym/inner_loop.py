@@ -1,0 +1,233 @@
+"""B inner trainings of one task in lock-step: initial parameters, gradients, updates, losses.
+
+The state always holds the gradient of a minibatch that has not been applied yet, which is what `optimizer.step()` finds
+after `loss.backward()`. State goes in and comes out; its large tensors are updated in place, so an old state must not
+be used again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lr_gym.layer_stats import measure
+from lr_gym.layers import Layout, layout_of_named
+from lr_gym.rng import Stream, integers
+from lr_gym.rows import put_rows, take_rows
+from lr_gym.tasks.models import initial_parameters
+from lr_gym.tasks.stacked import stacked_forward
+from lr_gym.tasks.task import SPLITS, Split, Task
+from lr_gym.types import Hyperparams, LayerStats
+from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
+
+__all__ = ["InnerLoop", "InnerState", "minibatch"]
+
+
+class InnerState(NamedTuple):
+    """B trainings; changes at every inner step.
+
+    Attributes:
+        run_seed: (B,) int64; with the hyperparameters it determines the training.
+        step: (B,) int64 updates made so far.
+        params: per parameter (B, *shape).
+        firsts: per parameter (B, *shape) momentum buffer or first moment.
+        seconds: per parameter (B, *shape) second moment; empty for SGD.
+        first_mass: (B, L) see `update.MomentScale`.
+        second_mass: (B,) the same of the second moment.
+        grads: per parameter (B, *shape) gradient of minibatch `step`, pending.
+        loss: (B,) loss of that minibatch.
+    """
+
+    run_seed: Tensor
+    step: Tensor
+    params: tuple[Tensor, ...]
+    firsts: tuple[Tensor, ...]
+    seconds: tuple[Tensor, ...]
+    first_mass: Tensor
+    second_mass: Tensor
+    grads: tuple[Tensor, ...]
+    loss: Tensor
+
+
+def minibatch(run_seed: Tensor, step: Tensor, batch_size: int, examples: int) -> Tensor:
+    """Indices of minibatch `step` of each run, drawn uniformly with replacement.
+
+    Args:
+        run_seed: int64 of any shape S.
+        step: int64 broadcastable to S.
+        batch_size: b.
+        examples: size of the gradient split.
+
+    Returns:
+        int64 S + (b,).
+    """
+    return integers(run_seed, Stream.BATCH, step, batch_size, examples)
+
+
+class InnerLoop:
+    """The batched training of one task with one base optimizer."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        base: str = "adamw",
+        control: str = "per_layer",
+        noise: bool = False,
+        weight_decay: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Load the task's data onto the device.
+
+        Args:
+            task: what is trained.
+            base: a name of RULES.
+            control: "per_layer" or "global".
+            noise: whether `Hyperparams.noise` is looked at; drawing it costs more than the update.
+            weight_decay: whether `Hyperparams.weight_decay` is looked at.
+            device: where everything lives.
+            dtype: of parameters and inputs.
+        """
+        self.task = task
+        self.rule = base_rule(base)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.data = task.data().to(self.device, dtype)
+        with torch.random.fork_rng(devices=[]):  # torch's own initial values, which nobody looks at, cost no one a draw
+            self.model = task.model()
+        named = list(self.model.named_parameters())
+        self.names = tuple(name for name, _ in named)
+        self.layout: Layout = layout_of_named(named, control)
+        self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
+        self._noise = noise
+        self._weight_decay = weight_decay
+
+    def init(self, run_seed: Tensor) -> InnerState:
+        """Start a training for each seed, int64 (B,), and take the first gradient."""
+        run_seed = run_seed.to(self.device)
+        params = initial_parameters(self.model, run_seed, self.dtype)
+        runs, zeros = len(run_seed), tuple(torch.zeros_like(p) for p in params)
+        state = InnerState(
+            run_seed=run_seed,
+            step=torch.zeros_like(run_seed),
+            params=params,
+            firsts=zeros,
+            seconds=tuple(torch.zeros_like(p) for p in params) if self.rule.family == "adam" else (),
+            first_mass=params[0].new_zeros(runs, self.layout.num_layers),
+            second_mass=params[0].new_zeros(runs),
+            grads=(),
+            loss=params[0].new_zeros(runs),
+        )
+        return self._gradient(state, self._indices(state, 0, 1)[:, 0])
+
+    def advance(
+        self, state: InnerState, hyper: Hyperparams, factor: Tensor, limit: NDArray[np.int64] | None = None
+    ) -> tuple[InnerState, Tensor]:
+        """Make K inner steps under one set of hyperparameters.
+
+        Args:
+            state: not to be used afterwards.
+            hyper: (B, L) each; its lr is multiplied by the factor of the step.
+            factor: (K, B) base schedule of each step.
+            limit: (B,) how many of the K steps each run takes, None for all.
+
+        Returns:
+            The state, and losses (K, B) of the minibatches drawn after each step, NaN for steps not taken.
+        """
+        steps = len(factor)
+        indices = self._indices(state, 1, steps)
+        limit = np.full(len(state.step), steps) if limit is None else limit
+        losses: list[Tensor] = []
+        for k in range(steps):
+            idle = torch.from_numpy(np.flatnonzero(limit <= k)).to(self.device)
+            kept = take_rows(state, idle) if len(idle) else None
+            state = self._gradient(self._apply(state, hyper, factor[k]), indices[:, k])
+            losses.append(state.loss)
+            if kept is not None:
+                losses[-1] = state.loss.index_fill(0, idle, torch.nan)
+                state = put_rows(state, idle, kept)
+        return state, torch.stack(losses)
+
+    def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
+        """Per-layer statistics of the pending gradient, (B, L) each."""
+        scales = [self._scale(state, layer) for layer in self.layout.layer_of]
+        momenta = [hyper.momentum[:, layer] for layer in self.layout.layer_of]
+        seconds = state.seconds or (None,) * len(state.params)
+        return measure(
+            self.rule,
+            self.layout,
+            state.params,
+            state.grads,
+            state.firsts,
+            seconds,
+            scales,
+            momenta,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, state: InnerState, split: str) -> Tensor:
+        """Mean loss of each run on a split, one of SPLITS: (B,)."""
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        examples: Split = getattr(self.data, split)
+        runs = len(state.step)
+        inputs = examples.inputs.unsqueeze(0).expand(runs, *examples.inputs.shape)
+        targets = examples.targets.unsqueeze(0).expand(runs, *examples.targets.shape)
+        return self._losses(state.params, inputs, targets)
+
+    def _losses(self, params: tuple[Tensor, ...], inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = stacked_forward(self.model, dict(zip(self.names, params, strict=True)), inputs)
+        each = self.task.loss(outputs.flatten(0, 1), targets.flatten(0, 1))
+        return each.view(len(inputs), -1).mean(1)
+
+    def _indices(self, state: InnerState, first: int, count: int) -> Tensor:
+        """Minibatches state.step + first, ..., count of them: (B, count, b)."""
+        steps = state.step.unsqueeze(1) + torch.arange(first, first + count, device=self.device)
+        seeds = state.run_seed.unsqueeze(1).expand_as(steps)
+        return minibatch(seeds, steps, self.task.batch_size, len(self.data.gradient.inputs))
+
+    def _gradient(self, state: InnerState, indices: Tensor) -> InnerState:
+        """Gradient of the mean loss over the minibatch `indices` (B, b); rows do not touch each other."""
+        inputs, targets = (part[indices] for part in self.data.gradient)
+        leaves = tuple(p.detach().requires_grad_() for p in state.params)
+        with torch.enable_grad():
+            loss = self._losses(leaves, inputs, targets)
+            grads = torch.autograd.grad(loss.sum(), leaves)
+        return state._replace(grads=grads, loss=loss.detach())
+
+    def _scale(self, state: InnerState, layer: int) -> MomentScale:
+        return MomentScale(state.first_mass[:, layer], state.second_mass)
+
+    def _apply(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> InnerState:
+        """Apply the pending gradient with lr * factor, factor (B,)."""
+        lr = hyper.lr * factor.unsqueeze(1)
+        scales = [
+            self._scale(state, layer).advanced(self.rule, hyper.momentum[:, layer])
+            for layer in range(self.layout.num_layers)
+        ]
+        for i, layer in enumerate(self.layout.layer_of):
+            grad, noise = state.grads[i], None
+            if self._noise:
+                noise = gradient_noise(grad, hyper.noise[:, layer], state.run_seed, state.step, self._starts[i])
+            step_(
+                self.rule,
+                state.params[i],
+                grad,
+                state.firsts[i],
+                state.seconds[i] if state.seconds else None,
+                scales[layer],
+                lr=lr[:, layer],
+                momentum=hyper.momentum[:, layer],
+                weight_decay=hyper.weight_decay[:, layer] if self._weight_decay else None,
+                noise=noise,
+            )
+        return state._replace(
+            step=state.step + 1,
+            first_mass=torch.stack([scale.mass for scale in scales], dim=1),
+            second_mass=scales[0].second,
+        )

@@ -1,0 +1,95 @@
+"""Which parameter tensor belongs to which layer.
+
+A layer is what one row of control acts on. By default it is one module that owns parameters directly, so a weight and
+its bias share a row; with control="global" the whole model is one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["CONTROLS", "Layout", "check_control", "layout_of_named", "layout_of_tensors"]
+
+CONTROLS = ("per_layer", "global")
+
+
+class Layout(NamedTuple):
+    """The layers of a model, in the order of its parameters.
+
+    Attributes:
+        names: L layer names.
+        layer_of: for each parameter tensor the index of its layer.
+        sizes: for each parameter tensor its number of elements.
+    """
+
+    names: tuple[str, ...]
+    layer_of: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.names)
+
+    def layer_sizes(self) -> list[int]:
+        """Number of elements of each layer, at least 1 so that it can divide."""
+        totals = [0] * self.num_layers
+        for layer, size in zip(self.layer_of, self.sizes, strict=True):
+            totals[layer] += size
+        return [max(1, total) for total in totals]
+
+    def pool(self, per_tensor: Sequence[Tensor]) -> Tensor:
+        """Sum (B,) values of each tensor over the tensors of each layer: (B, L)."""
+        columns: list[list[Tensor]] = [[] for _ in self.names]
+        for layer, value in zip(self.layer_of, per_tensor, strict=True):
+            columns[layer].append(value)
+        return torch.stack([torch.stack(column).sum(0) for column in columns], dim=1)
+
+
+def check_control(control: str) -> str:
+    """Return `control` or raise a ValueError that lists the valid ones."""
+    if control not in CONTROLS:
+        raise ValueError(f"control must be one of {', '.join(CONTROLS)}; got {control!r}")
+    return control
+
+
+def _layout(keys: Sequence[str], sizes: Sequence[int], control: str) -> Layout:
+    if not keys:
+        raise ValueError("there is no parameter to control: the list of parameters is empty")
+    if check_control(control) == "global":
+        return Layout(("model",), (0,) * len(keys), tuple(sizes))
+    names = tuple(dict.fromkeys(keys))
+    index = {name: i for i, name in enumerate(names)}
+    return Layout(names, tuple(index[key] for key in keys), tuple(sizes))
+
+
+def layout_of_named(named: Iterable[tuple[str, Tensor]], control: str = "per_layer") -> Layout:
+    """Group named parameters by the module that owns them: everything before the last dot of the name.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    >>> layout_of_named(model.named_parameters()).names
+    ('0', '2')
+    """
+    named = list(named)
+    keys = [name.rpartition(".")[0] or name for name, _ in named]
+    return _layout(keys, [p.numel() for _, p in named], control)
+
+
+def layout_of_tensors(tensors: Iterable[Tensor], control: str = "per_layer") -> Layout:
+    """Group nameless parameters: each tensor of two or more dimensions opens a layer, smaller ones join the last.
+
+    >>> import torch
+    >>> layout_of_tensors(torch.nn.Linear(2, 3).parameters()).layer_of
+    (0, 0)
+    """
+    tensors = list(tensors)
+    keys, layer = [], 0
+    for i, tensor in enumerate(tensors):
+        layer += int(i > 0 and tensor.ndim >= 2)
+        keys.append(f"layer{layer}")
+    return _layout(keys, [p.numel() for p in tensors], control)

@@ -1,0 +1,250 @@
+"""FEATURES: what a policy sees of one layer, and the running memory that some of it needs.
+
+Every feature but log_lr is scale-free (a ratio, a cosine, a change), squashed into [-1, 1] and finite whatever the
+training does, so that a policy can be moved to layers, losses and learning rates that it never saw. The table is the
+only place where a feature is named: sizes, bounds, masks and the documentation are read off it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lr_gym.types import Hyperparams, LayerStats
+
+__all__ = [
+    "DEFAULT_FEATURES",
+    "FEATURES",
+    "Feature",
+    "Memory",
+    "Observed",
+    "check_features",
+    "empty_memory",
+    "observe",
+    "remember",
+]
+
+TINY = 1e-20  # keeps logarithms finite; far below any rms of a training that is alive
+SHORT, LONG = 0.5, 0.1  # weight of the newest decision in the short and the long running mean
+
+
+class Memory(NamedTuple):
+    """What is remembered from decision to decision; float, updated by `remember` only.
+
+    Attributes:
+        loss_seen: (B,) 1 once a loss was given, else 0.
+        initial_loss: (B,) the first loss given.
+        last_loss: (B,) mean loss of the interval before this decision.
+        loss_change: (B,) log of that over the interval before it.
+        short_loss: (B,) running mean of the log loss, newest weighs SHORT.
+        long_loss: (B,) the same, newest weighs LONG.
+        initial_param_rms: (B, L) when first seen to be positive.
+        log_grad: (B, L) running mean of log grad_rms, newest weighs LONG.
+    """
+
+    loss_seen: Tensor
+    initial_loss: Tensor
+    last_loss: Tensor
+    loss_change: Tensor
+    short_loss: Tensor
+    long_loss: Tensor
+    initial_param_rms: Tensor
+    log_grad: Tensor
+
+
+class Observed(NamedTuple):
+    """Everything that a feature may look at when a decision is due.
+
+    Attributes:
+        stats: per-layer statistics of the pending gradient.
+        memory: already updated with them.
+        hyper: in force until this decision.
+        offset: (B, L, A) position of each control, see `action`.
+        action: (B, L, A) the last action.
+        progress: (B,) step over horizon, in [0, 1].
+        loss_known: (B,) 1 where the features of the loss are shown, 0 where they are masked.
+        progress_known: (B,) the same for the features of progress.
+    """
+
+    stats: LayerStats
+    memory: Memory
+    hyper: Hyperparams
+    offset: Tensor
+    action: Tensor
+    progress: Tensor
+    loss_known: Tensor
+    progress_known: Tensor
+
+
+class Feature(NamedTuple):
+    """A row of FEATURES.
+
+    Attributes:
+        compute: Observed -> (B, L) or (B, 1) in [-1, 1].
+        about: one line for the documentation.
+        needs: "loss" or "progress" where the feature is 0 unless that is known, else "".
+    """
+
+    compute: Callable[[Observed], Tensor]
+    about: str
+    needs: str = ""
+
+
+def _log(x: Tensor) -> Tensor:
+    return torch.log(x + TINY)
+
+
+def _log_update_ratio(o: Observed) -> Tensor:
+    """log10 of update size over weight size: what the learning rate means to this layer."""
+    return (_log(o.hyper.lr * o.stats.update_rms) - _log(o.stats.param_rms)) / 2.302585
+
+
+def _log_snr(o: Observed) -> Tensor:
+    return 2.0 * (_log(o.stats.momentum_rms) - _log(o.stats.second_moment_rms)) / 2.302585
+
+
+def _depth(o: Observed) -> Tensor:
+    return torch.linspace(-1.0, 1.0, o.hyper.lr.shape[1]).to(o.hyper.lr).unsqueeze(0)
+
+
+def _column(per_run: Tensor) -> Tensor:
+    return per_run.unsqueeze(1)
+
+
+FEATURES: dict[str, Feature] = {
+    "update_ratio": Feature(
+        lambda o: torch.tanh((_log_update_ratio(o) + 2.5) / 1.5),
+        "log10 of rms(next update) / rms(weights), centred on 10^-2.5",
+    ),
+    "update_ratio_among_layers": Feature(
+        lambda o: torch.tanh(_log_update_ratio(o) - _log_update_ratio(o).mean(1, keepdim=True)),
+        "the same minus its mean over the layers",
+    ),
+    "grad_trend": Feature(
+        lambda o: torch.tanh(_log(o.stats.grad_rms) - o.memory.log_grad),
+        "log of rms(gradient) over its running geometric mean",
+    ),
+    "cosine": Feature(
+        lambda o: o.stats.cosine,
+        "cosine of pending gradient and momentum",
+    ),
+    "snr": Feature(
+        lambda o: torch.tanh((_log_snr(o) + 0.8) / 0.5),
+        "log10 of |m|^2 / v: signal over noise of the gradient across steps",
+    ),
+    "weight_growth": Feature(
+        lambda o: torch.tanh(2.0 * (_log(o.stats.param_rms) - _log(o.memory.initial_param_rms))),
+        "log of rms(weights) over its value at the start",
+    ),
+    "loss_ratio": Feature(
+        lambda o: _column(torch.tanh((o.memory.short_loss - _log(o.memory.initial_loss)) / 2.0)),
+        "log of the recent loss over the first one",
+        "loss",
+    ),
+    "loss_trend": Feature(
+        lambda o: _column(torch.tanh(4.0 * (o.memory.short_loss - o.memory.long_loss))),
+        "short minus long running mean of the log loss",
+        "loss",
+    ),
+    "loss_change": Feature(
+        lambda o: _column(torch.tanh(4.0 * o.memory.loss_change)),
+        "log of the last interval's mean loss over the one before",
+        "loss",
+    ),
+    "depth": Feature(_depth, "position of the layer, -1 for the first and 1 for the last"),
+    "progress": Feature(
+        lambda o: _column(2.0 * o.progress - 1.0),
+        "step over horizon, from -1 to 1",
+        "progress",
+    ),
+    "remaining": Feature(
+        lambda o: _column(1.0 + torch.log(1.02 - o.progress) / 2.0),
+        "log of what is left of the training: resolves its end",
+        "progress",
+    ),
+    "loss_known": Feature(
+        lambda o: _column(o.loss_known * o.memory.loss_seen),
+        "1 where the loss features are shown, 0 where masked",
+    ),
+    "progress_known": Feature(
+        lambda o: _column(o.progress_known), "1 where the progress features are shown, 0 where masked"
+    ),
+    "last_action_lr": Feature(lambda o: o.action[..., 0], "the last action on the lr"),
+    "momentum": Feature(
+        lambda o: torch.tanh(torch.log10((1.0 - o.hyper.momentum).clamp_min(1e-4)) + 1.0),
+        "log10 of 1 - momentum, centred on momentum 0.9",
+    ),
+    "noise": Feature(lambda o: o.hyper.noise.clamp(0.0, 1.0), "gradient noise over gradient, rms"),
+    "log_lr": Feature(
+        lambda o: torch.tanh((_log(o.hyper.lr) / 2.302585 + 3.0) / 2.0),
+        "log10 of the learning rate: not scale-free, does not transfer to other parameterisations",
+    ),
+}
+
+DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in ("momentum", "noise", "log_lr"))
+
+
+def check_features(features: Sequence[str]) -> tuple[str, ...]:
+    """Return `features` as a tuple or raise a ValueError that names the unknown one and lists the valid ones."""
+    if not features:
+        raise ValueError(f"features is empty; choose from {', '.join(FEATURES)}")
+    for name in features:
+        if name not in FEATURES:
+            raise ValueError(f"unknown feature {name!r}; choose from {', '.join(FEATURES)}")
+    return tuple(features)
+
+
+def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
+    """The memory before the first decision, on the device and of the dtype of `like`."""
+    zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
+    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(2)))
+
+
+def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
+    """Update the memory at a decision.
+
+    Args:
+        memory: before.
+        stats: at this decision.
+        mean_loss: (B,) mean loss since the last decision, NaN where none was given.
+    """
+    log_grad = _log(stats.grad_rms)
+    new_layer = memory.initial_param_rms == 0
+    known = torch.isfinite(mean_loss)
+    first_loss = known & (memory.loss_seen == 0)
+    loss = torch.where(known, mean_loss, memory.last_loss)
+    log_loss, last = _log(loss.clamp_min(0.0)), _log(memory.last_loss.clamp_min(0.0))
+
+    def running(mean: Tensor, weight: float) -> Tensor:
+        return torch.where(known, torch.where(first_loss, log_loss, torch.lerp(mean, log_loss, weight)), mean)
+
+    return Memory(
+        loss_seen=torch.where(known, torch.ones_like(loss), memory.loss_seen),
+        initial_loss=torch.where(first_loss, loss, memory.initial_loss),
+        last_loss=loss,
+        loss_change=torch.where(known & ~first_loss, log_loss - last, torch.zeros_like(loss)),
+        short_loss=running(memory.short_loss, SHORT),
+        long_loss=running(memory.long_loss, LONG),
+        initial_param_rms=torch.where(new_layer, stats.param_rms, memory.initial_param_rms),
+        log_grad=torch.where(new_layer, log_grad, torch.lerp(memory.log_grad, log_grad, LONG)),
+    )
+
+
+def observe(features: Sequence[str], observed: Observed) -> Tensor:
+    """The observation (B, L, F), F = len(features): finite and in [-1, 1], float32."""
+    shape = observed.hyper.lr.shape
+    known = {
+        "": torch.ones_like(observed.loss_known),
+        "loss": observed.loss_known * observed.memory.loss_seen,
+        "progress": observed.progress_known,
+    }
+    columns = []
+    for name in features:
+        feature = FEATURES[name]
+        value = feature.compute(observed)
+        value = torch.where(_column(known[feature.needs]) > 0, value, torch.zeros_like(value))
+        columns.append(value.expand(shape))
+    return torch.nan_to_num(torch.stack(columns, dim=-1).float(), nan=0.0).clamp(-1.0, 1.0)

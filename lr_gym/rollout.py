@@ -1,0 +1,42 @@
+"""Play a policy to the end of a batch of trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from lr_gym.policy import Policy
+from lr_gym.vector_env import LRControlVectorEnv
+
+__all__ = ["final_losses"]
+
+
+def final_losses(env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], split: str) -> NDArray[np.float64]:
+    """Loss on a split at the end of each training, inf where it diverged: (B,).
+
+    Args:
+        env: of continuous actions, made with autoreset_mode=DISABLED.
+        policy: plays deterministically.
+        seeds: row seed of each training.
+        split: one of SPLITS.
+    """
+    if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
+        raise ValueError("final_losses needs an environment made with autoreset_mode=AutoresetMode.DISABLED")
+    observation, _ = env.reset(seed=seeds)
+    losses = np.full(env.num_envs, np.inf)
+    finished = np.zeros(env.num_envs, dtype=bool)
+    while not finished.all():
+        action, _ = policy.predict(torch.from_numpy(observation))
+        observation, _, terminated, _, infos = env.step(action.numpy())
+        ended = terminated & ~finished
+        if ended.any():
+            survived = ended & ~infos["diverged"]
+            losses[survived] = env.evaluate(split)[survived]
+            finished |= ended
+            if not finished.all():  # diverged runs start over and are not looked at again
+                observation, _ = env.reset(options={"reset_mask": terminated})
+    return losses

@@ -1,0 +1,115 @@
+"""Figures while something runs: a JSON-lines file always, wandb where wanted. Only this file imports wandb."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lr_gym.files import write_atomically
+
+__all__ = ["PROGRESS", "WANDB_MODES", "Tracker", "read_progress"]
+
+PROGRESS = "progress.jsonl"
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+class Tracker:
+    """Logs rows of figures to `progress.jsonl` and, unless disabled, to wandb.
+
+    wandb never asks anything and never stops a run: "auto" is online where the user is logged in and offline elsewhere,
+    and a wandb that cannot start is reported once and then left alone.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        *,
+        wandb: str = "auto",
+        name: str,
+        resume_step: int | None = None,
+    ) -> None:
+        """Open the log.
+
+        Args:
+            folder: an existing folder; `progress.jsonl` and `wandb/` go into it.
+            config: plain values that describe the run.
+            wandb: one of WANDB_MODES.
+            name: of the wandb run.
+            resume_step: continue the log after this step and drop what came later; None starts a new one.
+        """
+        if wandb not in WANDB_MODES:
+            raise ValueError(f"wandb must be one of {', '.join(WANDB_MODES)}; got {wandb!r}")
+        path = folder / PROGRESS
+        kept = [] if resume_step is None else [row for row in read_progress(path) if row["step"] <= resume_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._start = time.monotonic()
+        self._run: Any = None
+        if wandb != "disabled":
+            self._run = _start_wandb(folder, config, wandb, name)
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        """Write one row of figures; `step` orders them."""
+        stamped = {"step": step, "seconds": round(time.monotonic() - self._start, 3), **row}
+        self._file.write(json.dumps(stamped) + "\n")
+        self._file.flush()
+        if self._run is not None:
+            self._run.log(row, step=step)
+
+    def save_file(self, path: Path, kind: str) -> None:
+        """Keep a file with the wandb run, as an artifact of the given kind."""
+        if self._run is not None:
+            self._run.log_artifact(str(path), type=kind)
+
+    def close(self) -> None:
+        """Flush and finish."""
+        self._file.close()
+        if self._run is not None:
+            self._run.finish(quiet=True)
+
+
+def read_progress(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last line that a kill cut short is dropped."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str) -> Any:
+    import wandb
+
+    if mode == "auto":
+        mode = "online" if _logged_in() else "offline"
+    try:
+        return wandb.init(
+            project="lr_gym",
+            name=name,
+            dir=folder,
+            config=config,
+            mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(console="off", silent=True, quiet=True),
+        )
+    except (wandb.Error, OSError) as error:
+        print(f"wandb could not start and is left out: {error}")
+        return None
+
+
+def _logged_in() -> bool:
+    """Whether an API key is at hand, without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,186 @@
+"""The base optimizers, as functions of one stacked parameter tensor: SGD with momentum, Adam and AdamW.
+
+Environment and deployed optimizer run these same lines. A tensor has shape (B, *shape); hyperparameters have shape
+(B,), one per run, and are those of the tensor's layer. Moments and parameters are updated in place.
+
+Every rule is written as `param -= lr * scale * direction`, which leaves a single pass for what differs between
+runs. With mass_t = beta1 mass_{t-1} + (1 - beta1) in Adam, the bias correction is exact for a beta1 that changes:
+
+    SGD    direction = buf,                    buf = mu buf + g,                  scale = 1
+    Adam   direction = m / (sqrt(v) + eps c),  m = beta1 m + (1 - beta1) g,       scale = c / mass
+                                               v = beta2 v + (1 - beta2) g^2,     c = sqrt(1 - beta2^t)
+
+which is Adam (Kingma & Ba 2015, section 2) with both corrections folded into scale and eps. AdamW decays the
+weights first (Loshchilov & Hutter 2019); SGD and Adam add weight_decay * param to the gradient, as torch.optim does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from lr_gym.rng import Stream, normal
+
+__all__ = [
+    "RULES",
+    "BaseRule",
+    "MomentScale",
+    "advance_moments_",
+    "base_rule",
+    "direction",
+    "gradient_noise",
+    "rms",
+    "step_",
+    "stretch",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRule:
+    """A base optimizer and its constants.
+
+    Attributes:
+        family: "sgd" or "adam": what decides which moments exist.
+        decoupled: whether weight decay acts on the weights (AdamW) or on the gradient.
+        momentum: mu or beta1 where no policy sets it.
+        beta2: decay of Adam's second moment.
+        eps: Adam's epsilon.
+    """
+
+    family: str
+    decoupled: bool = False
+    momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+RULES = {
+    "sgd": BaseRule("sgd"),
+    "adam": BaseRule("adam"),
+    "adamw": BaseRule("adam", decoupled=True),
+}
+
+
+def base_rule(base: str) -> BaseRule:
+    """Look up a rule of RULES; a ValueError lists the valid names."""
+    if base not in RULES:
+        raise ValueError(f"base must be one of {', '.join(RULES)}; got {base!r}")
+    return RULES[base]
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentScale:
+    """What turns raw moments into an unbiased update, one number per run.
+
+    Attributes:
+        mass: (B,) sum of the weights that the first moment has given to gradients so far.
+        second: (B,) the same of the second moment, 1 - beta2^t.
+    """
+
+    mass: Tensor
+    second: Tensor
+
+    def advanced(self, rule: BaseRule, momentum: Tensor) -> MomentScale:
+        """The masses after one more gradient."""
+        if rule.family == "sgd":
+            return MomentScale(self.mass * momentum + 1.0, self.second)
+        return MomentScale(
+            torch.lerp(self.mass, torch.ones_like(self.mass), 1.0 - momentum),
+            torch.lerp(self.second, torch.ones_like(self.second), 1.0 - rule.beta2),
+        )
+
+
+def stretch(per_run: Tensor, like: Tensor) -> Tensor:
+    """View (B,) so that it broadcasts over the elements of a (B, *shape) tensor."""
+    return per_run.view(per_run.shape + (1,) * (like.ndim - per_run.ndim))
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over all but the first dimension: (B,); 0 for a tensor without elements."""
+    if x.ndim == 1:
+        return x.abs()
+    count = max(1, x[0].numel())
+    norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)))
+    return norm * (1.0 / math.sqrt(count))
+
+
+def advance_moments_(rule: BaseRule, grad: Tensor, first: Tensor, second: Tensor | None, momentum: Tensor) -> None:
+    """Let `grad` join the moments, in place."""
+    if rule.family == "sgd":
+        first.mul_(stretch(momentum, first)).add_(grad)
+        return
+    assert second is not None
+    first.lerp_(grad, stretch(1.0 - momentum, first).to(first.dtype))
+    second.mul_(rule.beta2).addcmul_(grad, grad, value=1.0 - rule.beta2)
+
+
+def direction(
+    rule: BaseRule, first: Tensor, second: Tensor | None, scale: MomentScale
+) -> tuple[Tensor, Tensor | float]:
+    """Direction (B, *shape) and its factor (B,), so that the update at lr 1 is their product.
+
+    For SGD the direction is the momentum buffer itself: do not write to it.
+    """
+    if rule.family == "sgd":
+        return first, 1.0
+    assert second is not None
+    correction = scale.second.sqrt()
+    denominator = second.sqrt().add_(stretch(rule.eps * correction, second))
+    return torch.div(first, denominator, out=denominator), correction / scale.mass
+
+
+def gradient_noise(grad: Tensor, level: Tensor, run_seed: Tensor, step: Tensor | int, start: int) -> Tensor:
+    """Normal noise (B, *shape) of std level * rms(grad), both (B,); rms over the elements of this tensor.
+
+    Args:
+        grad: (B, *shape) gradient.
+        level: (B,) noise over gradient, rms.
+        run_seed: int64 (B,).
+        step: inner step, int or (B,).
+        start: number of parameter elements before this tensor, so that no two elements share a number.
+    """
+    count = grad[0].numel()
+    draw = normal(run_seed, Stream.NOISE, step, count, start=start, dtype=grad.dtype).view(grad.shape)
+    return draw * stretch(level * rms(grad), grad).to(grad.dtype)
+
+
+def step_(
+    rule: BaseRule,
+    param: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    scale: MomentScale,
+    *,
+    lr: Tensor,
+    momentum: Tensor,
+    weight_decay: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> None:
+    """One step of the base optimizer on one tensor, in place.
+
+    Args:
+        rule: the base optimizer.
+        param: (B, *shape) parameters.
+        grad: (B, *shape) gradient; not written to.
+        first: (B, *shape) momentum buffer or first moment.
+        second: (B, *shape) second moment, None for SGD.
+        scale: masses that already count this gradient (`MomentScale.advanced`).
+        lr: (B,) learning rate.
+        momentum: (B,) mu or beta1.
+        weight_decay: (B,), None for none.
+        noise: (B, *shape) to add to the gradient, None for none.
+    """
+    if noise is not None:
+        grad = grad + noise
+    if weight_decay is not None:
+        if rule.decoupled:
+            param.mul_(stretch(1.0 - lr * weight_decay, param))
+        else:
+            grad = torch.addcmul(grad, param, stretch(weight_decay, param).to(grad.dtype))
+    advance_moments_(rule, grad, first, second, momentum)
+    way, factor = direction(rule, first, second, scale)
+    param.sub_(way * stretch(lr * factor, param))

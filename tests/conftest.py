@@ -1,0 +1,7 @@
+"""One thread for the whole session: results do not depend on it, run time on shared machines does."""
+
+from __future__ import annotations
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,109 @@
+"""The statistics of each layer against a loop over runs and layers that concatenates everything."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lr_gym.layer_stats import measure
+from lr_gym.layers import Layout
+from lr_gym.types import LayerStats
+from lr_gym.update import RULES, MomentScale, base_rule, step_
+
+SHAPES = [(4, 3), (4,), (2, 4), (), (2, 2, 2)]
+LAYOUT = Layout(("a", "b", "c"), (0, 0, 1, 2, 1), tuple(math.prod(shape) for shape in SHAPES))
+RUNS = 3
+
+
+def draw(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(RUNS, *shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+
+
+def trained(base, steps):
+    """Arguments of `measure` after some steps with a momentum that differs between runs, layers and steps."""
+    rule = base_rule(base)
+    params, firsts = draw(0), [torch.zeros_like(p) for p in draw(0)]
+    seconds = [torch.zeros_like(p) if rule.family == "adam" else None for p in params]
+    zero, momenta = torch.zeros(RUNS, dtype=torch.float64), []
+    scales = [MomentScale(zero, zero) for _ in SHAPES]
+    for step in range(steps + 1):
+        by_layer = torch.rand(3, RUNS, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        momenta = [by_layer[layer] for layer in LAYOUT.layer_of]
+        grads = draw(step + 1)
+        if step < steps:
+            scales = [scale.advanced(rule, m) for scale, m in zip(scales, momenta, strict=True)]
+            lr = torch.full((RUNS,), 0.1, dtype=torch.float64)
+            for p, g, f, s, scale, m in zip(params, grads, firsts, seconds, scales, momenta, strict=True):
+                step_(rule, p, g, f, s, scale, lr=lr, momentum=m)
+    return rule, LAYOUT, params, grads, firsts, seconds, scales, momenta
+
+
+def naive(rule, layout, params, grads, firsts, seconds, scales, momenta):
+    """The definitions of LayerStats, one run and one layer at a time."""
+    table = torch.zeros(len(LayerStats._fields), RUNS, layout.num_layers, dtype=torch.float64)
+    for run in range(RUNS):
+        for layer in range(layout.num_layers):
+            members = [i for i, owner in enumerate(layout.layer_of) if owner == layer]
+            whole = lambda tensors, run=run, members=members: torch.cat([tensors[i][run].reshape(-1) for i in members])
+            size = lambda x: x.square().mean().sqrt()
+            param, grad, first = whole(params), whole(grads), whole(firsts)
+            scale, momentum = scales[members[0]], momenta[members[0]][run]
+            mass, second_mass = scale.mass[run], scale.second[run]
+            if rule.family == "sgd":
+                update, second = momentum * first + grad, grad.square()
+            else:
+                second = whole(seconds)
+                next_first = momentum * first + (1 - momentum) * grad
+                next_second = rule.beta2 * second + (1 - rule.beta2) * grad.square()
+                unbiased = next_first / (momentum * mass + 1 - momentum)
+                root = (next_second / (rule.beta2 * second_mass + 1 - rule.beta2)).sqrt()
+                update = unbiased / (root + rule.eps)
+                second = second / second_mass if second_mass > 0 else second
+            unbiased_first = first / mass if mass > 0 else first
+            norms = grad.norm() * first.norm()
+            cosine = grad @ first / norms if norms > 0 else torch.zeros(())
+            values = size(param), size(grad), size(unbiased_first), second.mean().sqrt(), size(update), cosine
+            table[:, run, layer] = torch.stack([v.double() for v in values])
+    return LayerStats(*table)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("base", RULES)
+def test_measure_equals_naive_loop(base, steps):
+    arguments = trained(base, steps)
+    for name, got, expected in zip(LayerStats._fields, measure(*arguments), naive(*arguments), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("base", RULES)
+def test_measure_changes_nothing(base):
+    arguments = trained(base, 3)
+    tensors = [t for part in arguments[2:6] for t in part if t is not None]
+    tensors += [t for scale in arguments[6] for t in (scale.mass, scale.second)] + arguments[7]
+    before = [t.clone() for t in tensors]
+    measure(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("base", RULES)
+def test_a_run_that_diverged_touches_no_other(base):
+    arguments = trained(base, 3)
+    expected = [value[1:].clone() for value in measure(*arguments)]
+    for tensors in arguments[2:5]:
+        for tensor in tensors:
+            tensor[0] = math.nan
+    for value, clean in zip(measure(*arguments), expected, strict=True):
+        assert torch.equal(value[1:], clean)
+
+
+@pytest.mark.parametrize("base", RULES)
+def test_zero_gradients_are_measured(base):
+    arguments = list(trained(base, 0))
+    arguments[3] = [torch.zeros_like(g) for g in arguments[3]]
+    stats = measure(*arguments)
+    assert all(torch.isfinite(value).all() for value in stats)
+    assert not stats.update_rms.any()
+    assert not stats.cosine.any()

@@ -1,0 +1,70 @@
+"""Which parameter belongs to which layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from lr_gym.layers import CONTROLS, Layout, layout_of_named, layout_of_tensors
+
+
+def test_named_layers_are_the_modules_that_own_parameters():
+    model = torchvision.models.resnet18()
+    owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    layout = layout_of_named(model.named_parameters())
+    assert layout.names == tuple(owners)
+    assert layout.num_layers == 41
+    assert sum(layout.layer_sizes()) == sum(p.numel() for p in model.parameters())
+    for (name, param), layer, size in zip(model.named_parameters(), layout.layer_of, layout.sizes, strict=True):
+        assert model.get_submodule(layout.names[layer])._parameters[name.rpartition(".")[2]] is param
+        assert size == param.numel()
+
+
+def test_name_without_a_dot_is_its_own_layer():
+    assert layout_of_named([("scale", torch.ones(2)), ("fc.weight", torch.ones(2, 2))]).names == ("scale", "fc")
+
+
+def test_layers_of_interleaved_names_stay_together():
+    named = [(name, torch.ones(1)) for name in ("a.weight", "b.weight", "a.bias", "b.bias")]
+    assert layout_of_named(named).layer_of == (0, 1, 0, 1)
+
+
+def test_tensors_of_two_dimensions_open_a_layer():
+    shapes = [(4,), (3, 2), (3,), (), (2, 2, 2), (5, 1)]
+    assert layout_of_tensors(torch.zeros(shape) for shape in shapes).layer_of == (0, 1, 1, 1, 2, 3)
+
+
+def test_tensors_of_an_mlp_give_the_layers_of_its_names():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4, bias=False), nn.Linear(4, 1))
+    assert layout_of_tensors(model.parameters()).layer_of == layout_of_named(model.named_parameters()).layer_of
+
+
+def test_global_is_one_layer():
+    params = [torch.zeros(2, 3), torch.zeros(4)]
+    layout = layout_of_tensors(params, "global")
+    assert layout == Layout(("model",), (0, 0), (6, 4))
+    assert layout.layer_sizes() == [10]
+
+
+def test_empty_layer_has_size_one():
+    assert layout_of_tensors([torch.zeros(0, 3)]).layer_sizes() == [1]
+
+
+def test_pool_sums_the_tensors_of_each_layer():
+    layout = Layout(("a", "b"), (0, 1, 0), (1, 1, 1))
+    pooled = layout.pool([torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]), torch.tensor([100.0, 200.0])])
+    assert pooled.tolist() == [[101.0, 10.0], [202.0, 20.0]]
+
+
+@pytest.mark.parametrize("build", [layout_of_named, layout_of_tensors])
+def test_no_parameters_is_an_error(build):
+    with pytest.raises(ValueError, match="empty"):
+        build([])
+
+
+def test_unknown_control_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="control") as error:
+        layout_of_tensors([torch.zeros(1)], "per_tensor")
+    assert all(name in str(error.value) for name in CONTROLS)

@@ -1,0 +1,196 @@
+"""Features are finite and bounded whatever happens, masked where nothing is known, and remember what they should."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lr_gym.observation import (
+    DEFAULT_FEATURES,
+    FEATURES,
+    Memory,
+    Observed,
+    check_features,
+    empty_memory,
+    observe,
+    remember,
+)
+from lr_gym.types import Hyperparams, LayerStats
+
+ABSURD = (0.0, math.inf, math.nan, 1e30, -1e30, 1e-30, 1.0)
+ALL = tuple(FEATURES)
+
+
+def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = None) -> Observed:
+    """Everything equal to one value."""
+    b, bl = torch.full((runs,), value), torch.full((runs, layers), value)
+    remembered = value if memory is None else memory
+    return Observed(
+        stats=LayerStats(*(bl,) * 6),
+        memory=Memory(*(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 2),
+        hyper=Hyperparams(*(bl,) * 4),
+        offset=bl.unsqueeze(-1),
+        action=bl.unsqueeze(-1),
+        progress=b,
+        loss_known=torch.ones(runs),
+        progress_known=torch.ones(runs),
+    )
+
+
+def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
+    """Plausible random numbers in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    b = lambda: torch.rand(runs, generator=generator, dtype=torch.float64) + 0.1
+    bl = lambda: torch.rand(runs, layers, generator=generator, dtype=torch.float64) + 0.1
+    stats = LayerStats(*(bl() for _ in range(5)), bl() - 0.6)
+    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl())
+    hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
+    rows = bl().unsqueeze(-1)
+    known = torch.ones(runs, dtype=torch.float64)
+    return Observed(stats, memory, hyper, rows, rows - 0.5, b() * 0.9, known, known)
+
+
+@pytest.mark.parametrize(("value", "memory"), [*itertools.product(ABSURD, ABSURD)])
+def test_every_feature_is_finite_and_bounded(value, memory):
+    observation = observe(ALL, filled(value, memory=memory))
+    assert observation.shape == (2, 3, len(ALL))
+    assert observation.dtype == torch.float32
+    assert torch.isfinite(observation).all()
+    assert observation.abs().max() <= 1
+
+
+@pytest.mark.parametrize("value", ABSURD)
+def test_memory_of_absurd_stats_still_gives_bounded_features(value):
+    observed = filled(value)
+    memory = empty_memory(2, 3, torch.zeros(()))
+    for other in (value, 1.0, value, value):
+        memory = remember(memory, LayerStats(*(torch.full((2, 3), other),) * 6), torch.full((2,), other))
+        observation = observe(ALL, observed._replace(memory=memory))
+        assert torch.isfinite(observation).all()
+        assert observation.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_column_depends_only_on_its_own_name(name):
+    observed = ordinary()
+    torch.testing.assert_close(observe((name,), observed)[..., 0], observe(ALL, observed)[..., ALL.index(name)])
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_row_depends_only_on_its_own_run(name):
+    both, other = ordinary(0), ordinary(1)
+    swap = lambda a, b: torch.stack([a[0], b[1]])
+    mixed = Observed(*(
+        type(a)(*(swap(x, y) for x, y in zip(a, b, strict=True))) if isinstance(a, tuple) else swap(a, b)
+        for a, b in zip(both, other, strict=True)
+    ))  # fmt: skip
+    assert torch.equal(observe((name,), mixed)[0], observe((name,), both)[0])
+    assert torch.equal(observe((name,), mixed)[1], observe((name,), other)[1])
+
+
+@pytest.mark.parametrize("name", [name for name in FEATURES if name not in ("depth", "loss_known", "progress_known")])
+def test_every_feature_says_something(name):
+    assert not torch.allclose(observe((name,), ordinary(0)), observe((name,), ordinary(1)))
+
+
+@pytest.mark.parametrize("hidden", ["loss", "progress"])
+def test_masked_features_are_zero_and_say_so(hidden):
+    mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    observed = ordinary()
+    masked = observe(ALL, observed._replace(**{f"{hidden}_known": mask}))
+    plain = observe(ALL, observed)
+    for i, name in enumerate(ALL):
+        assert torch.equal(masked[0, :, i], plain[0, :, i])
+        if FEATURES[name].needs == hidden or name == f"{hidden}_known":
+            assert plain[1, :, i].all()
+            assert not masked[1, :, i].any()
+        else:
+            assert torch.equal(masked[1, :, i], plain[1, :, i])
+
+
+def test_loss_features_are_masked_until_a_loss_was_seen():
+    observed = ordinary()
+    unseen = observed._replace(memory=observed.memory._replace(loss_seen=torch.zeros(2).double()))
+    for name, feature in FEATURES.items():
+        if feature.needs == "loss" or name == "loss_known":
+            assert not observe((name,), unseen).any()
+
+
+def test_formulas_in_plain_python():
+    """The documented meaning of features that other code relies on."""
+    o = ordinary()
+    stats, memory, run, layer = o.stats, o.memory, 1, 2
+    at = lambda table: table[run, layer].item()
+    ratio = lambda i: math.log10(o.hyper.lr[run, i] * stats.update_rms[run, i] / stats.param_rms[run, i])
+    progress = o.progress[run].item()
+    expected = {
+        "update_ratio": math.tanh((ratio(layer) + 2.5) / 1.5),
+        "update_ratio_among_layers": math.tanh(ratio(layer) - sum(map(ratio, range(3))) / 3),
+        "grad_trend": math.tanh(math.log(at(stats.grad_rms)) - at(memory.log_grad)),
+        "cosine": at(stats.cosine),
+        "weight_growth": math.tanh(2 * math.log(at(stats.param_rms) / at(memory.initial_param_rms))),
+        "loss_trend": math.tanh(4 * (memory.short_loss[run] - memory.long_loss[run]).item()),
+        "depth": 1.0,
+        "progress": 2 * progress - 1,
+        "last_action_lr": at(o.action[..., 0]),
+        "log_lr": math.tanh((math.log10(at(o.hyper.lr)) + 3) / 2),
+        "noise": at(o.hyper.noise),
+    }
+    got = observe(tuple(expected), o)[run, layer].tolist()
+    assert got == pytest.approx(list(expected.values()), abs=1e-5)
+
+
+def test_update_ratio_does_not_see_the_scale_of_the_loss():
+    """Scaling loss and gradients by 1000 changes nothing that a policy sees, except the loss's own history."""
+    o = ordinary()
+    scaled = o._replace(
+        stats=o.stats._replace(grad_rms=o.stats.grad_rms * 1e3, momentum_rms=o.stats.momentum_rms * 1e3,
+                               second_moment_rms=o.stats.second_moment_rms * 1e3),
+        memory=o.memory._replace(log_grad=o.memory.log_grad + math.log(1e3),
+                                 initial_loss=o.memory.initial_loss * 1e3,
+                                 short_loss=o.memory.short_loss + math.log(1e3),
+                                 long_loss=o.memory.long_loss + math.log(1e3)),
+    )  # fmt: skip
+    torch.testing.assert_close(observe(DEFAULT_FEATURES, scaled), observe(DEFAULT_FEATURES, o), atol=1e-5, rtol=0)
+
+
+def test_memory_equals_a_loop_over_numbers():
+    """Losses given at some decisions only, and a layer whose weights are zero at first (a bias)."""
+    losses = [2.0, math.nan, 1.5, 0.7, math.nan, 0.9]
+    weights, grads = [0.0, 0.0, 0.5, 0.6, 0.7, 0.8], [1.0, 2.0, 4.0, 1.0, 0.5, 3.0]
+    memory = empty_memory(1, 1, torch.zeros((), dtype=torch.float64))
+    seen, short, long, change, last, first, start, log_grad = 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for loss, weight, grad in zip(losses, weights, grads, strict=True):
+        table = lambda x: torch.full((1, 1), x, dtype=torch.float64)
+        stats = LayerStats(*(table(x) for x in (weight, grad, 0.0, 0.0, 0.0, 0.0)))
+        memory = remember(memory, stats, torch.tensor([loss], dtype=torch.float64))
+
+        log_grad = math.log(grad) if start == 0 else 0.9 * log_grad + 0.1 * math.log(grad)
+        start = weight if start == 0 else start
+        change = 0.0
+        if not math.isnan(loss):
+            log = math.log(loss)
+            if seen:
+                short, long, change = 0.5 * short + 0.5 * log, 0.9 * long + 0.1 * log, log - math.log(last)
+            else:
+                first, short, long = loss, log, log
+            seen, last = 1, loss
+        got = [value.item() for value in memory]
+        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad], abs=1e-9)
+
+
+def test_memory_of_one_run_ignores_the_others():
+    stats = LayerStats(*(torch.tensor([[1.0], [math.nan]]),) * 6)
+    both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]))
+    alone = remember(empty_memory(1, 1, torch.zeros(())), LayerStats(*(s[:1] for s in stats)), torch.tensor([1.0]))
+    for a, b in zip(both, alone, strict=True):
+        assert torch.equal(a[:1], b)
+
+
+@pytest.mark.parametrize("features", [(), ("depth", "loss"), "depth"])
+def test_wrong_features_are_refused(features):
+    with pytest.raises(ValueError, match="feature"):
+        check_features(features)

@@ -1,0 +1,566 @@
+"""PolicyOptimizer as an ordinary torch optimizer: exact resume, torch's own updates, odd parameters, no host sync."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, plain_run, random_policy
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lr_gym.action import ACTIONS, CONTROLLED, action_table
+from lr_gym.control import ControlSpec
+from lr_gym.layers import CONTROLS
+from lr_gym.optim import PolicyOptimizer
+from lr_gym.policy import MLPPolicy, constant_policy, save_policy
+from lr_gym.schedules import SCHEDULES, base_schedule
+from lr_gym.update import RULES
+
+TORCH = {
+    "sgd": lambda params, **options: torch.optim.SGD(params, lr=0.01, momentum=0.9, **options),
+    "adam": lambda params, **options: torch.optim.Adam(params, lr=0.01, **options),
+    "adamw": lambda params, **options: torch.optim.AdamW(params, lr=0.01, **options),
+}
+
+
+def spec_of(**options) -> ControlSpec:
+    return ControlSpec(**{"schedule": "constant", "decisions": 8, **options})
+
+
+def constant(**options) -> MLPPolicy:
+    return constant_policy(spec_of(**options), 5)
+
+
+def acting(**options) -> MLPPolicy:
+    """A policy that acts, on everything that can be controlled."""
+    return random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
+
+
+def train(optimizer, model, loss_at, steps, observe=True):
+    """Ordinary training steps; the parameters after each."""
+    trace = []
+    for step in steps:
+        optimizer.zero_grad()
+        loss = loss_at(step)
+        loss.backward()
+        if observe:
+            optimizer.observe(loss)
+        optimizer.step()
+        trace.append([p.detach().clone() for p in model.parameters()])
+    return trace
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(x, y, strict=True))
+
+
+def assert_close(model, twin, tolerance=1e-9):
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert (p - q).norm() <= tolerance * q.norm()
+
+
+def through_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+# Torch's own optimizers
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("base", RULES)
+def test_policy_that_never_acts_is_torch_optim(base, weight_decay, maximize, control):
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    policy = constant(base=base, control=control, controls=CONTROLLED)
+    options = {"weight_decay": weight_decay, "maximize": maximize}
+    optimizer = PolicyOptimizer(model.parameters(), policy, lr=0.01, total_steps=40, base=base, **options)
+    train(optimizer, model, loss_at, range(40))
+    train(TORCH[base](twin.parameters(), **options), twin, twin_loss_at, range(40), observe=False)
+    assert_close(model, twin)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_base_schedule_and_the_users_scheduler_multiply(schedule):
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    policy = constant(schedule=schedule)
+    optimizer = PolicyOptimizer(model.parameters(), policy, lr=0.01, total_steps=20)
+    twin_optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01)
+    users = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    own = base_schedule(schedule)
+    both = torch.optim.lr_scheduler.LambdaLR(twin_optimizer, lambda step: float(own(step / 20)) * 0.9**step)
+    for step in range(25):  # five more than announced
+        train(optimizer, model, loss_at, [step])
+        train(twin_optimizer, twin, twin_loss_at, [step], observe=False)
+        users.step(), both.step()
+    assert_close(model, twin)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.9**25)  # the policy leaves it alone
+
+
+def test_groups_have_their_own_settings():
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+
+    def groups(module):
+        weights, biases = ([p for p in module.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
+        first = {"params": weights, "lr": 0.02, "weight_decay": 0.1, "betas": (0.8, 0.99)}
+        return [first, {"params": biases, "weight_decay": 0.0, "eps": 1e-4, "betas": (0.8, 0.95)}]
+
+    optimizer = PolicyOptimizer(groups(model), constant(), lr=0.01, total_steps=30)
+    train(optimizer, model, loss_at, range(30))
+    train(torch.optim.AdamW(groups(twin), lr=0.01), twin, twin_loss_at, range(30), observe=False)
+    assert_close(model, twin)
+
+
+@pytest.mark.parametrize("base", ["adam", "adamw"])
+def test_state_of_torchs_optimizer_continues(base):
+    """A training that began with torch's optimizer goes on as if nothing had happened."""
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    before, after = TORCH[base](model.parameters()), TORCH[base](twin.parameters())
+    train(before, model, loss_at, range(10), observe=False)
+    train(after, twin, twin_loss_at, range(20), observe=False)
+    optimizer = PolicyOptimizer(model.parameters(), constant(base=base), base=base, total_steps=20)
+    optimizer.load_state_dict(through_file(before.state_dict()))
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    train(optimizer, model, loss_at, range(10, 20))
+    assert_close(model, twin)
+
+
+# Exact resume
+
+
+@pytest.mark.parametrize("at", [0, 9, 10])
+@pytest.mark.parametrize("total_steps", [40, None])
+@pytest.mark.parametrize("base", RULES)
+def test_state_dict_continues_bit_for_bit(base, total_steps, at):
+    policy = acting(base=base)
+    make = lambda module: PolicyOptimizer(
+        module.named_parameters(), policy, lr=0.01, total_steps=total_steps, base=base, seed=3
+    )
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = make(model)
+    train(optimizer, model, loss_at, range(at))
+    saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    expected = train(optimizer, model, loss_at, range(at, at + 20))
+    other, other_loss_at = plain_run(TINY, 1, torch.float32)
+    other.load_state_dict(saved["model"])
+    fresh = make(other)
+    fresh.load_state_dict(saved["optimizer"])
+    assert_same(train(fresh, other, other_loss_at, range(at, at + 20)), expected)
+    assert fresh.metrics() == optimizer.metrics()
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
+def test_copies_continue_bit_for_bit(how):
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
+    train(optimizer, model, loss_at, range(10))
+    other, twin = how((model, optimizer))
+    data = [loss_at.__closure__[i].cell_contents for i in range(len(loss_at.__closure__))]
+    assert model in data  # `loss_at` trains the original: the copy gets its own
+    _, other_loss_at = plain_run(TINY, 1, torch.float32)
+    for cell in other_loss_at.__closure__:
+        if isinstance(cell.cell_contents, nn.Module):
+            cell.cell_contents = other
+    assert_same(train(optimizer, model, loss_at, range(10, 30)), train(twin, other, other_loss_at, range(10, 30)))
+
+
+def test_saving_in_between_changes_nothing():
+    traces = []
+    for saves in (False, True):
+        model, loss_at = plain_run(TINY, 1, torch.float32)
+        optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
+        trace = []
+        for step in range(20):
+            trace += train(optimizer, model, loss_at, [step])
+            if saves:
+                optimizer.state_dict(), optimizer.metrics()
+        traces.append(trace)
+    assert_same(*traces)
+
+
+def test_half_precision_keeps_the_controllers_state_in_full():
+    model, loss_at = plain_run(TINY, 1, torch.bfloat16)
+    make = lambda: PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
+    optimizer = make()
+    train(optimizer, model, loss_at, range(10))
+    before = optimizer.metrics()
+    fresh = make()
+    fresh.load_state_dict(through_file(optimizer.state_dict()))
+    assert fresh.metrics() == before
+
+
+# Decisions
+
+
+class Spy(MLPPolicy):
+    """Counts when it is asked, and sees what it is shown."""
+
+    seen: list
+
+    def predict(self, observation, state=None):
+        self.seen.append(observation.clone())
+        return super().predict(observation, state)
+
+    def to(self, device):
+        return self
+
+
+def spy(policy: MLPPolicy) -> Spy:
+    fields = {name: getattr(policy, name) for name in policy.__dataclass_fields__}
+    watching = Spy(**fields)
+    object.__setattr__(watching, "seen", [])
+    return watching
+
+
+@pytest.mark.parametrize(("total_steps", "every"), [(40, 5), (41, 5), (7, 1), (100, 12), (None, 3)])
+def test_decisions_fall_at_the_right_steps(total_steps, every):
+    policy = spy(random_policy(spec_of(), interval=3))
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), policy, lr=0.01, total_steps=total_steps)
+    decided = []
+    for step in range(26):
+        before = len(policy.seen)
+        train(optimizer, model, loss_at, [step])
+        decided += [step] * (len(policy.seen) - before)
+    assert decided == list(range(0, 26, every))
+    column = policy.spec.features.index("progress_known")
+    assert all((o[:, column] == (0 if total_steps is None else 1)).all() for o in policy.seen)
+
+
+@pytest.mark.parametrize("observe", [False, True])
+def test_losses_are_masked_unless_observed(observe):
+    policy = spy(random_policy(spec_of()))
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), policy, total_steps=20)
+    train(optimizer, model, loss_at, range(20), observe=observe)
+    shown = torch.stack(policy.seen)[1:]
+    for name in ("loss_known", "loss_ratio", "loss_trend", "loss_change"):
+        assert shown[..., policy.spec.features.index(name)].any() == observe
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_metrics_tell_what_is_applied(action):
+    """With SGD at momentum 0, the update divided by the gradient is the lr in force."""
+    spec = spec_of(base="sgd", action=action, schedule="cosine")
+    outputs = len(action_table(spec.controls)) if ACTIONS[action].discrete else None
+    policy = random_policy(spec, outputs=outputs)
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    named = list(model.named_parameters())
+    optimizer = PolicyOptimizer(named, policy, lr=0.01, total_steps=24, base="sgd", weight_decay=0.0, betas=(0.0, 0.0))
+    rates = []
+    for step in range(24):
+        before = [p.detach().clone() for _, p in named]
+        train(optimizer, model, loss_at, [step])
+        decided = optimizer.metrics()
+        for (name, param), old in zip(named, before, strict=True):
+            layer = name.partition(".")[0]
+            factor = 0.5 * (1 + np.cos(np.pi * step / 24))
+            alive = param.grad != 0
+            applied = ((old - param.detach())[alive] / param.grad[alive]).median().item()
+            expected = 0.01 * decided[f"multiplier/{layer}"] * factor
+            assert applied == pytest.approx(expected, rel=1e-6)
+            rates.append(decided[f"multiplier/{layer}"])
+    assert len(set(rates)) > 1
+    assert {key.partition("/")[0] for key in decided} == {"step", "lr", "multiplier", "momentum", "noise"}
+
+
+def test_added_group_leaves_the_others_multipliers():
+    head = nn.Linear(3, 3)
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.named_parameters(), acting(), lr=0.01, total_steps=40)
+    train(optimizer, model, loss_at, range(12))
+    before = optimizer.metrics()
+    named = [(f"head.{name}", param) for name, param in head.named_parameters()]
+    optimizer.add_param_group({"params": named, "lr": 0.5})
+    after = optimizer.metrics()
+    assert {key: after[key] for key in before} == before
+    assert after["multiplier/head"] == 1.0
+    assert after["lr/head"] == 0.5
+    train(optimizer, model, loss_at, range(12, 30))
+    assert after["step"] == 12
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_group_added_between_decisions_trains_as_torchs(control):
+    """Each tensor's bias correction starts with its own first gradient, also where it shares its layer."""
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    policy = constant(control=control)
+    optimizer = PolicyOptimizer(list(model.parameters())[:2], policy, lr=0.01, total_steps=40)
+    reference = torch.optim.AdamW(list(twin.parameters())[:2], lr=0.01)
+    train(optimizer, model, loss_at, range(7))
+    train(reference, twin, twin_loss_at, range(7), observe=False)
+    optimizer.add_param_group({"params": list(model.parameters())[2:]})
+    reference.add_param_group({"params": list(twin.parameters())[2:]})
+    train(optimizer, model, loss_at, range(7, 30))
+    train(reference, twin, twin_loss_at, range(7, 30), observe=False)
+    assert_close(model, twin)
+
+
+# Gradients and parameters of every kind
+
+
+def test_parameters_without_gradient_stay_and_join_later():
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    optimizer = PolicyOptimizer(model.parameters(), constant(), lr=0.01, total_steps=40)
+    reference = torch.optim.AdamW(twin.parameters(), lr=0.01)
+    for frozen in (True, False):
+        for module, step_all in ((model, (optimizer, loss_at)), (twin, (reference, twin_loss_at))):
+            for param in list(module.parameters())[:3]:
+                param.requires_grad_(not frozen)
+            before = [p.detach().clone() for p in module.parameters()]
+            train(step_all[0], module, step_all[1], range(11), observe=False)
+            same = [torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True)]
+            assert same == ([True] * 3 + [False] if frozen else [False] * 4)
+    assert_close(model, twin)
+
+
+@pytest.mark.parametrize("base", RULES)
+def test_zero_gradients_keep_everything_finite(base):
+    model, _ = plain_run(TINY, 1, torch.float32)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = PolicyOptimizer(model.parameters(), acting(base=base), base=base, weight_decay=0.0, total_steps=20)
+    for _ in range(10):
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+    assert_same([before], [list(model.parameters())])
+    assert all(np.isfinite(value) for value in optimizer.metrics().values())
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_metrics_stay_finite_after_broken_gradients(broken):
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), acting(), total_steps=20)
+    train(optimizer, model, loss_at, range(5))
+    for param in model.parameters():
+        param.grad = torch.full_like(param, broken)
+    for _ in range(10):
+        optimizer.observe(broken)
+        optimizer.step()
+    assert all(np.isfinite(value) for value in optimizer.metrics().values())
+
+
+ODD = {
+    "scalar": lambda: torch.tensor(0.5),
+    "one": lambda: torch.ones(1),
+    "empty": lambda: torch.ones(0),
+    "empty matrix": lambda: torch.ones(3, 0),
+    "transposed": lambda: torch.rand(4, 3).T,
+    "strided": lambda: torch.rand(6, 6)[::2, ::3],
+    "channels last": lambda: torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "expanded copy": lambda: torch.rand(1, 3).expand(2, 3).clone(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("base", RULES)
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_tensors_train_as_torchs(kind, base, dtype):
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    start = ODD[kind]().to(dtype)
+    torch.set_rng_state(torch_state)
+    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    anchor = nn.Parameter(torch.ones(2, 2, dtype=dtype))  # so that there is something beside an empty tensor
+    optimizer = PolicyOptimizer([mine, anchor], constant(base=base), lr=0.01, total_steps=20, base=base)
+    reference = TORCH[base]([theirs], weight_decay=0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        grad = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(dtype)
+        mine.grad, theirs.grad, anchor.grad = grad.clone(), grad.clone(), torch.ones_like(anchor)
+        optimizer.step(), reference.step()
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    assert mine.dtype == dtype
+    assert mine.stride() == nn.Parameter(start.clone()).stride()
+
+
+def test_mixed_dtypes_train_together():
+    params = [nn.Parameter(torch.ones(3, 3, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+    optimizer = PolicyOptimizer(params, acting(), lr=0.01, total_steps=10)
+    for _ in range(10):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+    assert all(torch.isfinite(p).all() and (p != 1).all() for p in params)
+
+
+def test_sparse_gradient_is_an_error():
+    embedding = nn.Embedding(4, 2, sparse=True)
+    optimizer = PolicyOptimizer(embedding.parameters(), constant())
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+
+
+def test_complex_parameter_is_an_error():
+    with pytest.raises(ValueError, match="complex"):
+        PolicyOptimizer([nn.Parameter(torch.ones(2, dtype=torch.complex64))], constant())
+    optimizer = PolicyOptimizer([nn.Parameter(torch.ones(2))], constant())
+    with pytest.raises(ValueError, match="complex"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, dtype=torch.complex64))]})
+    assert len(optimizer.param_groups) == 1
+
+
+# Ways of calling
+
+
+def test_closure_is_evaluated_observed_and_returned():
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float32), plain_run(TINY, 1, torch.float32)
+    make = lambda module: PolicyOptimizer(module.parameters(), acting(), lr=0.01, total_steps=20)
+    optimizer, other = make(model), make(twin)
+    for step in range(15):
+
+        def closure(step=step):
+            optimizer.zero_grad()
+            loss = loss_at(step)
+            loss.backward()
+            return loss
+
+        returned = optimizer.step(closure)
+        expected = twin_loss_at(step)
+        assert torch.equal(returned, expected)
+        train(other, twin, twin_loss_at, [step])
+    assert_same([list(model.parameters())], [list(twin.parameters())])
+    assert other.step() is None
+
+
+def test_scaler_that_skips_a_step_leaves_everything():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=20)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(9):
+        optimizer.zero_grad()
+        scaler.scale(loss_at(step)).backward()
+        broken = step == 4
+        if broken:
+            next(model.parameters()).grad[0, 0] = torch.inf
+        before = [p.detach().clone() for p in model.parameters()], optimizer.metrics()
+        scaler.step(optimizer)
+        scaler.update()
+        after = [p.detach().clone() for p in model.parameters()], optimizer.metrics()
+        assert torch.equal(before[0][0], after[0][0]) == broken
+        assert after[1]["step"] - before[1]["step"] == 1 - broken
+    assert scaler.get_scale() == 2.0
+
+
+class NoSync(TorchDispatchMode):
+    """Fails on every operation that reads a number back from the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        forbidden = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal")
+        assert not any(func.__name__.startswith(name + ".") or func.__name__ == name for name in forbidden), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_watchdog_barks():
+    with pytest.raises(AssertionError, match="scalar"), NoSync():
+        torch.ones(1).item()
+
+
+@pytest.mark.parametrize("base", RULES)
+@pytest.mark.parametrize("control", CONTROLS)
+def test_no_number_is_read_back_from_the_device(base, control):
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    policy = acting(base=base, control=control)
+    optimizer = PolicyOptimizer(model.named_parameters(), policy, base=base, total_steps=20)
+    for step in range(12):
+        loss = loss_at(step)
+        optimizer.zero_grad()
+        loss.backward()
+        with NoSync():
+            optimizer.observe(loss)
+            optimizer.step()
+
+
+def test_global_generators_stay_as_they_were():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    train(PolicyOptimizer(model.parameters(), acting(), total_steps=20), model, loss_at, range(10))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_seed_decides_the_noise():
+    def run(seed):
+        model, loss_at = plain_run(TINY, 1, torch.float32)
+        policy = acting()
+        last = torch.zeros_like(policy.biases[-1])
+        last[2] = 5.0  # full noise
+        weights = (policy.weights[0], torch.zeros_like(policy.weights[1]))
+        policy = MLPPolicy(policy.spec, 3, weights, (policy.biases[0], last), policy.mean, policy.std)
+        return train(PolicyOptimizer(model.parameters(), policy, total_steps=20, seed=seed), model, loss_at, range(9))
+
+    assert_same(run(1), run(1))
+    assert not torch.equal(run(1)[-1][0], run(2)[-1][0])
+
+
+WITHOUT_GYMNASIUM = """
+import sys
+for name in ("gymnasium", "stable_baselines3", "wandb", "torchvision", "matplotlib"):
+    sys.modules[name] = None
+import torch
+from lr_gym.optim import PolicyOptimizer
+model = torch.nn.Linear(3, 2)
+optimizer = PolicyOptimizer(model.named_parameters(), sys.argv[1], total_steps=10)
+for _ in range(10):
+    loss = model(torch.ones(4, 3)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.observe(loss)
+    optimizer.step()
+print(int(optimizer.metrics()["step"]))
+"""
+
+
+def test_works_without_gymnasium_and_stable_baselines(tmp_path):
+    file = save_policy(acting(), tmp_path / "policy.safetensors")
+    command = [sys.executable, "-W", "error::UserWarning", "-c", WITHOUT_GYMNASIUM, str(file)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "10\n"
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lr": -1.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"eps": -1e-8}, "eps"),
+        ({"betas": (0.9,)}, "betas"),
+        ({"betas": (1.0, 0.999)}, "betas"),
+        ({"betas": (0.9, float("nan"))}, "betas"),
+        ({"total_steps": 0}, "total_steps"),
+        ({"total_steps": 2.5}, "total_steps"),
+        ({"base": "lion"}, "base"),
+        ({"base": "sgd"}, "trained on base"),
+        ({"policy": "builtin:nonsense"}, "built-in"),
+    ],
+    ids=str,
+)
+def test_wrong_argument_is_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        PolicyOptimizer([nn.Parameter(torch.ones(2))], **{"policy": constant(), **options})
+
+
+def test_no_parameters_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        PolicyOptimizer([], constant())

@@ -1,0 +1,165 @@
+"""Every rule of RULES against torch.optim, a changing beta1 against products of betas, and the gradient noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lr_gym.update import (
+    RULES,
+    BaseRule,
+    MomentScale,
+    advance_moments_,
+    base_rule,
+    direction,
+    gradient_noise,
+    rms,
+    step_,
+)
+
+TORCH = {
+    "sgd": lambda params, wd: torch.optim.SGD(params, lr=0.03, momentum=0.9, weight_decay=wd),
+    "adam": lambda params, wd: torch.optim.Adam(params, lr=0.03, weight_decay=wd),
+    "adamw": lambda params, wd: torch.optim.AdamW(params, lr=0.03, weight_decay=wd),
+}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def start(rule: BaseRule, param: torch.Tensor):
+    """First moment, second moment and masses before the first step of B runs."""
+    second = torch.zeros_like(param) if rule.family == "adam" else None
+    zeros = param.new_zeros(len(param))
+    return torch.zeros_like(param), second, MomentScale(zeros, zeros.clone())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5,), ()])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("base", RULES)
+def test_rule_equals_torch_optim(base, weight_decay, shape):
+    rule, runs = base_rule(base), 3
+    param = draw(runs, *shape)
+    twins = [torch.nn.Parameter(param[i].clone()) for i in range(runs)]
+    optimizers = [TORCH[base]([twin], weight_decay) for twin in twins]
+    first, second, scale = start(rule, param)
+    per_run = lambda value: torch.full((runs,), value, dtype=torch.float64)
+    for step in range(30):
+        grad = draw(runs, *shape, seed=step) * 10.0 ** (step % 7 - 3) - param
+        kept = grad.clone()
+        scale = scale.advanced(rule, per_run(rule.momentum))
+        options = {"lr": per_run(0.03), "momentum": per_run(rule.momentum)}
+        decay = per_run(weight_decay) if weight_decay else None
+        step_(rule, param, grad, first, second, scale, weight_decay=decay, **options)
+        assert torch.equal(grad, kept)
+        for i, (twin, optimizer) in enumerate(zip(twins, optimizers, strict=True)):
+            twin.grad = kept[i].clone()
+            optimizer.step()
+    torch.testing.assert_close(param, torch.stack([t.detach() for t in twins]), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("base", ["adam", "adamw"])
+def test_changing_beta1_equals_explicit_products(base):
+    """m-hat is the weighted mean of all gradients whose weights are products of the betas that came after them."""
+    rule, betas = base_rule(base), [0.0, 0.9, 0.5, 0.999, 0.95, 0.0, 0.7, 0.9]
+    grads = [draw(1, 6, seed=i) for i in range(len(betas))]
+    param = draw(1, 6)
+    expected = param.clone()
+    first, second, scale = start(rule, param)
+    for t, beta in enumerate(betas):
+        momentum = torch.tensor([beta], dtype=torch.float64)
+        scale = scale.advanced(rule, momentum)
+        lr = torch.tensor([0.01], dtype=torch.float64)
+        step_(rule, param, grads[t], first, second, scale, lr=lr, momentum=momentum)
+
+        weights = [(1 - betas[s]) * math.prod(betas[s + 1 : t + 1]) for s in range(t + 1)]
+        mean = sum(w * g for w, g in zip(weights, grads, strict=False)) / (1 - math.prod(betas[: t + 1]))
+        squares = [0.001 * 0.999 ** (t - s) * grads[s].square() for s in range(t + 1)]
+        root = (sum(squares) / (1 - 0.999 ** (t + 1))).sqrt()
+        expected = expected - 0.01 * mean / (root + 1e-8)
+        torch.testing.assert_close(param, expected, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("base", RULES)
+def test_runs_have_hyperparameters_of_their_own(base):
+    rule = base_rule(base)
+    lr, momentum = torch.tensor([0.0, 0.1, 3.0]).double(), torch.tensor([0.0, 0.5, 0.99]).double()
+    decay = torch.tensor([0.0, 0.2, 0.01]).double()
+    both, grads = draw(3, 4), [draw(3, 4, seed=i) for i in range(1, 6)]
+
+    def run(rows):
+        param = both[rows].clone()
+        first, second, scale = start(rule, param)
+        for grad in grads:
+            scale = scale.advanced(rule, momentum[rows])
+            options = {"lr": lr[rows], "momentum": momentum[rows], "weight_decay": decay[rows]}
+            step_(rule, param, grad[rows], first, second, scale, **options)
+        return param
+
+    alone = torch.cat([run(slice(i, i + 1)) for i in range(3)])
+    assert torch.equal(run(slice(None)), alone)
+    if base != "sgd":
+        assert torch.equal(alone[0], both[0])  # lr 0 moves nothing
+
+
+@pytest.mark.parametrize("base", RULES)
+def test_direction_times_factor_is_the_update_at_lr_one(base):
+    rule, param, grad = base_rule(base), draw(2, 5), draw(2, 5, seed=1)
+    first, second, scale = start(rule, param)
+    momentum = torch.full((2,), 0.9, dtype=torch.float64)
+    scale = scale.advanced(rule, momentum)
+    before = param.clone()
+    ahead = first.clone(), None if second is None else second.clone()
+    advance_moments_(rule, grad, *ahead, momentum)
+    way, factor = direction(rule, *ahead, scale)
+    step_(rule, param, grad, first, second, scale, lr=torch.ones(2).double(), momentum=momentum)
+    torch.testing.assert_close(before - param, way * (factor if base == "sgd" else factor.unsqueeze(1)))
+
+
+def test_noise_joins_the_gradient():
+    rule, grad, noise = base_rule("adamw"), draw(2, 5), draw(2, 5, seed=1)
+    results = []
+    for given in ({"grad": grad, "noise": noise}, {"grad": grad + noise}):
+        param = draw(2, 5, seed=2)
+        first, second, scale = start(rule, param)
+        tenth, momentum = torch.full((2,), 0.1).double(), torch.full((2,), 0.9).double()
+        scale = scale.advanced(rule, momentum)
+        step_(rule, param, first=first, second=second, scale=scale, lr=tenth, momentum=momentum, **given)
+        results.append((param, first, second))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_noise_has_the_asked_for_size():
+    grad = draw(3, 200, 100) * torch.tensor([1e-3, 1.0, 5.0]).view(3, 1, 1)
+    level = torch.tensor([0.5, 0.0, 0.1], dtype=torch.float64)
+    noise = gradient_noise(grad, level, torch.tensor([1, 2, 3]), 4, 0)
+    for i in range(3):
+        size = grad[i].square().mean().sqrt() * level[i]
+        assert abs(noise[i].mean().item()) <= 4 * size.item() / 20_000**0.5
+        torch.testing.assert_close(noise[i].std(), size, rtol=0.03, atol=0)
+        if level[i]:
+            assert abs((noise[i] * grad[i]).mean() / (size * grad[i].std())) < 0.03  # independent of the gradient
+
+
+def test_noise_differs_between_steps_runs_and_tensors():
+    grad, level, seeds = torch.ones(2, 50), torch.ones(2), torch.tensor([1, 2])
+    drawn = [gradient_noise(grad, level, seeds, step, start) for step in (0, 1) for start in (0, 50)]
+    rows = torch.cat(drawn)
+    assert len(rows.unique()) == rows.numel()
+    assert torch.equal(drawn[0], gradient_noise(grad, level, seeds, torch.tensor([0, 0]), 0))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 4), (3,), (3, 0)])
+def test_rms_is_the_root_mean_square_of_each_run(shape):
+    x = draw(*shape)
+    expected = torch.stack([row.square().mean().sqrt() if row.numel() else row.sum() for row in x])
+    torch.testing.assert_close(rms(x), expected)
+
+
+def test_unknown_base_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="base must be one of sgd, adam, adamw; got 'lion'"):
+        base_rule("lion")

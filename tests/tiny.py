@@ -1,0 +1,82 @@
+"""Small things that several tests need: a task of microseconds, a plain training loop's parts, random policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import nn
+
+from lr_gym.control import ControlSpec
+from lr_gym.inner_loop import minibatch
+from lr_gym.policy import MLPPolicy
+from lr_gym.tasks import Data, Split, Task
+from lr_gym.tasks.models import initial_parameters, load_parameters, mlp
+from lr_gym.tasks.task import cross_entropy
+
+
+@functools.cache
+def tiny_data() -> Data:
+    """Four splits of 40 points in 5 dimensions, 3 classes."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(160, 5, generator=generator)
+    targets = (inputs @ torch.randn(5, 3, generator=generator)).argmax(1)
+    return Data(*(Split(inputs[i : i + 40], targets[i : i + 40]) for i in range(0, 160, 40)))
+
+
+TINY = Task(
+    name="tiny",
+    env_id="Tiny-v0",
+    about="5-8-3 on random points",
+    model=functools.partial(mlp, (5, 8, 3)),
+    data=tiny_data,
+    loss=cross_entropy,
+    metrics={},
+    batch_size=6,
+    horizon=12,
+)
+
+
+def tiny_task(model) -> Task:
+    """TINY with another model."""
+    return dataclasses.replace(TINY, model=model)
+
+
+def plain_run(task: Task, run_seed: int, dtype: torch.dtype):
+    """Start the run `run_seed` as a plain module: the module, and a function step -> loss of its minibatch."""
+    seeds = torch.tensor([run_seed])
+    data = task.data().to("cpu", dtype)
+    model = load_parameters(task.model(), initial_parameters(task.model(), seeds, dtype))
+
+    def loss_at(step: int) -> torch.Tensor:
+        index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[0]
+        return task.loss(model(data.gradient.inputs[index]), data.gradient.targets[index]).mean()
+
+    return model, loss_at
+
+
+def random_policy(spec: ControlSpec, interval: int = 3, seed: int = 0, scale: float = 0.7, outputs: int | None = None):
+    """A policy with random weights, so that every action differs."""
+    generator = torch.Generator().manual_seed(seed)
+    features, outputs = len(spec.features), outputs or len(spec.controls)
+    draw = lambda *shape: torch.randn(*shape, generator=generator) * scale
+    return MLPPolicy(
+        spec=spec,
+        interval=interval,
+        weights=(draw(8, features), draw(outputs, 8)),
+        biases=(draw(8), draw(outputs)),
+        mean=torch.zeros(features),
+        std=torch.ones(features),
+    )
+
+
+class Scale(nn.Module):
+    """A module of a type that nobody knows, with a parameter of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
