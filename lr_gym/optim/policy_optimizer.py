@@ -323,9 +323,9 @@ class PolicyOptimizer(Optimizer):
             self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
 
     def _moments(self, slot: _Slot, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, MomentScale]:
-        """A tensor's moments, made on first use, and their masses in the controller's dtype."""
-        param = slot.param
-        state, adam = self.state[param], self._rule.family == "adam"
+        """A tensor's moments and their masses in the controller's dtype; without a gradient none is kept."""
+        param, adam = slot.param, self._rule.family == "adam"
+        state = self.state[param] if param.grad is not None else dict(self.state.get(param, {}))
         first = "exp_avg" if adam else "momentum_buffer"
         if state.get(first) is None:
             state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_gym.optim import AdaptiveUPGD, EnhancedSGD, GlobalAdaptiveSGD, GradientAgreementOptimizer
+from lr_gym.control import ControlSpec
+from lr_gym.optim import (
+    AdaptiveUPGD,
+    EnhancedSGD,
+    GlobalAdaptiveSGD,
+    GradientAgreementOptimizer,
+    PolicyOptimizer,
+)
+from lr_gym.policy import MLPPolicy, constant_policy
 
 
 class Row(NamedTuple):
@@ -38,6 +47,21 @@ def _with(cls: Any, **preset: Any) -> Callable[..., Optimizer]:
     return lambda params, **options: cls(params, **{**preset, **options})
 
 
+def _random_policy(spec: ControlSpec, interval: int) -> MLPPolicy:
+    """A linear policy with weights of order 1, so that every decision moves every control."""
+    policy = constant_policy(spec, interval)
+    weight = torch.randn(policy.weights[0].shape, generator=torch.Generator().manual_seed(0))
+    return dataclasses.replace(policy, weights=(weight,))
+
+
+def _policy(policy: MLPPolicy, **preset: Any) -> Callable[..., Optimizer]:
+    def make(params: Any, *, foreach: bool | None = None, **options: Any) -> Optimizer:
+        del foreach  # PolicyOptimizer has one form, the loop
+        return PolicyOptimizer(params, policy, **{**preset, **options})
+
+    return make
+
+
 _UPGD_KEYS = (
     "extra",
     "adaptive_noise",
@@ -47,6 +71,13 @@ _UPGD_KEYS = (
     "noise_norm",
     "noise_size",
 )
+
+_BLIND_TO_LR = ControlSpec(
+    action_bound=0.5,
+    controls=("lr", "momentum", "noise"),
+    features=("grad_trend", "cosine", "snr", "weight_growth", "loss_ratio", "depth", "momentum", "noise"),
+)
+_POLICY_KEYS = ("controller", "maximize", "first_mass", "second_mass")
 
 ROWS: dict[str, Row] = {
     "adam": Row(
@@ -70,6 +101,13 @@ ROWS: dict[str, Row] = {
     "enhanced_sgd_noisy": Row(
         _with(EnhancedSGD, noise_scale=0.1, decision_interval=3),
         ("extra", "slow", "kept", "kept_mass"),
+        variant=True,
+    ),
+    "policy": Row(_policy(constant_policy(ControlSpec(), interval=5)), _POLICY_KEYS),
+    "policy_random": Row(
+        # no weight decay, because a random walk of the lr makes much of it
+        _policy(_random_policy(_BLIND_TO_LR, interval=2), weight_decay=0.0),
+        _POLICY_KEYS,
         variant=True,
     ),
 }
