@@ -159,7 +159,7 @@ class PPOConfig:
     """Of the probability ratio."""
     ent_coef: float = 0.0
     """Entropy bonus."""
-    log_std_init: float = -1.5
+    log_std_init: float = -2.0
     """Initial log std of the actions."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of actor and critic, tanh."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lr_gym.action import action_mode, check_controls, decode, move
+from lr_gym.action import ActionMode, action_mode, check_controls, decode, move
 from lr_gym.layers import check_control
 from lr_gym.observation import (
     DEFAULT_FEATURES,
@@ -24,7 +24,7 @@ from lr_gym.observation import (
     remember,
 )
 from lr_gym.schedules import base_schedule
-from lr_gym.types import Hyperparams, LayerStats, check_count
+from lr_gym.types import Hyperparams, LayerStats, check_count, check_number
 from lr_gym.update import base_rule
 
 __all__ = ["ControlSpec", "ControlState", "apply_action", "decide_observation", "initial_state"]
@@ -38,6 +38,8 @@ class ControlSpec:
         control: "per_layer" or "global".
         controls: the hyperparameters it sets, a part of ("lr", "momentum", "noise").
         action: a name of ACTIONS.
+        action_step: offset of a full action, that of ACTIONS by default; saved, so that files outlive its defaults.
+        action_bound: largest offset, likewise.
         base: a name of RULES; adam and adamw differ in weight decay only and may stand in for each other.
         schedule: a name of SCHEDULES that multiplies the learning rate at every inner step.
         decisions: decisions per training; one falls every max(1, horizon // decisions) inner steps.
@@ -50,6 +52,8 @@ class ControlSpec:
     control: str = "per_layer"
     controls: tuple[str, ...] = ("lr",)
     action: str = "recursive"
+    action_step: float | None = None
+    action_bound: float | None = None
     base: str = "adamw"
     schedule: str = "wsd"
     decisions: int = 50
@@ -58,12 +62,22 @@ class ControlSpec:
     def __post_init__(self) -> None:
         """Validate at the border."""
         check_control(self.control)
-        action_mode(self.action)
+        mode = action_mode(self.action)
+        for name, default in (("action_step", mode.step), ("action_bound", mode.bound)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, default if value is None else check_number(name, value, 0.0))
         base_rule(self.base)
         base_schedule(self.schedule)
         object.__setattr__(self, "controls", check_controls(self.controls))
         object.__setattr__(self, "features", check_features(self.features))
         check_count("decisions", self.decisions)
+
+    @property
+    def mode(self) -> ActionMode:
+        """The row of ACTIONS with this policy's own step and bound."""
+        assert self.action_step is not None
+        assert self.action_bound is not None
+        return action_mode(self.action)._replace(step=self.action_step, bound=self.action_bound)
 
     def check_base(self, base: str) -> None:
         """Raise a ValueError where `base` is not the optimizer the policy was trained on."""
@@ -155,6 +169,6 @@ def apply_action(
     `base.lr` is the learning rate without the base schedule: the schedule moves at every inner step and multiplies
     what comes out of here.
     """
-    offset = move(action_mode(spec.action), state.offset, action)
+    offset = move(spec.mode, state.offset, action)
     state = state._replace(offset=offset, action=action.to(offset.dtype))
     return decode(spec.controls, offset, base), state
