@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no entropy/variance adjustment": {"entropy_adjustment": False},
     "no gradient retention": {"gradient_buffer_size": 0},
     "no Lookahead": {"lookahead_k": 0},
+    "Lookahead alpha 0.5": {"lookahead_alpha": 0.5},
     "no clipping": {"gradient_clipping": False},
     "no spike correction": {"loss_correction_factor": 1.0},
     "with noise 0.01": {"noise_scale": 0.01},

@@ -33,8 +33,9 @@ from lr_gym.optim.base import (
     AdaptiveOptimizer,
     check_choice,
     check_number,
-    dense_grads,
     evaluate,
+    groups_with_grads,
+    in_blocks,
     use_foreach,
     wide_norm,
 )
@@ -42,13 +43,24 @@ from lr_gym.optim.noise import NOISE_NORMS, NOISE_SCALES, NoiseSource, gradient_
 
 __all__ = ["AdaptiveUPGD"]
 
+_MOMENTS = ("first", "second", "utility")
 
-def _largest_utility(utilities: Sequence[Tensor], steps: Sequence[int], beta: float) -> Tensor:
-    """Maximum of the bias-corrected |u| over all tensors; one that holds a NaN or infinity has no say."""
+
+def _advance_utilities_(
+    utilities: Sequence[Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    steps: Sequence[int],
+    beta: float,
+    device: torch.device,
+) -> Tensor:
+    """Let -g p join the averages; the largest bias-corrected |u|, where a NaN or infinity has no say."""
     largest = []
-    for utility, step in zip(utilities, steps, strict=True):
-        low, high = utility.aminmax()
-        largest.append(torch.maximum(-low, high).to(utilities[0].device, torch.float32) / (1 - beta**step))
+    for *tensors, step in zip(utilities, params, grads, steps, strict=True):
+        for utility, param, grad in in_blocks(*tensors):
+            utility.mul_(beta).addcmul_(param, grad, value=beta - 1)
+            low, high = utility.aminmax()
+            largest.append(torch.maximum(-low, high).to(device, torch.float32) / (1 - beta**step))
     return torch.stack(largest).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).max()
 
 
@@ -134,7 +146,7 @@ class AdaptiveUPGD(AdaptiveOptimizer):
         for param in params:
             state = self.state[param]
             state["step"] = state.get("step", 0) + 1
-            for name in ("first", "second", "utility"):
+            for name in _MOMENTS:
                 if name not in state:
                     state[name] = torch.zeros_like(param)
             states.append(state)
@@ -144,39 +156,31 @@ class AdaptiveUPGD(AdaptiveOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Measure all utilities, then update group by group."""
         loss = evaluate(closure)
-        work = []
-        for group in self.param_groups:
-            params, grads = dense_grads(group["params"])
-            if not params:
-                continue
-            grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
-            states = self._states(params)
-            for param, grad, state in zip(params, grads, states, strict=True):
-                state["utility"].mul_(group["utility_beta"]).addcmul_(
-                    param, grad, value=group["utility_beta"] - 1
-                )
-            work.append((group, params, grads, states))
+        work = groups_with_grads(self.param_groups)
         if not work:
             return loss
+        states = [self._states(params) for _, params, _ in work]
+        device = work[0][1][0].device
         largest = torch.stack(
             [
-                _largest_utility(
-                    [s["utility"] for s in states], [s["step"] for s in states], group["utility_beta"]
-                ).to(work[0][1][0].device)
-                for group, _, _, states in work
+                _advance_utilities_(
+                    [s["utility"] for s in own], params, grads, [s["step"] for s in own], group["utility_beta"], device
+                )
+                for (group, params, grads), own in zip(work, states, strict=True)
             ]
         ).max()
         per_utility = torch.where(largest > 0, 1 / largest, 0.0)
-        every = [grad for _, _, grads, _ in work for grad in grads]
-        for group, params, grads, states in work:
-            noises = self._scaled_noise(group, params, grads, states, every)
-            stds = [self._stds[p] for p in params]
-            columns: list[list[Any]] = [params, grads, states, noises or [None] * len(params), stds]
+        every = [grad for _, _, grads in work for grad in grads]
+        for (group, params, grads), own in zip(work, states, strict=True):
+            noises = self._scaled_noise(group, params, grads, own, every)
+            stds, steps = [self._stds[p] for p in params], [s["step"] for s in own]
+            columns = [params, grads, *([s[name] for s in own] for name in _MOMENTS), *([noises] if noises else [])]
             if use_foreach(group["foreach"], params):
-                _update_(group, per_utility, *columns)
-            else:
-                for row in zip(*columns, strict=True):
-                    _update_(group, per_utility, *([item] for item in row))
+                _update_(group, per_utility, steps, stds, *columns)
+                continue
+            for step, std, *tensors in zip(steps, stds, *columns, strict=True):
+                for pieces in in_blocks(*tensors):
+                    _update_(group, per_utility, [step], [std], *([piece] for piece in pieces))
         return loss
 
     def _scaled_noise(
@@ -243,11 +247,14 @@ class AdaptiveUPGD(AdaptiveOptimizer):
 def _update_(
     group: dict[str, Any],
     per_utility: Tensor,
+    steps: list[int],
+    stds: list[Any],
     params: list[Tensor],
     grads: list[Tensor],
-    states: list[dict[str, Any]],
-    noises: list[Any],
-    stds: list[Any],
+    firsts: list[Tensor],
+    seconds: list[Tensor],
+    utilities: list[Tensor],
+    noises: list[Tensor] | None = None,
 ) -> None:
     """Update the moments and parameters of one list of tensors, in place.
 
@@ -256,27 +263,23 @@ def _update_(
     the division as it was.
     """
     beta1, beta2 = group["betas"]
-    firsts, seconds = [s["first"] for s in states], [s["second"] for s in states]
-    corrections = [(1 - beta1 ** s["step"], (1 - beta2 ** s["step"]) ** 0.5) for s in states]
+    corrections = [(1 - beta1**step, (1 - beta2**step) ** 0.5) for step in steps]
     torch._foreach_lerp_(firsts, grads, 1 - beta1)
     torch._foreach_mul_(seconds, beta2)
     torch._foreach_addcmul_(seconds, grads, grads, 1 - beta2)
 
     # 1 - sigmoid(x) = sigmoid(-x)
     scales = [
-        -per_utility.to(p.device) / (1 - group["utility_beta"] ** s["step"])
-        for p, s in zip(params, states, strict=True)
+        -per_utility.to(p.device) / (1 - group["utility_beta"] ** step) for p, step in zip(params, steps, strict=True)
     ]
-    ways = torch._foreach_mul([s["utility"] for s in states], scales)
+    ways = torch._foreach_mul(utilities, scales)
     torch._foreach_sigmoid_(ways)
     roots = torch._foreach_sqrt(seconds)
     torch._foreach_add_(roots, [group["eps"] * c for _, c in corrections])
-    if noises[0] is not None:
+    if noises is not None:
         factors = [a / c for a, c in corrections]
         if group["adaptive_noise"]:
-            widths = torch._foreach_add(
-                seconds, [(c * s) ** 2 for s, (_, c) in zip(stds, corrections, strict=True)]
-            )
+            widths = torch._foreach_add(seconds, [(c * s) ** 2 for s, (_, c) in zip(stds, corrections, strict=True)])
             torch._foreach_sqrt_(widths)
             torch._foreach_add_(widths, [group["eps"] * c for _, c in corrections])
             torch._foreach_div_(noises, widths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -11,13 +11,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lr_gym.layers import layout_of_named, layout_of_tensors
+
 __all__ = [
     "AdaptiveOptimizer",
     "check_choice",
     "check_number",
     "dense_grads",
     "evaluate",
-    "layer_indices",
+    "groups_with_grads",
+    "in_blocks",
+    "layers_of",
     "log_metrics",
     "use_foreach",
     "wide_norm",
@@ -81,6 +85,18 @@ def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return active, grads
 
 
+def groups_with_grads(
+    groups: Sequence[dict[str, Any]],
+) -> list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
+    """Each group that has gradients, their parameters and the directions to descend along, negated for maximize."""
+    work = []
+    for group in groups:
+        params, grads = dense_grads(group["params"])
+        if params:
+            work.append((group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads))
+    return work
+
+
 def wide_norm(x: Tensor) -> Tensor:
     """Euclidean norm in at least float32."""
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -95,23 +111,24 @@ def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:
     return all(p.device.type != "cpu" for p in params) if setting is None else setting
 
 
-def layer_indices(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
-    """Layer of each parameter: one per module where the names are known, else each matrix opens a layer.
+def in_blocks(*tensors: Tensor, size: int = 2**16) -> Iterable[tuple[Tensor, ...]]:
+    """Cut tensors of one shape into flat pieces that fit a CPU's cache; several operations then read memory once.
 
-    Tensors of fewer than two dimensions (biases, norms) then join the layer before them.
+    Views, so in-place operations reach the tensors. On an accelerator, or where one is not contiguous, the only piece
+    is the tensors as they are.
     """
-    layers: dict[Tensor, int] = {}
-    modules: dict[str, int] = {}
-    count = 0
-    for group in groups:
-        names = group.get("param_names")
-        for i, param in enumerate(group["params"]):
-            if names is not None:
-                layers[param] = modules.setdefault(names[i].rpartition(".")[0] or names[i], len(modules))
-                continue
-            count += int(param.ndim >= 2 or count == 0)
-            layers[param] = count - 1
-    return layers
+    if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
+        return zip(*(t.view(-1).split(size) for t in tensors), strict=True)
+    return [tensors]
+
+
+def layers_of(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
+    """Layer of each parameter: that of its module where all names are known, else found by shape."""
+    params = [param for group in groups for param in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    named = len(names) == len(params)
+    layout = layout_of_named(zip(names, params, strict=True)) if named else layout_of_tensors(params)
+    return dict(zip(params, layout.layer_of, strict=True))
 
 
 class AdaptiveOptimizer(Optimizer):

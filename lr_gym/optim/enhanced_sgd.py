@@ -28,39 +28,28 @@ from torch.optim.optimizer import ParamsT
 from lr_gym.optim.base import (
     AdaptiveOptimizer,
     check_number,
-    dense_grads,
     evaluate,
-    layer_indices,
+    groups_with_grads,
+    layers_of,
     use_foreach,
 )
-from lr_gym.optim.gradient_entropy import MAX_ENTROPY, gradient_samples, histogram_entropy
+from lr_gym.optim.enhanced_options import EnhancedOptions
+from lr_gym.optim.gaussian_prior import draw_from_prior_
+from lr_gym.optim.gradient_entropy import distribution
+from lr_gym.optim.gradient_shaping import blended_with_kept, centred, entropy_factor, variance_factor
 from lr_gym.optim.lookahead import lookahead_
-from lr_gym.optim.lr_q_control import LearnedScales, default_controller
+from lr_gym.optim.lr_q_control import LearnedScales, default_controller, layer_means
 from lr_gym.optim.noise import NoiseSource, gradient_sizes
 from lr_gym.optim.running_moments import (
     RunningMoments,
     clip_factor,
+    compared,
     corrected_for_spike,
-    observe,
     running_moments,
 )
 from lr_gym.q_table import QLearningController
 
 __all__ = ["EnhancedSGD"]
-
-_KEPT_SHARE = 0.1
-
-
-def draw_from_prior_(params: list[Tensor], noise: NoiseSource) -> None:
-    """Draw parameters from N(mean, s^2), in place: s^2 = 1 / fan_in for matrices, 0.01^2 for vectors.
-
-    The mean is that of the tensor's present values, so that normalisation weights stay near 1. Scale: Neal
-    1996.
-    """
-    for param, draw in zip(params, noise.normal(params), strict=True):
-        if param.numel():
-            spread = param[0].numel() ** -0.5 if param.ndim > 1 else 0.01
-            param.copy_(param.mean() + spread * draw)
 
 
 class EnhancedSGD(AdaptiveOptimizer):
@@ -125,7 +114,7 @@ class EnhancedSGD(AdaptiveOptimizer):
         entropy_adjustment: bool = True,
         gradient_buffer_size: int = 10,
         lookahead_k: int = 5,
-        lookahead_alpha: float = 0.5,
+        lookahead_alpha: float = 0.8,
         gradient_clipping: bool = True,
         loss_correction_factor: float = 0.8,
         noise_scale: float = 0.0,
@@ -135,29 +124,21 @@ class EnhancedSGD(AdaptiveOptimizer):
         foreach: bool | None = None,
         seed: int = 0,
     ) -> None:
-        check_number("smoothing_factor", smoothing_factor, 1e-6, 1.0)
-        check_number("decision_interval", decision_interval, 1)
-        check_number("entropy_weight", entropy_weight)
-        check_number("gradient_buffer_size", gradient_buffer_size)
-        check_number("lookahead_k", lookahead_k)
-        check_number("lookahead_alpha", lookahead_alpha, 0.0, 1.0)
-        check_number("loss_correction_factor", loss_correction_factor, 0.0, 1.0)
-        check_number("noise_scale", noise_scale)
-        self._options = {
-            "smoothing_factor": smoothing_factor,
-            "q_learning": q_learning,
-            "decision_interval": decision_interval,
-            "entropy_weight": entropy_weight,
-            "entropy_adjustment": entropy_adjustment,
-            "gradient_buffer_size": gradient_buffer_size,
-            "lookahead_k": lookahead_k,
-            "lookahead_alpha": lookahead_alpha,
-            "gradient_clipping": gradient_clipping,
-            "loss_correction_factor": loss_correction_factor,
-            "noise_scale": noise_scale,
-            "gradient_centering": gradient_centering,
-            "bayesian_init": bayesian_init,
-        }
+        self._options = EnhancedOptions(
+            smoothing_factor=smoothing_factor,
+            q_learning=q_learning,
+            decision_interval=decision_interval,
+            entropy_weight=entropy_weight,
+            entropy_adjustment=entropy_adjustment,
+            gradient_buffer_size=gradient_buffer_size,
+            lookahead_k=lookahead_k,
+            lookahead_alpha=lookahead_alpha,
+            gradient_clipping=gradient_clipping,
+            loss_correction_factor=loss_correction_factor,
+            noise_scale=noise_scale,
+            gradient_centering=gradient_centering,
+            bayesian_init=bayesian_init,
+        )
         self.noise = NoiseSource(seed)
         self.q_controller = q_controller or default_controller(adaptive_momentum, seed)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
@@ -182,14 +163,13 @@ class EnhancedSGD(AdaptiveOptimizer):
         check_number("momentum", options["momentum"], 0.0, 1.0, below=True)
         check_number("weight_decay", options["weight_decay"])
         super().add_param_group(param_group)
-        self._layers = layer_indices(self.param_groups)
-        if self._options["bayesian_init"]:
-            with torch.no_grad():
-                draw_from_prior_(self.param_groups[-1]["params"], self.noise)
+        self._layers = layers_of(self.param_groups)
+        if self._options.bayesian_init:
+            draw_from_prior_(self.param_groups[-1]["params"], self.noise)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._layers = layer_indices(self.param_groups)
+        self._layers = layers_of(self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, current_epoch: int | None = None) -> Any:
@@ -200,133 +180,104 @@ class EnhancedSGD(AdaptiveOptimizer):
             current_epoch: for the controller's `update_mix_prob`; None counts ten decisions as an epoch.
         """
         loss = evaluate(closure)
-        work = []
-        for group in self.param_groups:
-            params, grads = dense_grads(group["params"])
-            if params:
-                work.append((group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads))
+        work = groups_with_grads(self.param_groups)
         if not work:
             return loss
         self._steps += 1
         params = [p for _, group_params, _ in work for p in group_params]
-        grads = [g for _, _, group_grads in work for g in group_grads]
-        gradient_factor, rate = self._watch(params, grads, loss, current_epoch)
+        grads, gradient_factor, rate = self._watch(
+            params, [g for _, _, group_grads in work for g in group_grads], loss, current_epoch
+        )
         start = 0
         for group, group_params, _ in work:
             rows = slice(start, start + len(group_params))
             start = rows.stop
             self._update(group, group_params, grads[rows], gradient_factor[rows], rate[rows])
-        k = self._options["lookahead_k"]
+        k = self._options.lookahead_k
         if k and self._steps % k == 0:
-            lookahead_(params, [self.state[p]["slow"] for p in params], self._options["lookahead_alpha"])
+            lookahead_(params, [self.state[p]["slow"] for p in params], self._options.lookahead_alpha)
         return loss
 
     def _watch(
         self, params: list[Tensor], grads: list[Tensor], loss: Any, epoch: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Process the gradients (the list is changed, its tensors are not) and let the controller decide.
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Process the gradients and the loss, and let the controller decide where it is time.
 
         Returns:
-            Factors on the gradients and on the lr, both (T,), on the device of the first parameter.
+            New gradients, and the factors (T,) on them and on the lr, on the device of the first parameter.
         """
-        o, rate, device = self._options, self._options["smoothing_factor"], params[0].device
-        deciding = o["q_learning"] and self._steps % o["decision_interval"] == 0
-        if o["gradient_centering"]:
-            grads[:] = [
-                g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g for g in grads
-            ]
-        gradient_factor = torch.ones(len(params), device=device)
-        lr_factor = torch.ones(len(params), device=device)
-        if deciding or o["entropy_adjustment"] or o["gradient_buffer_size"]:
-            samples = gradient_samples(grads)
-            entropy, variance = histogram_entropy(samples), samples.var(1, correction=0)
+        o, device = self._options, params[0].device
+        gradient_factor, lr_factor = torch.ones(2, len(params), device=device).unbind()
+        entropy = variance = gradient_factor
+        if o.gradient_centering:
+            grads = [centred(g) for g in grads]
+        if o.watches_distribution or o.deciding(self._steps):
+            entropy, variance = distribution(grads)
+            self._used["entropy"] = entropy
             mean_entropy = self._compare("entropy", params, entropy)
             mean_variance = self._compare("variance", params, variance)
-            self._used["entropy"] = entropy
-            if o["gradient_buffer_size"]:
-                grads[:] = self._with_kept(params, grads, entropy > mean_entropy)
-            if o["entropy_adjustment"]:
-                gradient_factor *= 1 + ((entropy - mean_entropy) / (2 * MAX_ENTROPY)).nan_to_num()
-                ratio = torch.where((mean_variance > 0) & (variance > 0), variance / mean_variance, 1.0)
-                lr_factor *= ratio.pow(-0.25).nan_to_num(1.0).clamp(2 / 3, 3 / 2)
-        if o["noise_scale"]:
-            stds = [o["noise_scale"] * size for size in gradient_sizes(grads, "rms", "parameter")]
-            grads[:] = [g + d.mul_(s) for g, d, s in zip(grads, self.noise.normal(grads), stds, strict=True)]
-        norm = torch.zeros((), device=device)
-        if o["gradient_clipping"] or (o["q_learning"] and loss is None):
+            if o.gradient_buffer_size:
+                keep, size = (entropy > mean_entropy).unbind(), o.gradient_buffer_size
+                states = [self.state[p] for p in params]
+                grads = [blended_with_kept(g, s, k, size) for g, s, k in zip(grads, states, keep, strict=True)]
+            if o.entropy_adjustment:
+                gradient_factor = gradient_factor * entropy_factor(entropy, mean_entropy)
+                lr_factor = lr_factor * variance_factor(variance, mean_variance)
+        if o.noise_scale:
+            stds = [o.noise_scale * size for size in gradient_sizes(grads, "rms", "parameter")]
+            grads = [g + d.mul_(s) for g, d, s in zip(grads, self.noise.normal(grads), stds, strict=True)]
+        signal = torch.zeros((), device=device)
+        if o.gradient_clipping or (o.q_learning and loss is None):
             norms = torch.stack([n.to(device, torch.float32) for n in torch._foreach_norm(grads)])
-            norm = torch.where(norms.isfinite(), norms, 0.0).square().sum().sqrt()
-            if o["gradient_clipping"]:
-                self._used["clip"], self._watched["norm"] = clip_factor(self._watched["norm"], norm, rate)
-                gradient_factor *= self._used["clip"]
-        if loss is None:
-            signal = norm
-        else:
-            signal = torch.as_tensor(loss).detach().to(device, torch.float32).reshape(())
-            signal = -signal if self.param_groups[0]["maximize"] else signal
-            self._used["correction"], self._watched["loss"] = corrected_for_spike(
-                self._used["correction"],
-                self._watched["loss"],
-                signal,
-                factor=o["loss_correction_factor"],
-                rate=rate,
+            signal = torch.where(norms.isfinite(), norms, 0.0).square().sum().sqrt()
+        if o.gradient_clipping:
+            self._used["clip"], self._watched["norm"] = clip_factor(
+                self._watched["norm"], signal, o.smoothing_factor
             )
-        if o["q_learning"]:
+            gradient_factor = gradient_factor * self._used["clip"]
+        if loss is not None:
+            signal = self._watch_loss(torch.as_tensor(loss).detach().to(device, torch.float32).reshape(()))
+        if o.q_learning:
             self._signal, self._signal_count = self._signal + signal, self._signal_count + 1
-            if deciding:
+            if o.deciding(self._steps):
                 self._decide(params, entropy, variance, loss is None, epoch)
-        return gradient_factor, lr_factor * self._used["correction"]
+        return grads, gradient_factor, lr_factor * self._used["correction"]
 
     def _compare(self, name: str, params: list[Tensor], values: Tensor) -> Tensor:
-        """Running means (T,) of these tensors before `values` (T,) join, or the values if they are first."""
+        """What the values (T,) of these tensors were on average until now; they join the average."""
         positions = {p: i for i, p in enumerate(self._layers)}
-        index = torch.tensor([positions[p] for p in params], device=values.device)
-        old = self._watched[name]
-        missing = running_moments((len(positions) - len(old.mean),), values.device)
-        moments = RunningMoments(*(torch.cat([o, m]) for o, m in zip(old, missing, strict=True)))
-        full = torch.full_like(moments.mean, torch.nan).index_copy(0, index, values)
-        self._watched[name] = observe(moments, full, self._options["smoothing_factor"])
-        return torch.where(moments.seen > 0, moments.mean, full)[index]
+        rows = torch.tensor([positions[p] for p in params], device=values.device)
+        rate = self._options.smoothing_factor
+        means, self._watched[name] = compared(self._watched[name], values, rows, len(positions), rate)
+        return means
 
-    def _with_kept(self, params: list[Tensor], grads: list[Tensor], keep: Tensor) -> list[Tensor]:
-        """Blend each gradient with the average of the kept ones, which `keep` (T,) lets this one join."""
-        blended = []
-        for param, grad, flag in zip(params, grads, keep.unbind(), strict=True):
-            state = self.state[param]
-            if "kept" not in state:
-                state["kept"] = torch.zeros_like(param)
-                state["kept_mass"] = torch.zeros((), device=param.device)
-            weight = flag.to(param.device, torch.float32) / self._options["gradient_buffer_size"]
-            state["kept"].lerp_(grad, weight.to(grad.dtype))
-            state["kept_mass"].lerp_(torch.ones_like(weight), weight)
-            mass = state["kept_mass"]
-            share = torch.where(mass > 0, _KEPT_SHARE, 0.0)
-            blended.append(
-                (grad * (1 - share)).addcmul_(state["kept"], torch.where(mass > 0, share / mass, 0.0))
-            )
-        return blended
+    def _watch_loss(self, loss: Tensor) -> Tensor:
+        """Correct lr and momentum where the loss spikes; returns what is to fall."""
+        loss = -loss if self.param_groups[0]["maximize"] else loss
+        self._used["correction"], self._watched["loss"] = corrected_for_spike(
+            self._used["correction"],
+            self._watched["loss"],
+            loss,
+            factor=self._options.loss_correction_factor,
+            rate=self._options.smoothing_factor,
+        )
+        return loss
 
     def _decide(
         self, params: list[Tensor], entropy: Tensor, variance: Tensor, lossless: bool, epoch: int | None
     ) -> None:
         """Read the signal and the layers' statistics, the one host read of a decision, and pass them on."""
-        read = torch.cat(
-            [(self._signal / self._signal_count).reshape(1), entropy, variance.clamp_min(1e-38).log()]
-        )
-        signal, *rest = read.tolist()
-        layers = max(self._layers.values()) + 1
-        columns: list[list[list[float]]] = [[[] for _ in range(layers)] for _ in range(2)]
-        for column, values in zip(columns, (rest[: len(params)], rest[len(params) :]), strict=True):
-            for param, value in zip(params, values, strict=True):
-                column[self._layers[param]].append(value)
-        means = [torch.tensor([sum(x) / len(x) if x else torch.nan for x in column]) for column in columns]
-        self.scales.grow(layers)
+        mean = (self._signal / self._signal_count).reshape(1)
+        signal, *rest = torch.cat([mean, entropy, variance.clamp_min(1e-38).log()]).tolist()
+        rows, count = [self._layers[p] for p in params], max(self._layers.values()) + 1
+        self.scales.grow(count)
         self.scales.decide(
             self.q_controller,
             signal,
-            *means,
+            layer_means(rest[: len(params)], rows, count),
+            layer_means(rest[len(params) :], rows, count),
             lossless=lossless,
-            entropy_weight=self._options["entropy_weight"],
+            entropy_weight=self._options.entropy_weight,
             epoch=epoch,
         )
         self._signal, self._signal_count = torch.zeros_like(self._signal), 0
@@ -343,14 +294,11 @@ class EnhancedSGD(AdaptiveOptimizer):
             state = self.state[param]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(param)
-            if self._options["lookahead_k"] and "slow" not in state:
+            if self._options.lookahead_k and "slow" not in state:
                 state["slow"] = param.clone()
         self.scales.grow(max(self._layers.values()) + 1)
         layers = [self._layers[p] for p in params]
-        gap = self.scales.gap[layers].to(rate.device)
-        momentum = (1 - (1 - group["momentum"]) * gap).clamp(0.0, max(0.99, group["momentum"])) * self._used[
-            "correction"
-        ]
+        momentum = self.scales.momentum(group["momentum"], layers).to(rate.device) * self._used["correction"]
         rate = rate * self.scales.lr[layers].to(rate.device)
         self._used["lr_factor"], self._used["momentum"] = rate.mean(), momentum.mean()
         numbers = [
@@ -396,7 +344,7 @@ class EnhancedSGD(AdaptiveOptimizer):
         metrics = {name: float(value.mean()) for name, value in self._used.items() if name != "lr_factor"}
         if "lr_factor" in self._used:
             metrics["lr"] = self.param_groups[0]["lr"] * float(self._used["lr_factor"])
-        if self._options["q_learning"]:
+        if self._options.q_learning:
             metrics |= self.scales.metrics()
             metrics |= {
                 "q/epsilon": self.q_controller.epsilon,

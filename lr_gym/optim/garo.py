@@ -13,9 +13,9 @@ from torch.optim.optimizer import ParamsT
 from lr_gym.optim.base import (
     AdaptiveOptimizer,
     check_number,
-    dense_grads,
     evaluate,
-    layer_indices,
+    groups_with_grads,
+    layers_of,
     use_foreach,
     wide_norm,
 )
@@ -94,7 +94,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
     def _layers(self) -> tuple[dict[Tensor, int], int]:
         if not self.layerwise:
             return {p: 0 for group in self.param_groups for p in group["params"]}, 1
-        layers = layer_indices(self.param_groups)
+        layers = layers_of(self.param_groups)
         return layers, max(layers.values()) + 1
 
     def _state_of(self, count: int, device: torch.device) -> GaroState:
@@ -109,11 +109,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Measure all layers, let the cell decide, update."""
         loss = evaluate(closure)
-        work = []
-        for group in self.param_groups:
-            params, grads = dense_grads(group["params"])
-            if params:
-                work.append((group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads))
+        work = groups_with_grads(self.param_groups)
         if not work:
             return loss
         for _, params, _ in work:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["BINS", "MAX_ENTROPY", "gradient_samples", "histogram_entropy"]
+__all__ = ["BINS", "MAX_ENTROPY", "distribution", "gradient_samples", "histogram_entropy"]
 
 BINS = 32
 MAX_ENTROPY = math.log(BINS)
@@ -43,3 +43,9 @@ def histogram_entropy(samples: Tensor) -> Tensor:
     counts.scatter_add_(1, bins, torch.ones_like(samples))
     entropy = torch.special.entr(counts / samples.shape[1]).sum(1)
     return torch.where(rms.squeeze(1).isfinite(), entropy, torch.nan)
+
+
+def distribution(grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Entropy (T,) in nats and variance (T,) of a sample of each gradient."""
+    samples = gradient_samples(grads)
+    return histogram_entropy(samples), samples.var(1, correction=0)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from lr_gym.optim.gradient_entropy import MAX_ENTROPY
 from lr_gym.q_table import QLearningController
 
-__all__ = ["ACTIONS", "EDGES", "LR_ACTIONS", "LearnedScales", "default_controller"]
+__all__ = ["ACTIONS", "EDGES", "LR_ACTIONS", "LearnedScales", "default_controller", "layer_means"]
 
 EDGES = {
     "loss_trend": (-0.05, -0.005, 0.005, 0.05),  # relative change of the loss since the last decision
@@ -43,6 +44,14 @@ def default_controller(adaptive_momentum: bool = True, seed: int = 0, **options:
     """A controller for `EDGES`, with joint actions or, without adaptive momentum, those on lr alone."""
     actions = ACTIONS if adaptive_momentum else LR_ACTIONS
     return QLearningController(list(EDGES.values()), actions, seed=seed, **options)
+
+
+def layer_means(values: Sequence[float], layers: Sequence[int], count: int) -> Tensor:
+    """Mean (L,) of the tensors' values over each of `count` layers; NaN for a layer without one."""
+    columns: list[list[float]] = [[] for _ in range(count)]
+    for layer, value in zip(layers, values, strict=True):
+        columns[layer].append(value)
+    return torch.tensor([sum(column) / len(column) if column else math.nan for column in columns])
 
 
 def _change(new: float, old: float) -> float:
@@ -138,6 +147,10 @@ class LearnedScales:
         self.gap = torch.where(
             factor, self.gap * torch.exp(-0.2 * momentum), self.gap - 0.05 * momentum
         ).clamp(*GAP_SCALE)
+
+    def momentum(self, base: float, layers: Sequence[int]) -> Tensor:
+        """Momentum (T,) of tensors of these layers: 1 - (1 - base) gap, at most 0.99 unless the base is more."""
+        return (1 - (1 - base) * self.gap[layers]).clamp(0.0, max(0.99, base))
 
     def metrics(self) -> dict[str, float]:
         """Mean scales, the present states and the last reward."""

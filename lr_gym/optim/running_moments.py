@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["RunningMoments", "clip_factor", "corrected_for_spike", "observe", "running_moments"]
+__all__ = ["RunningMoments", "clip_factor", "compared", "corrected_for_spike", "observe", "running_moments"]
 
 _WARMUP = 10  # observations before the variance is trusted
 
@@ -50,6 +50,27 @@ def observe(moments: RunningMoments, value: Tensor, rate: float) -> RunningMomen
     )
     valid = value.isfinite()
     return RunningMoments(*(torch.where(valid, new, old) for new, old in zip(fresh, moments, strict=True)))
+
+
+def compared(
+    moments: RunningMoments, values: Tensor, rows: Tensor, count: int, rate: float
+) -> tuple[Tensor, RunningMoments]:
+    """Running means of some rows before their `values` join, or the values where they are the first.
+
+    Args:
+        moments: (N,) with N <= count; rows that joined since are added.
+        values: (T,).
+        rows: (T,) which of the `count` rows they belong to.
+        count: number of rows by now.
+        rate: as in `observe`.
+
+    Returns:
+        Means (T,), and the moments (count,) with the values joined.
+    """
+    missing = running_moments((count - len(moments.mean),), values.device)
+    moments = RunningMoments(*(torch.cat([old, new]) for old, new in zip(moments, missing, strict=True)))
+    full = torch.full_like(moments.mean, torch.nan).index_copy(0, rows, values)
+    return torch.where(moments.seen > 0, moments.mean, full)[rows], observe(moments, full, rate)
 
 
 def clip_factor(moments: RunningMoments, norm: Tensor, rate: float) -> tuple[Tensor, RunningMoments]:

@@ -28,6 +28,7 @@ class Row(NamedTuple):
         make: (params, **options) -> optimizer; every row takes lr, maximize and foreach.
         newer: keys that an older checkpoint of it may lack, anywhere in a state_dict.
         adam_inside: torch's Adam, whose steps read its own counters, does the update.
+        scales_grad: p.grad is multiplied by a factor and stays so; otherwise it is left as it was.
         variant: not the defaults, so the convergence tests leave it out.
         complex_ok: complex gradients are stepped right; otherwise they are an error.
     """
@@ -35,12 +36,13 @@ class Row(NamedTuple):
     make: Callable[..., Optimizer]
     newer: tuple[str, ...] = ()
     adam_inside: bool = False
+    scales_grad: bool = False
     variant: bool = False
     complex_ok: bool = False
 
 
-def _agreement(score: str) -> Callable[..., Optimizer]:
-    return lambda params, **options: GradientAgreementOptimizer(torch.optim.Adam(params, **options), score)
+def _agreement(score: str, **preset: Any) -> Callable[..., Optimizer]:
+    return lambda params, **options: GradientAgreementOptimizer(torch.optim.Adam(params, **options), score, **preset)
 
 
 def _with(cls: Any, **preset: Any) -> Callable[..., Optimizer]:
@@ -86,9 +88,11 @@ ROWS: dict[str, Row] = {
         adam_inside=True,
         complex_ok=True,
     ),
-    "agreement_std": Row(_agreement("std"), ("agreement",), adam_inside=True),
-    "agreement_std_over_rms": Row(_agreement("std_over_rms"), ("agreement",), adam_inside=True, variant=True),
-    "agreement_snr": Row(_agreement("snr"), ("agreement",), adam_inside=True, variant=True),
+    "agreement_std": Row(_agreement("std"), ("agreement",), adam_inside=True, scales_grad=True),
+    "agreement_restoring": Row(
+        _agreement("std_over_rms", restore_grad=True), ("agreement",), adam_inside=True, variant=True
+    ),
+    "agreement_snr": Row(_agreement("snr"), ("agreement",), adam_inside=True, scales_grad=True, variant=True),
     "upgd": Row(AdaptiveUPGD, _UPGD_KEYS),
     "upgd_relative": Row(
         _with(AdaptiveUPGD, adaptive_noise=True, sigma=0.1, noise_beta=0.9, noise_norm="global"),

@@ -9,7 +9,7 @@ import torch
 from optimizer_contract import assert_same, descend, make_params
 
 from lr_gym.optim import GradientAgreementOptimizer, log_metrics
-from lr_gym.optim.gradient_agreement import SCORES
+from lr_gym.optim.gradient_agreement import SCORES, population_std
 
 
 def scores_by_hand(score: str, history: list[list[float]], beta: float = 0.9) -> float:
@@ -35,7 +35,7 @@ def test_equals_sgd_on_gradients_scaled_by_hand(score: str) -> None:
     for step in range(6):
         grad = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) + 0.5
         history.append(grad.tolist())
-        before, param.grad = param.detach().clone(), grad
+        before, param.grad = param.detach().clone(), grad.clone()
         optimizer.step()
         torch.testing.assert_close(before - param.detach(), grad * scores_by_hand(score, history))
 
@@ -47,6 +47,31 @@ def test_equal_elements_agree_fully_however_large(score: str) -> None:
     optimizer = GradientAgreementOptimizer(torch.optim.SGD([param], lr=1.0), score)
     optimizer.step()
     assert optimizer.metrics()["agreement/mean"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("count", [1, 2, 2**16, 2**16 + 1, 200_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_std_in_blocks_equals_float64(dtype: torch.dtype, count: int, mean: float) -> None:
+    drift = torch.linspace(-1, 1, count)  # so that the blocks differ in mean too
+    grad = (torch.randn(count, generator=torch.Generator().manual_seed(0)) + drift + mean).to(dtype)
+    expected = grad.double().std(correction=0)
+    torch.testing.assert_close(population_std(grad).double(), expected, rtol=1e-4, atol=2e-7 * mean)
+
+
+def test_std_of_a_transposed_gradient() -> None:
+    grad = torch.randn(300, 400, generator=torch.Generator().manual_seed(0)).t()
+    torch.testing.assert_close(population_std(grad), grad.std(correction=0))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_restoring_takes_the_same_steps(score: str) -> None:
+    results = []
+    for restore in (False, True):
+        params = make_params()
+        descend(GradientAgreementOptimizer(torch.optim.Adam(params), score, restore_grad=restore), params, 9)
+        results.append(params)
+    assert_same(*results)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -106,7 +131,7 @@ def test_wraps_any_first_order_optimizer() -> None:
 def test_gradient_returns_even_if_the_base_fails() -> None:
     params = make_params()
     base = torch.optim.SGD(params, lr=0.1)
-    optimizer = GradientAgreementOptimizer(base)
+    optimizer = GradientAgreementOptimizer(base, restore_grad=True)
     descend(optimizer, params, 1)
     grads = [p.grad.clone() for p in params if p.grad is not None]
     base.step = None  # type: ignore[method-assign, assignment]
