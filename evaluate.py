@@ -126,6 +126,9 @@ def row(name: str, kind: str, lr: str, outcomes: list[list[Outcome]]) -> dict[st
         "name": name,
         "kind": kind,
         "lr": lr,
+        "selection_loss": mean_interval(
+            [float(np.mean([o.selection_loss for o in seed])) for seed in outcomes]
+        )._asdict(),
         "test_losses": losses,
         "test_loss": mean_interval(losses)._asdict(),
         "metrics": metrics,
