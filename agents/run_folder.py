@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lr_gym.files import write_atomically
+from lr_gym.files import remove_unfinished, write_atomically
 
 __all__ = ["RunFolder", "RunFolderError"]
 
@@ -45,6 +45,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunFolderError(f"{path} is in use by another process; choose another --output-dir") from error
+        remove_unfinished(path)
         others = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
         if not resume:
             if others:
