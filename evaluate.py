@@ -28,7 +28,7 @@ import lr_gym
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.metrics import mean_interval, paired_difference
 from lr_gym.benchmark.report import write_report
-from lr_gym.benchmark.run import Cell, Contestant, Outcome, run_cells
+from lr_gym.benchmark.run import OPTIMIZERS, Cell, Contestant, Outcome, run_cells
 from lr_gym.files import write_atomically
 from lr_gym.policy import MLPPolicy, load_policy
 from lr_gym.tasks import Task, find_task
@@ -46,7 +46,6 @@ GRID = (
     3e-2,
 )  # peak learning rates that each baseline may choose from
 INITIAL_LRS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # where the policy has to start from
-TUNED = ("constant", "cosine", "wsd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,8 @@ class Args:
     """New folder for results.json and report.html; one that holds results is never overwritten."""
     task: str = "mnist1d-mlp"
     """What is trained, a name of lr_gym.tasks.TASKS."""
+    optimizers: str = ",".join(OPTIMIZERS)
+    """Baselines to compare with, names of lr_gym.benchmark.run.OPTIMIZERS separated by commas."""
     seeds: int = 10
     """Trainings of each contestant; none of their seeds was trained on."""
     horizon: int | None = None
@@ -78,24 +79,36 @@ def run_all(cells: list[Cell], workers: int, title: str) -> dict[Cell, Outcome]:
     return dict(rich.progress.track(done, total=len(cells), description=title, console=console))
 
 
+def names(args: Args) -> list[str]:
+    """The baselines asked for; a ValueError lists the valid ones."""
+    chosen = [name.strip() for name in args.optimizers.split(",") if name.strip()]
+    for name in chosen:
+        if name not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
+    return list(dict.fromkeys(chosen))
+
+
 def tune(args: Args) -> tuple[list[Contestant], dict[str, list[float]]]:
-    """Adam under each schedule at its best learning rate, by mean selection loss; and all those losses."""
-    grid = {s: [Contestant(f"Adam, tuned {s}", lr, s) for lr in GRID] for s in TUNED}
+    """Each baseline at its best learning rate by mean selection loss, and all those losses."""
+    tuned = {name: [Contestant(name, lr) for lr in GRID] for name in names(args) if OPTIMIZERS[name].lr is None}
     cells = [
         Cell(contestant, args.task, seed, horizon=args.horizon)
-        for contestants in grid.values()
+        for contestants in tuned.values()
         for contestant in contestants
         for seed in range(args.seeds)
     ]
-    outcomes = run_all(cells, args.workers, "tuning Adam")
+    outcomes = run_all(cells, args.workers, "tuning") if cells else {}
     best, losses = [], {}
-    for schedule, contestants in grid.items():
+    for name in names(args):
+        if (fixed := OPTIMIZERS[name].lr) is not None:
+            best.append(Contestant(name, fixed))
+            continue
         means = [
             float(np.mean([o.selection_loss for cell, o in outcomes.items() if cell.contestant == c]))
-            for c in contestants
+            for c in tuned[name]
         ]
-        losses[schedule] = means
-        best.append(contestants[int(np.argmin(means))])
+        losses[OPTIMIZERS[name].about] = means
+        best.append(tuned[name][int(np.argmin(means))])
     return best, losses
 
 
@@ -113,6 +126,9 @@ def row(name: str, kind: str, lr: str, outcomes: list[list[Outcome]]) -> dict[st
         "name": name,
         "kind": kind,
         "lr": lr,
+        "selection_loss": mean_interval(
+            [float(np.mean([o.selection_loss for o in seed])) for seed in outcomes]
+        )._asdict(),
         "test_losses": losses,
         "test_loss": mean_interval(losses)._asdict(),
         "metrics": metrics,
@@ -126,7 +142,7 @@ def row(name: str, kind: str, lr: str, outcomes: list[list[Outcome]]) -> dict[st
 
 def compare(args: Args, baselines: list[Contestant]) -> list[dict[str, Any]]:
     """The policy from every initial learning rate, and the baselines, on the test split."""
-    policies = [Contestant(f"policy from lr {lr:g}", lr, policy=args.policy) for lr in INITIAL_LRS]
+    policies = [Contestant("", lr, args.policy) for lr in INITIAL_LRS]
     cells = [
         Cell(contestant, args.task, seed, test=True, horizon=args.horizon)
         for contestant in policies + baselines
@@ -142,9 +158,9 @@ def compare(args: Args, baselines: list[Contestant]) -> list[dict[str, Any]]:
     mean["curves"] = []
     rows = [mean]
     rows += [row(c.name, "policy", f"{c.lr:g}", [[o] for o in of(c)]) for c in policies]
-    rows += [row(c.name, "adam", f"{c.lr:g}", [[o] for o in of(c)]) for c in baselines]
+    rows += [row(c.name, "baseline", f"{c.lr:g}", [[o] for o in of(c)]) for c in baselines]
     for entry in rows:
-        if entry["kind"] == "adam":
+        if entry["kind"] == "baseline":
             entry["policy_minus_this"] = paired_difference(mean["test_losses"], entry["test_losses"])._asdict()
         else:
             entry["policy_minus_this"] = None
@@ -189,6 +205,7 @@ def build(args: Args) -> tuple[Task, MLPPolicy, RunFolder, dict[str, Any]]:
     """Task, policy, output folder and the arguments as plain values; a ValueError says what is wrong with them."""
     for name in ("seeds", "workers"):
         check_count(name, getattr(args, name))
+    names(args)
     task, policy = find_task(args.task), load_policy(args.policy)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     may_change = ("workers", "wandb", "resume")
@@ -205,8 +222,8 @@ def evaluate(args: Args, task: Task, policy: MLPPolicy, folder: RunFolder, confi
         return
     tracker = Tracker(args.output_dir, config, wandb=args.wandb, name=f"evaluate-{task.name}")
 
-    tuned, losses = tune(args)
-    rows = compare(args, [Contestant("Adam, fixed 1e-3", 1e-3), *tuned])
+    baselines, losses = tune(args)
+    rows = compare(args, baselines)
     results = {
         "task": task.name,
         "seeds": args.seeds,

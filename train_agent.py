@@ -36,7 +36,7 @@ from lr_gym.policy import POLICY_FILE, save_policy
 from lr_gym.rollout import final_losses
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.vector_env import INITIAL_LR, LRControlVectorEnv
 
 SELECTION_SEED = 1 << 40  # row seeds of the trainings that select the policy: no training ever learns from them
 MAY_CHANGE = ("timesteps", "wandb", "resume")
@@ -70,7 +70,7 @@ class Args:
     """Decisions per training."""
     horizon: int | None = None
     """Inner steps per training; the task's own by default."""
-    initial_lr: tuple[float, float] = (1e-4, 3e-2)
+    initial_lr: tuple[float, float] = INITIAL_LR
     """Range of the initial learning rate, log-uniform."""
     mask_loss: float = 0.1
     """Fraction of runs in which the policy does not see the loss, as in scripts that never call observe()."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lr_gym.files import write_atomically
+from lr_gym.files import remove_unfinished, write_atomically
 
 __all__ = ["RunFolder", "RunFolderError"]
 
@@ -38,30 +38,33 @@ class RunFolder:
             RunFolderError: naming the folder and what to do.
         """
         self.path = path
-        args = json.loads(json.dumps(args))
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
+        try:
+            self._claim(json.loads(json.dumps(args)), resume, may_change)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _claim(self, args: dict[str, Any], resume: bool, may_change: tuple[str, ...]) -> None:
+        path = self.path
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunFolderError(f"{path} is in use by another process; choose another --output-dir") from error
+        remove_unfinished(path)
         others = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
-        if not resume:
-            if others:
-                raise RunFolderError(
-                    f"{path} is not empty: choose another --output-dir, or continue its run with --resume"
-                )
-            write_atomically(path / ARGS, json.dumps(args, indent=2).encode())
-            return
-        if ARGS not in others:
+        if not resume and others:
+            raise RunFolderError(f"{path} is not empty: choose another --output-dir, or continue its run with --resume")
+        if resume and ARGS not in others:
             raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
-        old = json.loads((path / ARGS).read_text())
-        changed = [key for key in args if key not in may_change and old.get(key) != args[key]]
-        if changed:
-            key = changed[0]
-            raise RunFolderError(
-                f"{path} was started with {key}={old.get(key)!r}, not {args[key]!r}: resume with the same arguments"
-            )
+        if resume:
+            old = json.loads((path / ARGS).read_text())
+            for key, value in args.items():
+                if key not in may_change and old.get(key) != value:
+                    raise RunFolderError(
+                        f"{path} was started with {key}={old.get(key)!r}, not {value!r}: resume with the same arguments"
+                    )
         write_atomically(path / ARGS, json.dumps(args, indent=2).encode())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:

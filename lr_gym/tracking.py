@@ -69,7 +69,7 @@ class Tracker:
         """Flush and finish."""
         self._file.close()
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from lr_gym.types import Hyperparams, check_count, check_number
 
 __all__ = ["INITIAL_LR", "LRControlVectorEnv"]
 
-INITIAL_LR = (1e-4, 3e-2)
+INITIAL_LR = (3e-5, 1e-1)
 RENDER_MODES = ("rgb_array", "ansi")
 
 

@@ -121,9 +121,9 @@ def test_evaluation_end_to_end(trained, tmp_path):
     assert "policy minus" in first.stdout
     results = json.loads((folder / "results.json").read_text())
     kinds = [row["kind"] for row in results["rows"]]
-    assert kinds == ["mean"] + ["policy"] * 5 + ["adam"] * 4
-    for schedule, losses in results["tuning"].items():  # each baseline runs at its best lr on the selection split
-        row = next(row for row in results["rows"] if row["name"].endswith(schedule))
+    assert kinds == ["mean"] + ["policy"] * 5 + ["baseline"] * 4
+    for name, losses in results["tuning"].items():  # each baseline runs at its best lr on the selection split
+        row = next(row for row in results["rows"] if row["name"] == name)
         assert float(row["lr"]) == results["grid"][losses.index(min(losses))]
     html = (folder / "report.html").read_text()
     assert "Learning rates set by policy from lr 0.001" in html
@@ -146,6 +146,14 @@ def test_evaluation_names_bad_policies(tmp_path):
         assert done.returncode != 0
         assert "nobody" in done.stderr or "missing.safetensors" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_evaluation_names_bad_optimizers(trained, tmp_path):
+    command = [*EVALUATE, "--policy", str(trained), "--output-dir", str(tmp_path / "out")]
+    done = run(*command, "--optimizers", "adam,adamant", check=False)
+    assert done.returncode != 0
+    assert "adamant" in done.stderr
+    assert "adam-cosine" in done.stderr
 
 
 def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):

@@ -320,6 +320,25 @@ def test_divergence_ends_the_run_with_the_documented_return(base, reason, reward
     env.step(next(actions))
 
 
+@pytest.mark.parametrize("reward", REWARDS)
+def test_late_divergence_has_the_same_return(reward):
+    """What a run collected before it diverged is taken back."""
+    env = tiny(40, base="sgd", reward=reward, initial_lr=(0.1, 1e3), decisions=12)
+    _, start = env.reset(seed=0)
+    total, running = np.zeros(40), np.ones(40, dtype=bool)
+    expected = diverged_return(torch.from_numpy(start["reward_loss"]), 0.0, REWARDS[reward]).numpy()
+    late = 0
+    for step in range(12):
+        _, rewards, terminated, _, info = env.step(np.ones((40, 2, 1)))
+        total += rewards * running
+        if terminated.any():
+            diverged = running & terminated & info["final_info"]["diverged"]
+            np.testing.assert_allclose(total[diverged], expected[diverged], rtol=1e-5)
+            late += diverged.sum() * (step > 2)
+        running &= ~terminated
+    assert late > 3
+
+
 # Rows do not touch each other
 
 

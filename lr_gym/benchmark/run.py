@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -28,25 +28,52 @@ from lr_gym.schedules import base_schedule
 from lr_gym.tasks import Split, Task, find_task
 from lr_gym.tasks.models import initial_parameters, load_parameters
 
-__all__ = ["Cell", "Contestant", "Outcome", "evaluation_seeds", "run_cell", "run_cells"]
+__all__ = ["OPTIMIZERS", "Baseline", "Cell", "Contestant", "Outcome", "evaluation_seeds", "run_cell", "run_cells"]
 
 CURVE_POINTS = 25
 
 
-class Contestant(NamedTuple):
-    """What is compared.
+class Baseline(NamedTuple):
+    """A row of OPTIMIZERS.
 
     Attributes:
-        name: shown in the table.
-        lr: learning rate, the peak of the schedule, or a policy's initial one.
-        schedule: a name of SCHEDULES, for Adam.
-        policy: path of a policy; "" is Adam.
+        about: shown in the table.
+        make: (parameters, peak learning rate) -> optimizer.
+        schedule: a name of SCHEDULES, which multiplies the learning rate.
+        lr: fixed learning rate; None is tuned.
     """
 
-    name: str
-    lr: float
+    about: str
+    make: Callable[[Iterator[nn.Parameter], float], Optimizer]
     schedule: str = "constant"
+    lr: float | None = None
+
+
+OPTIMIZERS: dict[str, Baseline] = {
+    "adam": Baseline("Adam, fixed 1e-3", torch.optim.Adam, lr=1e-3),
+    "adam-constant": Baseline("Adam, tuned constant", torch.optim.Adam),
+    "adam-cosine": Baseline("Adam, tuned cosine", torch.optim.Adam, "cosine"),
+    "adam-wsd": Baseline("Adam, tuned wsd", torch.optim.Adam, "wsd"),
+}
+
+
+class Contestant(NamedTuple):
+    """What is compared: a baseline at a learning rate, or a policy.
+
+    Attributes:
+        optimizer: a name of OPTIMIZERS; "" is a policy.
+        lr: learning rate, the peak of the schedule, or a policy's initial one.
+        policy: path of a policy; "" is a baseline.
+    """
+
+    optimizer: str
+    lr: float
     policy: str = ""
+
+    @property
+    def name(self) -> str:
+        """As shown in the table."""
+        return f"policy from lr {self.lr:g}" if self.policy else OPTIMIZERS[self.optimizer].about
 
 
 class Cell(NamedTuple):
@@ -100,8 +127,9 @@ def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int) -> tu
         policy = load_policy(contestant.policy)
         named, base = model.named_parameters(), policy.spec.base
         return PolicyOptimizer(named, policy, contestant.lr, horizon, base, weight_decay=0.0), None
-    schedule = base_schedule(contestant.schedule)
-    optimizer = torch.optim.Adam(model.parameters(), lr=contestant.lr)
+    baseline = OPTIMIZERS[contestant.optimizer]
+    schedule = base_schedule(baseline.schedule)
+    optimizer = baseline.make(model.parameters(), contestant.lr)
     return optimizer, LambdaLR(optimizer, lambda step: float(schedule(step / horizon)))
 
 
