@@ -83,9 +83,7 @@ def tasks() -> dict[str, Task]:
         "logistic": Task(x, labels, _net(16, 1), bce),
         "regression": Task(x, target, _net(16, 32, 1), functional.mse_loss),
         "ill-conditioned": Task(uneven, uneven @ torch.ones(16, 1), _net(16, 1), functional.mse_loss),
-        "digits": Task(
-            pixels, torch.as_tensor(digits.target).long(), _net(64, 32, 10), functional.cross_entropy
-        ),
+        "digits": Task(pixels, torch.as_tensor(digits.target).long(), _net(64, 32, 10), functional.cross_entropy),
         "mnist1d": Task(mnist.x, mnist.y, lambda seed: mlp(seed, 64), functional.cross_entropy),
     }
 
@@ -161,9 +159,7 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()

@@ -43,9 +43,7 @@ def first_step_difference(seed: int, data: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=50)
     args = parser.parse_args()
@@ -67,9 +65,7 @@ def main() -> None:
     for key in ("lr", "momentum", "weight_decay"):
         values = [line[key] for line in emitted]
         print(f"{key} emitted at the last step: {min(values):.3g} to {max(values):.3g} over the seeds")
-    print(
-        f"| method | train loss after {args.epochs} epochs | test loss | minus SGD(lr=0.01) | test accuracy |"
-    )
+    print(f"| method | train loss after {args.epochs} epochs | test loss | minus SGD(lr=0.01) | test accuracy |")
     print("|---|---|---|---|---|")
     base = results["SGD(lr=0.01)"]
     for name, rows in results.items():

@@ -44,18 +44,14 @@ def mlp(seed: int, width: int = 128) -> nn.Sequential:
     """40-width-width-10 with ReLU, its weights a function of the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(40, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-        )
+        return nn.Sequential(nn.Linear(40, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 @torch.no_grad()
 def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy."""
     logits = model(split.x)
-    return float(functional.cross_entropy(logits, split.y)), float(
-        (logits.argmax(1) == split.y).float().mean()
-    )
+    return float(functional.cross_entropy(logits, split.y)), float((logits.argmax(1) == split.y).float().mean())
 
 
 def train(

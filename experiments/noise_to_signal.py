@@ -58,9 +58,7 @@ class Recorder:
 def record(variant: str, alpha: float | None, epochs: int, seed: int, data: Any) -> Recorder:
     model = mlp(seed)
     optimizer = AdaptiveUPGD(model.parameters(), seed=seed, **VARIANTS[variant])
-    scaler = (
-        None if alpha is None else VarianceGradientScaler(model.parameters(), alpha=alpha, warmup_steps=100)
-    )
+    scaler = None if alpha is None else VarianceGradientScaler(model.parameters(), alpha=alpha, warmup_steps=100)
     recorder = Recorder(optimizer, scaler)
     train(model, recorder.step, data, epochs=epochs, seed=seed)
     return recorder
@@ -73,9 +71,7 @@ def per_layer(epochs: int, seed: int, data: Any) -> None:
             r = record(variant, alpha, epochs, seed, data)
             std, counts = 100 * np.array(r.std), [p.numel() for p in r.params]
             if i == 0 and alpha is None:
-                print(
-                    "| noise | VGS | " + " | ".join(f"{n:,}" for n in counts) + " | noise / update, median |"
-                )
+                print("| noise | VGS | " + " | ".join(f"{n:,}" for n in counts) + " | noise / update, median |")
                 print("|---" * (len(counts) + 3) + "|")
             cells = [f"{lo:.3g}-{hi:.3g}" for lo, hi in zip(std.min(0), std.max(0), strict=True)]
             print(f"| {variant} | {'off' if alpha is None else 'on'} | " + " | ".join(cells), end="")
@@ -85,9 +81,7 @@ def per_layer(epochs: int, seed: int, data: Any) -> None:
                 bound = 4 / np.sqrt(2 * np.array(counts))
                 inside = (abs(np.array(r.norm) / options["sigma"] - 1) <= bound)[:, np.array(counts) >= 100]
                 print(f"    largest deviation of the std from sigma {100 * worst:.4f} %; ", end="")
-                print(
-                    f"realised norm within 4/sqrt(2n) in {100 * inside.mean():.2f} % of {inside.size} cases"
-                )
+                print(f"realised norm within 4/sqrt(2n) in {100 * inside.mean():.2f} % of {inside.size} cases")
 
 
 def amplification(epochs: int, seeds: int, data: Any) -> None:
@@ -132,9 +126,7 @@ def start_up() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()

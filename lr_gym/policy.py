@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lr_gym.action import action_mode, action_table
 from lr_gym.control import ControlSpec
-from lr_gym.files import write_atomically
+from lr_gym.tensor_file import PolicyFileError, read_tensor_file, reading, write_tensor_file
 from lr_gym.types import check_count
 
 __all__ = [
@@ -31,15 +27,8 @@ __all__ = [
     "save_policy",
 ]
 
-SCHEMA_VERSION = 1
-MAX_BYTES = 16 * 2**20
 POLICY_FILE = "policy.safetensors"
-_METADATA_KEY = "lr_gym"
 _BUILTIN = Path(__file__).parent / "policies"
-
-
-class PolicyFileError(ValueError):
-    """A policy file is missing, damaged, altered, too large, or of an unknown kind or version."""
 
 
 class Policy(Protocol):
@@ -174,16 +163,6 @@ class MLPPolicy:
 KINDS = {MLPPolicy.kind: MLPPolicy}
 
 
-def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the JSON and the tensors: tells damage, not forgery."""
-    sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()
-
-
 def save_policy(policy: MLPPolicy, path: str | os.PathLike[str]) -> Path:
     """Write a policy file atomically: whatever happens, the path holds the old file or the new one.
 
@@ -197,22 +176,8 @@ def save_policy(policy: MLPPolicy, path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: for another ending.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"a policy file ends in .safetensors; got {str(path)!r}")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in policy.tensors().items()}
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": policy.kind,
-        "control": policy.spec.to_json(),
-        "interval": policy.interval,
-        "about": dict(policy.about),
-    }
-    content = json.loads(json.dumps(content, allow_nan=False))
-    content["sha256"] = _digest(content, tensors)
-    metadata = {_METADATA_KEY: json.dumps(content, sort_keys=True)}
-    write_atomically(path, save(tensors, metadata))
-    return path
+    content = {"control": policy.spec.to_json(), "interval": policy.interval, "about": dict(policy.about)}
+    return write_tensor_file(path, policy.kind, content, policy.tensors())
 
 
 def builtin_policies() -> list[str]:
@@ -246,37 +211,12 @@ def load_policy(path: str | os.PathLike[str]) -> MLPPolicy:
             schema version or kind. The message names the file.
     """
     file = _resolve(path)
-    size = file.stat().st_size
-    if size > MAX_BYTES:
-        raise PolicyFileError(f"{file}: {size} bytes, more than the {MAX_BYTES} that a policy may have")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            # copies: what get_tensor returns is mapped to the file and would follow its changes
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        content = json.loads(metadata[_METADATA_KEY])
-        if content["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {content['schema_version']!r}, this lr_gym reads {SCHEMA_VERSION}")
-        if content.pop("sha256") != _digest(content, tensors):
-            raise ValueError("the checksum does not match: the file was altered")
-        if content["kind"] not in KINDS:
-            raise ValueError(f"kind {content['kind']!r}, this lr_gym knows {', '.join(KINDS)}")
+    with reading(file):
+        content, tensors = read_tensor_file(file, *KINDS)
         if not isinstance(content["about"], dict):
             raise ValueError(f"about must be an object; got {content['about']!r:.80}")
         spec = ControlSpec.from_json(content["control"])
         return KINDS[content["kind"]].from_parts(spec, content["interval"], content["about"], tensors)
-    except (
-        SafetensorError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OSError,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-        raise PolicyFileError(f"{file} is not a policy file that lr_gym can read: {reason}") from error
 
 
 def constant_policy(spec: ControlSpec, interval: int) -> MLPPolicy:

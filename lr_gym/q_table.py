@@ -9,19 +9,20 @@ each control, which is what the policies of this package return.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from lr_gym.tensor_file import check_finite, read_tensor_file, reading, write_tensor_file
 
 __all__ = ["QLearningController"]
 
+KIND = "q_table"
 _OPTIONS = ("learning_rate", "discount", "epsilon_decay", "min_epsilon", "initial_mix_prob", "mix_tolerance")
 _NUMBERS = ("epsilon", "mix_prob", "epoch", "epoch_total", "epoch_count", "previous_loss")
 
@@ -106,9 +107,7 @@ class QLearningController:
             raise ValueError(f"features must be (R, {len(self.edges)}); got {tuple(features.shape)}")
         index = torch.zeros(len(features), dtype=torch.int64)
         for column, row in zip(features.cpu().nan_to_num(nan=0.0).unbind(1), self.edges, strict=True):
-            index = index * (len(row) + 1) + torch.bucketize(
-                column.contiguous(), column.new_tensor(row), right=True
-            )
+            index = index * (len(row) + 1) + torch.bucketize(column.contiguous(), column.new_tensor(row), right=True)
         return index
 
     def greedy(self, states: Tensor) -> Tensor:
@@ -203,9 +202,7 @@ class QLearningController:
         edges, actions = state_dict.get("edges", self.edges), state_dict.get("actions", self.actions)
         shape = (math.prod(len(row) + 1 for row in edges), len(actions))
         if tuple(state_dict["q"].shape) != shape:
-            raise ValueError(
-                f"the table has shape {tuple(state_dict['q'].shape)}, its bins and actions make {shape}"
-            )
+            raise ValueError(f"the table has shape {tuple(state_dict['q'].shape)}, its bins and actions make {shape}")
         self.q, self.actions = state_dict["q"].cpu().clone(), actions.cpu().clone()
         self.visits = state_dict.get("visits", torch.zeros(shape, dtype=torch.int64)).cpu().clone()
         self.edges = [list(row) for row in edges]
@@ -214,28 +211,32 @@ class QLearningController:
         for name in (*_OPTIONS, *_NUMBERS):
             setattr(self, name, state_dict.get(name, getattr(self, name)))
 
-    def save(self, path: str | Path) -> None:
-        """Write the table as safetensors: tensors, and the rest as JSON in the header."""
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the table atomically as `.safetensors`: tensors, and the rest as JSON in the header."""
         state = self.state_dict()
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        save_file(tensors, path, metadata={"kind": "q_table", "q_table": json.dumps(rest)})
+        if math.isnan(self.previous_loss):
+            rest["previous_loss"] = None
+        return write_tensor_file(path, KIND, rest, tensors)
 
     @classmethod
-    def load(cls, path: str | Path) -> QLearningController:
+    def load(cls, path: str | os.PathLike[str]) -> QLearningController:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file holds something else.
+            PolicyFileError: where the file is missing, too large, truncated, altered, not finite, or holds something
+                else. The message names the file.
         """
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != "q_table":
-                raise ValueError(f"{path} holds {metadata.get('kind')!r}, not a Q-table written by save()")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state |= json.loads(metadata["q_table"])
-        controller = cls(state["edges"], state["actions"].tolist())
-        controller.load_state_dict(state)
+        file = Path(path)
+        with reading(file):
+            rest, tensors = read_tensor_file(file, KIND)
+            check_finite(tensors)
+            if rest["previous_loss"] is None:
+                rest["previous_loss"] = math.nan
+            options = {name: rest[name] for name in (*_OPTIONS, "epsilon")}
+            controller = cls(rest["edges"], tensors["actions"].tolist(), **options)
+            controller.load_state_dict({**rest, **tensors})
         return controller
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,17 +19,16 @@ from lr_gym.control import ControlSpec
 from lr_gym.layers import CONTROLS
 from lr_gym.observation import FEATURES
 from lr_gym.policy import (
-    MAX_BYTES,
     POLICY_FILE,
     MLPPolicy,
     PolicyFileError,
-    _digest,
     builtin_policies,
     constant_policy,
     load_policy,
     save_policy,
 )
 from lr_gym.schedules import SCHEDULES
+from lr_gym.tensor_file import MAX_BYTES, digest
 from lr_gym.update import RULES
 
 SPEC = ControlSpec()
@@ -64,7 +63,7 @@ def write(path, content, checksum, tensors):
 
 def forge(path, content, tensors):
     """Write a file whose checksum is right, whatever it holds."""
-    write(path, content, _digest(content, tensors), tensors)
+    write(path, content, digest(content, tensors), tensors)
 
 
 def assert_refused(path, reason=None):
@@ -230,7 +229,7 @@ def test_edited_metadata_is_refused(path, old, new):
 
 def test_forging_itself_works(path):
     content, checksum, tensors = parts(path)
-    assert checksum == _digest(content, tensors)
+    assert checksum == digest(content, tensors)
     forge(path, content, tensors)
     load_policy(path)
 

@@ -197,9 +197,7 @@ class AdaptiveUPGD(AdaptiveOptimizer):
             shared = group["noise_norm"] == "global"
             sizes = gradient_sizes(every if shared else grads, group["noise_scale"], group["noise_norm"])
             sizes = [size.to(grad.device) for size, grad in zip(sizes, grads, strict=False)]
-            stds = noise_stds_(
-                sizes, states, sigma=sigma, beta=group["noise_beta"], floor=group["min_noise_std"]
-            )
+            stds = noise_stds_(sizes, states, sigma=sigma, beta=group["noise_beta"], floor=group["min_noise_std"])
         self._stds.update(zip(params, stds, strict=True))
         if sigma == 0 and not (group["adaptive_noise"] and group["min_noise_std"] > 0):
             return None
@@ -224,15 +222,11 @@ class AdaptiveUPGD(AdaptiveOptimizer):
                     continue
                 std, state = float(self._stds[param]), self.state[param]
                 second = state["second"] / (1 - group["betas"][1] ** state["step"])
-                way = (
-                    state["first"] / (second.sqrt() + group["eps"]) / (1 - group["betas"][0] ** state["step"])
-                )
+                way = state["first"] / (second.sqrt() + group["eps"]) / (1 - group["betas"][0] ** state["step"])
                 width = (second + std**2).sqrt_().add_(group["eps"])
                 noise += std**2 * param.numel()
                 gradient += float(wide_norm(param.grad)) ** 2
-                spread = (
-                    float(width.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
-                )
+                spread = float(width.reciprocal().square().sum()) if group["adaptive_noise"] else param.numel()
                 share += std**2 * spread
                 direction += float(wide_norm(way)) ** 2
         metrics = {"lr": float(self.param_groups[0]["lr"])}

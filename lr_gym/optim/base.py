@@ -28,9 +28,7 @@ __all__ = [
 ]
 
 
-def check_number(
-    name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False
-) -> None:
+def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False) -> None:
     """Raise unless `low <= value <= high`, or `low <= value < high` with `below`.
 
     Raises:
@@ -111,14 +109,14 @@ def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:
     return all(p.device.type != "cpu" for p in params) if setting is None else setting
 
 
-def in_blocks(*tensors: Tensor, size: int = 2**16) -> Iterable[tuple[Tensor, ...]]:
+def in_blocks(*tensors: Tensor, size: int = 2**17) -> Iterable[tuple[Tensor, ...]]:
     """Cut tensors of one shape into flat pieces that fit a CPU's cache; several operations then read memory once.
 
     Views, so in-place operations reach the tensors. On an accelerator, or where one is not contiguous, the only piece
     is the tensors as they are.
     """
     if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
-        return zip(*(t.view(-1).split(size) for t in tensors), strict=True)
+        return zip(*(torch.split(t.view(-1), size) for t in tensors), strict=True)
     return [tensors]
 
 
@@ -194,9 +192,7 @@ class HasMetrics(Protocol):
         ...
 
 
-def log_metrics(
-    optimizer: HasMetrics, log: Callable[[dict[str, float], int], Any], every: int = 1
-) -> RemovableHandle:
+def log_metrics(optimizer: HasMetrics, log: Callable[[dict[str, float], int], Any], every: int = 1) -> RemovableHandle:
     """Call `log(optimizer.metrics(), step)` after every `every`-th step; `wandb.log` fits as it is.
 
     For TensorBoard: `lambda metrics, step: [writer.add_scalar(k, v, step) for k, v in metrics.items()]`.

@@ -231,9 +231,7 @@ class EnhancedSGD(AdaptiveOptimizer):
             norms = torch.stack([n.to(device, torch.float32) for n in torch._foreach_norm(grads)])
             signal = torch.where(norms.isfinite(), norms, 0.0).square().sum().sqrt()
         if o.gradient_clipping:
-            self._used["clip"], self._watched["norm"] = clip_factor(
-                self._watched["norm"], signal, o.smoothing_factor
-            )
+            self._used["clip"], self._watched["norm"] = clip_factor(self._watched["norm"], signal, o.smoothing_factor)
             gradient_factor = gradient_factor * self._used["clip"]
         if loss is not None:
             signal = self._watch_loss(torch.as_tensor(loss).detach().to(device, torch.float32).reshape(()))
@@ -302,8 +300,7 @@ class EnhancedSGD(AdaptiveOptimizer):
         rate = rate * self.scales.lr[layers].to(rate.device)
         self._used["lr_factor"], self._used["momentum"] = rate.mean(), momentum.mean()
         numbers = [
-            [x.to(p.device) for x, p in zip(v.unbind(), params, strict=True)]
-            for v in (gradient_factor, momentum, rate)
+            [x.to(p.device) for x, p in zip(v.unbind(), params, strict=True)] for v in (gradient_factor, momentum, rate)
         ]
         columns = [params, grads, [self.state[p]["momentum_buffer"] for p in params], *numbers]
         if use_foreach(group["foreach"], params):

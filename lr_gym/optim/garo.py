@@ -80,9 +80,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         self.layerwise = layerwise
         self._cell_state: GaroState | None = None  # (L,) and (L, H)
         self._last: Hyperparams | None = None
-        super().__init__(
-            params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach}
-        )
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; layerwise, its layers start from the initial state."""
@@ -152,9 +150,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         if "weights" in extra:
             self.weights = GaroWeights(**{k: v.clone() for k, v in extra["weights"].items()})
         if "cell" in extra:
-            self._cell_state = (
-                GaroState(**{k: v.clone() for k, v in extra["cell"].items()}) if extra["cell"] else None
-            )
+            self._cell_state = GaroState(**{k: v.clone() for k, v in extra["cell"].items()}) if extra["cell"] else None
 
     def metrics(self) -> dict[str, float]:
         """Learning rate, momentum and weight decay of the last step, for each layer with `layerwise`."""

@@ -13,17 +13,16 @@ Weights are expanded by `stack`-ing members along a new first dimension.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from lr_gym.tensor_file import check_finite, read_tensor_file, reading, write_tensor_file
 from lr_gym.types import Hyperparams
 
 __all__ = [
@@ -41,6 +40,7 @@ __all__ = [
     "save_weights",
 ]
 
+KIND = "garo"
 INITIAL_LR = 0.01
 INITIAL_WEIGHT_DECAY = 1e-6  # softplus cannot reach 0; times lr it is below float32's resolution
 FEATURES = ("gradient_change", "gradient_decay", "cosine", "gradient_to_weight", "age")
@@ -212,22 +212,30 @@ def garo_step(
     return hyperparams, GaroState(torch.where(valid.unsqueeze(-1), following.hidden, state.hidden), *kept)
 
 
-def save_weights(weights: GaroWeights, path: str | Path) -> None:
-    """Write the weights of one cell as safetensors, with the names of its inputs."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights._asdict().items()}
-    save_file(tensors, path, metadata={"kind": "garo", "features": json.dumps(FEATURES)})
+def save_weights(weights: GaroWeights, path: str | os.PathLike[str]) -> Path:
+    """Write the weights of one cell atomically as `.safetensors`, with the names of its inputs."""
+    return write_tensor_file(path, KIND, {"features": FEATURES}, weights._asdict())
 
 
-def load_weights(path: str | Path) -> GaroWeights:
+def load_weights(path: str | os.PathLike[str]) -> GaroWeights:
     """Read what `save_weights` wrote.
 
     Raises:
-        ValueError: the file holds something else, or was written for other inputs.
+        PolicyFileError: where the file is missing, too large, truncated, altered, not finite, holds something else, or
+            was written for other inputs. The message names the file.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("kind") != "garo" or tuple(json.loads(metadata["features"])) != FEATURES:
-            raise ValueError(
-                f"{path} holds {metadata}, not GARO weights for the inputs {', '.join(FEATURES)}"
-            )
-        return GaroWeights(*(file.get_tensor(name) for name in GaroWeights._fields))
+    file = Path(path)
+    with reading(file):
+        content, tensors = read_tensor_file(file, KIND)
+        if tuple(content["features"]) != FEATURES:
+            raise ValueError(f"inputs {content['features']}, this lr_gym has {', '.join(FEATURES)}")
+        check_finite(tensors)
+        weights = GaroWeights(**tensors)
+        hidden = weights.hidden_size
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {"input": (3 * hidden, len(FEATURES)), "recurrent": (3 * hidden, hidden), "head": (3, hidden)}
+        shapes |= {"input_bias": (3 * hidden,), "recurrent_bias": (3 * hidden,), "head_bias": (3,)}
+        for name, shape in shapes.items():
+            if tuple(tensors[name].shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+    return weights

@@ -29,9 +29,10 @@ def population_std(grad: Tensor) -> Tensor:
         return grad.to(dtype).std(correction=0)
     means, squares, counts = [], [], []
     for (piece,) in in_blocks(grad):
-        wide = piece.to(dtype)
+        wide = piece.to(dtype).reshape(-1)
         mean = wide.mean()
-        squares.append(wide_norm(wide - mean).square())
+        wide = wide - mean
+        squares.append(torch.dot(wide, wide))
         means.append(mean)
         counts.append(piece.numel())
     if len(counts) == 1:
@@ -97,13 +98,9 @@ class GradientAgreementOptimizer(Optimizer):
         restore_grad: bool = False,
     ) -> None:
         if isinstance(base_optimizer, torch.optim.LBFGS):
-            raise TypeError(
-                "LBFGS evaluates the closure several times a step: wrap a first-order optimizer instead"
-            )
+            raise TypeError("LBFGS evaluates the closure several times a step: wrap a first-order optimizer instead")
         if not isinstance(base_optimizer, Optimizer):
-            raise TypeError(
-                f"base_optimizer must be a torch.optim.Optimizer, got {type(base_optimizer).__name__}"
-            )
+            raise TypeError(f"base_optimizer must be a torch.optim.Optimizer, got {type(base_optimizer).__name__}")
         check_choice("score", score, SCORES)
         check_number("beta", beta, 0.0, 1.0, below=True)
         # Optimizer.__init__ would make parameter groups of its own; __setstate__ only sets up hooks.
@@ -148,15 +145,15 @@ class GradientAgreementOptimizer(Optimizer):
         """Scale, then let the base step; the closure is evaluated once, before."""
         loss = evaluate(closure)
         params, grads = dense_grads([p for group in self.param_groups for p in group["params"]])
-        self._scores = [self._score(param, grad) for param, grad in zip(params, grads, strict=True)]
-        if not self.restore_grad:
-            for grad, score in zip(grads, self._scores, strict=True):
-                grad.mul_(score)
-            self.base_optimizer.step()
-            return loss
+        self._scores = []
         try:
-            for param, grad, score in zip(params, grads, self._scores, strict=True):
-                param.grad = torch.mul(grad, score, out=self._buffer(param, grad))
+            for param, grad in zip(params, grads, strict=True):
+                score = self._score(param, grad)
+                self._scores.append(score)
+                if self.restore_grad:
+                    param.grad = torch.mul(grad, score, out=self._buffer(param, grad))
+                else:
+                    grad.mul_(score)
             self.base_optimizer.step()
         finally:
             for param, grad in zip(params, grads, strict=True):
@@ -201,8 +198,6 @@ class GradientAgreementOptimizer(Optimizer):
         self.base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "agreement"})
         params = [p for group in self.param_groups for p in group["params"]]
         self._memory = {
-            params[i]: {
-                k: v.to(params[i].device, copy=True) if isinstance(v, Tensor) else v for k, v in m.items()
-            }
+            params[i]: {k: v.to(params[i].device, copy=True) if isinstance(v, Tensor) else v for k, v in m.items()}
             for i, m in state_dict.get("agreement", {}).items()
         }

@@ -20,7 +20,7 @@ def centred(grad: Tensor) -> Tensor:
 
 
 def blended_with_kept(grad: Tensor, state: dict[str, Any], keep: Tensor, window: int) -> Tensor:
-    """0.9 g + 0.1 of the average of the kept gradients, which this one joins first where `keep` (a bool tensor) says so.
+    """0.9 g + 0.1 of the average of the kept gradients, which this one joins first where `keep` is True.
 
     The average decays with 1 - 1 / window at each gradient that joins; `state` holds it with its mass, the sum of its
     weights. Before the first one is kept the gradient stays as it is.

@@ -144,9 +144,9 @@ class LearnedScales:
         lr, momentum = controller.actions[self._chosen].unbind(1)
         factor = controller.draw_multiplicative(len(lr))
         self.lr = torch.where(factor, self.lr * torch.exp(0.2 * lr), self.lr + 0.05 * lr).clamp(*LR_SCALE)
-        self.gap = torch.where(
-            factor, self.gap * torch.exp(-0.2 * momentum), self.gap - 0.05 * momentum
-        ).clamp(*GAP_SCALE)
+        self.gap = torch.where(factor, self.gap * torch.exp(-0.2 * momentum), self.gap - 0.05 * momentum).clamp(
+            *GAP_SCALE
+        )
 
     def momentum(self, base: float, layers: Sequence[int]) -> Tensor:
         """Momentum (T,) of tensors of these layers: 1 - (1 - base) gap, at most 0.99 unless the base is more."""

@@ -91,9 +91,7 @@ class NoiseSource:
         self._generators = {}
         for key, state in state_dict["generators"].items():
             device = torch.device(key)
-            if device.type == "cpu" or (
-                device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
-            ):
+            if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()):
                 self._generator(device).set_state(state.cpu())
 
     def __getstate__(self) -> dict[str, Any]:

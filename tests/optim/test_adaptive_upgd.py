@@ -37,9 +37,7 @@ class Twin:
         squares = [sum(g * g for g in grad) for grad in lists]
         for k, grad in enumerate(lists):
             square, count = (
-                (sum(squares), sum(map(len, lists)))
-                if o["noise_norm"] == "global"
-                else (squares[k], len(grad))
+                (sum(squares), sum(map(len, lists))) if o["noise_norm"] == "global" else (squares[k], len(grad))
             )
             size = math.sqrt(square / count if o["noise_scale"] == "rms" else square)
             self.size[k] = o["noise_beta"] * self.size[k] + (1 - o["noise_beta"]) * size
@@ -49,9 +47,7 @@ class Twin:
                 m, v = self.m[k][i] / (1 - 0.9**t), self.v[k][i] / (1 - 0.999**t)
                 noise = std * xi / (math.sqrt(v + std**2) + 1e-8) if o["adaptive_noise"] else o["sigma"] * xi
                 way = m / (math.sqrt(v) + 1e-8) + noise
-                self.params[k][i] = (
-                    self.params[k][i] * (1 - o["lr"] * o["weight_decay"]) - o["lr"] * way * gate
-                )
+                self.params[k][i] = self.params[k][i] * (1 - o["lr"] * o["weight_decay"]) - o["lr"] * way * gate
 
 
 BASE = {
@@ -94,15 +90,12 @@ def trained(options: dict[str, Any], steps: int = 8) -> tuple[list[Tensor], Twin
 def test_equals_the_twin(variant: str) -> None:
     params, twin = trained({**BASE, **VARIANTS[variant]})
     for p, expected in zip(params, twin.params, strict=True):
-        torch.testing.assert_close(
-            p.detach().flatten(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-7
-        )
+        torch.testing.assert_close(p.detach().flatten(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-7)
 
 
 def test_every_option_changes_the_result() -> None:
     results = {
-        name: torch.cat([p.detach().flatten() for p in trained({**BASE, **v})[0]])
-        for name, v in VARIANTS.items()
+        name: torch.cat([p.detach().flatten() for p in trained({**BASE, **v})[0]]) for name, v in VARIANTS.items()
     }
     for extra in (
         {"utility_beta": 0.5},
@@ -136,9 +129,7 @@ def test_useful_weights_move_less() -> None:
     params[0].grad = torch.tensor([-1.0, -1.0])
     optimizer.step()
     moved = params[0].detach() - torch.tensor([5.0, 1e-3])
-    torch.testing.assert_close(
-        moved, 0.1 * torch.tensor([1 - 1 / (1 + math.exp(-1)), 0.5]), rtol=1e-3, atol=1e-5
-    )
+    torch.testing.assert_close(moved, 0.1 * torch.tensor([1 - 1 / (1 + math.exp(-1)), 0.5]), rtol=1e-3, atol=1e-5)
 
 
 def realised_noise(optimizer: AdaptiveUPGD, grads: list[Tensor]) -> list[Tensor]:
@@ -209,9 +200,7 @@ def test_norm_scale_is_the_sources_and_sqrt_n_larger() -> None:
     assert [float(s) for s in gradient_sizes(grads, "rms", "parameter")] == pytest.approx([3.0, 3.0])
     assert [float(s) for s in gradient_sizes(grads, "norm", "parameter")] == pytest.approx([12.0, 30.0])
     assert [float(s) for s in gradient_sizes(grads, "rms", "global")] == pytest.approx([3.0, 3.0])
-    assert [float(s) for s in gradient_sizes(grads, "norm", "global")] == pytest.approx(
-        [math.hypot(12, 30)] * 2
-    )
+    assert [float(s) for s in gradient_sizes(grads, "norm", "global")] == pytest.approx([math.hypot(12, 30)] * 2)
     bad = [torch.full((4,), math.nan), *grads]
     assert [float(s) for s in gradient_sizes(bad, "rms", "global")] == pytest.approx([3.0] * 3)
 
@@ -257,9 +246,7 @@ def test_vgs_equals_its_twin() -> None:
     scaler = VarianceGradientScaler(params, alpha=0.7, beta=0.8, warmup_steps=3)
     history: list[list[list[float]]] = []
     for step in range(7):
-        grads = [
-            torch.randn(len(p), generator=torch.Generator().manual_seed(step)).double() + 0.3 for p in params
-        ]
+        grads = [torch.randn(len(p), generator=torch.Generator().manual_seed(step)).double() + 0.3 for p in params]
         history.append([g.tolist() for g in grads])
         for p, g in zip(params, grads, strict=True):
             p.grad = g.clone()
@@ -294,12 +281,11 @@ def test_vgs_state_alpha_floor_and_bad_gradients() -> None:
     scaler.step()
     assert scaler.metrics()["vgs/normalized_variance"] == pytest.approx(before)
     assert advance(VarianceGradientScaler(params, alpha=0.0, warmup_steps=0), params, range(2)) == [1.0, 1.0]
-    assert advance(VarianceGradientScaler(params, alpha=1e9, warmup_steps=0), params, range(1))[
-        0
-    ] == pytest.approx(1e-4)
+    assert advance(VarianceGradientScaler(params, alpha=1e9, warmup_steps=0), params, range(1))[0] == pytest.approx(
+        1e-4
+    )
     low, high = (
-        advance(VarianceGradientScaler(params, warmup_steps=0, quantile=q), params, range(1))[0]
-        for q in (1.0, 0.0)
+        advance(VarianceGradientScaler(params, warmup_steps=0, quantile=q), params, range(1))[0] for q in (1.0, 0.0)
     )
     assert low < high
     with pytest.raises(ValueError, match="quantile must lie"):

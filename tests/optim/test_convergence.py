@@ -49,9 +49,7 @@ def _regression() -> Problem:
     x = _normal(256, 8, seed=0)
     y = torch.sin(x @ _normal(8, seed=1) / 2)
     start = [0.3 * _normal(8, 32, seed=2), torch.zeros(32), 0.2 * _normal(32, 1, seed=3), torch.zeros(1)]
-    return Problem(
-        start, lambda p: functional.mse_loss(((x @ p[0] + p[1]).tanh() @ p[2] + p[3]).squeeze(1), y)
-    )
+    return Problem(start, lambda p: functional.mse_loss(((x @ p[0] + p[1]).tanh() @ p[2] + p[3]).squeeze(1), y))
 
 
 def _rosenbrock() -> Problem:

@@ -235,9 +235,7 @@ def test_centering_and_entropy_and_variance_adjustment() -> None:
     )
     before, peaked = param.detach().clone(), torch.zeros(256)
     peaked[0] = math.sqrt(256 * 2.5 / 3)
-    first, second = (
-        float(histogram_entropy(gradient_samples([g]))) for g in (torch.linspace(-1, 1, 256), peaked)
-    )
+    first, second = (float(histogram_entropy(gradient_samples([g]))) for g in (torch.linspace(-1, 1, 256), peaked))
     param.grad = peaked.clone()
     optimizer.step()
     moved = float((before - param.detach())[0] / peaked[0]) / optimizer.metrics()["lr"]
@@ -291,21 +289,15 @@ def test_actions_multiply_or_add_and_stay_bounded() -> None:
         scales.decide(table, 1.0, torch.ones(1), torch.ones(1), lossless=False, entropy_weight=0.0, epoch=0)
         assert (float(scales.lr), float(scales.gap)) == pytest.approx((lr, gap), rel=1e-6)
         for _ in range(300):
-            scales.decide(
-                table, 1.0, torch.ones(1), torch.ones(1), lossless=False, entropy_weight=0.0, epoch=0
-            )
+            scales.decide(table, 1.0, torch.ones(1), torch.ones(1), lossless=False, entropy_weight=0.0, epoch=0)
         assert (float(scales.lr), float(scales.gap)) == pytest.approx((10.0, 0.2))
 
 
 def test_features_fall_into_the_right_bins() -> None:
     scales = LearnedScales(3)
     scales.decisions, scales._loss, scales._log_variance = 20, 1.0, torch.tensor([0.0, 0.0, 0.0])
-    features = scales.features(
-        0.9, torch.tensor([0.1, 0.6, 0.9]) * MAX_ENTROPY, torch.tensor([-1.0, 0.0, 1.0])
-    )
-    expected = torch.tensor(
-        [[-0.1, -1.0, 0.1, 0.0, 1.322], [-0.1, 0.0, 0.6, 0.5, 1.322], [-0.1, 1.0, 0.9, 1.0, 1.322]]
-    )
+    features = scales.features(0.9, torch.tensor([0.1, 0.6, 0.9]) * MAX_ENTROPY, torch.tensor([-1.0, 0.0, 1.0]))
+    expected = torch.tensor([[-0.1, -1.0, 0.1, 0.0, 1.322], [-0.1, 0.0, 0.6, 0.5, 1.322], [-0.1, 1.0, 0.9, 1.0, 1.322]])
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
     states = default_controller().state_index(features)
     assert states.tolist() == [0 * 81 + 0 * 27 + 0 * 9 + 0 * 3 + 1, 0 + 27 + 9 + 3 + 1, 0 + 54 + 18 + 6 + 1]
@@ -314,9 +306,7 @@ def test_features_fall_into_the_right_bins() -> None:
 def test_learned_momentum_and_lr_reach_the_update() -> None:
     table = QLearningController(list(EDGES.values()), [[1.0, 1.0]], initial_mix_prob=1.0)
     param = torch.zeros(4, requires_grad=True)
-    optimizer = EnhancedSGD(
-        [param], lr=0.1, q_controller=table, decision_interval=2, **{**ALL_OFF, "q_learning": True}
-    )
+    optimizer = EnhancedSGD([param], lr=0.1, q_controller=table, decision_interval=2, **{**ALL_OFF, "q_learning": True})
     expected, buffer = torch.zeros(4), torch.zeros(4)
     for lr, momentum in ((0.1, 0.9), (0.1 * math.exp(0.2), 1 - 0.1 * math.exp(-0.2))):
         param.grad = torch.ones(4)

@@ -20,9 +20,7 @@ def scores_by_hand(score: str, history: list[list[float]], beta: float = 0.9) ->
         rms = (sum(x * x for x in last) / len(last)) ** 0.5
         return 1 / (1 + (std if score == "std" else std / rms))
     weights = [(1 - beta) * beta ** (len(history) - 1 - i) for i in range(len(history))]
-    mean = [
-        sum(w * g[j] for w, g in zip(weights, history, strict=True)) / sum(weights) for j in range(len(last))
-    ]
+    mean = [sum(w * g[j] for w, g in zip(weights, history, strict=True)) / sum(weights) for j in range(len(last))]
     power = sum(w * sum(x * x for x in g) for w, g in zip(weights, history, strict=True)) / sum(weights)
     return sum(x * x for x in mean) / power
 
