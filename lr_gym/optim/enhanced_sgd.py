@@ -59,6 +59,9 @@ class EnhancedSGD(AdaptiveOptimizer):
     leaves backward to the caller. Without it spikes are not seen, and the gradient's norm stands in for the
     loss in the Q-learning. Nothing is read from the device but once per decision.
 
+    Measured, not promised: over five small tasks, 5 seeds and 400 steps the defaults end at a training loss 1.3 times
+    that of the same SGD with every feature off (0.115 +- 0.088 in log10). `docs/results/optimizers.md` has each switch.
+
     Args:
         params: parameters or groups, which can differ in lr, momentum, weight_decay, maximize and foreach.
         lr: learning rate that the factors above multiply; schedulers set it as usual.

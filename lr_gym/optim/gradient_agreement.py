@@ -21,8 +21,8 @@ def population_std(grad: Tensor) -> Tensor:
     """Standard deviation over all elements in at least float32, wrong by at most a rounding error of the mean.
 
     Accelerators have a fused kernel. On a CPU each block that fits the cache is centred on its own mean m_k, and
-    n var = sum_k |g_k - m_k|^2 + n_k (m_k - m)^2 (Chan, Golub & LeVeque 1979), which reads memory once. The one-pass
-    E[g^2] - E[g]^2 is a little cheaper, but with float32 sums wrong by up to 1e-3 of the mean or more.
+    n var = sum_k |g_k - m_k|^2 + n_k (m_k - m)^2 (Chan, Golub & LeVeque 1979), which reads memory once. E[g^2] - E[g]^2
+    would cancel where the mean dominates.
     """
     dtype = torch.promote_types(grad.dtype, torch.float32)
     if grad.device.type != "cpu":
