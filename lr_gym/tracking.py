@@ -85,6 +85,7 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
 
 
 def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str) -> Any:
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # takes our package `agents` for another and advertises
     import wandb
 
     if mode == "auto":
