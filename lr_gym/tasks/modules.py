@@ -77,9 +77,9 @@ class GRU(nn.GRU):
         """`inputs`: i; `hidden`: h."""
         super().__init__(inputs, hidden, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """Last hidden state."""
-        last: Tensor = super().forward(x)[1][0]  # type: ignore[no-untyped-call]
+        last: Tensor = super().forward(x)[1][0]
         return last
 
 

@@ -7,11 +7,13 @@ import functools
 from torch import nn
 
 from lr_gym.tasks import architectures as nets
-from lr_gym.tasks import datasets
+from lr_gym.tasks import datasets, images, text
 from lr_gym.tasks.losses import (
     accuracy,
     bernoulli_kl,
     cross_entropy,
+    f1,
+    next_symbol,
     outputs_are_losses,
     precision,
     recall,
@@ -19,10 +21,11 @@ from lr_gym.tasks.losses import (
     squared_gap,
 )
 from lr_gym.tasks.modules import Pair
+from lr_gym.tasks.random_tasks import random_task
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock, gaussian
 from lr_gym.tasks.task import Task
 
-__all__ = ["TASKS", "find_task"]
+__all__ = ["SUITES", "TASKS", "find_task"]
 
 _ROWS = (
     Task(
@@ -226,15 +229,128 @@ _ROWS = (
         source="gaussian",
         sizes=(4096, 512, 512, 512),
     ),
+    Task(
+        name="imdb-head",
+        env_id="IMDB-Head-v0",
+        about="IMDB, linear classifier on the frozen features of MiniLM, cached on first use",
+        model=functools.partial(nets.mlp, (384, 64, 2)),
+        data=text.features,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "f1": f1},
+        batch_size=32,
+        horizon=500,
+        family="mlp",
+        source="imdb",
+        extra="imdb",
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="imdb-minilm",
+        env_id="IMDB-MiniLM-v0",
+        about="IMDB, the 6-layer encoder MiniLM fine-tuned whole (for a GPU; on a CPU seconds a step)",
+        model=lambda: text.encoder_classifier(text.minilm_folder()),
+        data=text.minilm_tokens,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "f1": f1},
+        batch_size=32,
+        horizon=1000,
+        family="bert",
+        source="imdb",
+        chunk=64,
+        extra="imdb",
+        sizes=text.REVIEWS,
+    ),
+    Task(
+        name="imdb-bert",
+        env_id="IMDB-BERT-v0",
+        about="IMDB, BERT-base from LR_GYM_BERT fine-tuned whole (for a GPU)",
+        model=lambda: text.encoder_classifier(text.bert_folder()),
+        data=text.bert_tokens,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "f1": f1},
+        batch_size=32,
+        horizon=1000,
+        family="bert",
+        source="imdb",
+        chunk=64,
+        extra="imdb",
+        sizes=text.REVIEWS,
+    ),
+    Task(
+        name="imdb-char-lm",
+        env_id="IMDB-CharLM-v0",
+        about="IMDB, the next character by a causal transformer of two blocks of width 64, 64 characters",
+        model=functools.partial(nets.char_transformer, text.SYMBOLS, text.CHARACTERS, 64, 4, 2),
+        data=text.characters,
+        loss=next_symbol,
+        metrics={"accuracy": accuracy},
+        batch_size=16,
+        horizon=2000,
+        family="language-model",
+        source="imdb",
+        chunk=64,
+        extra="imdb",
+        sizes=text.REVIEWS,
+    ),
+    Task(
+        name="cifar10-resnet18",
+        env_id="CIFAR10-ResNet18-v0",
+        about="CIFAR-10, torchvision's ResNet-18 with a CIFAR stem (for a GPU; on a CPU seconds a step)",
+        model=images.resnet18,
+        data=images.cifar10,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=128,
+        horizon=5000,
+        family="resnet",
+        source="cifar10",
+        chunk=256,
+        sizes=(45000, 2000, 3000, 10000),
+    ),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
+# What is learned on, what selects, and what is reported: task -> how it differs from every task of the suites before
+# ("family" of models, "source" of data, or a longer "horizon"). Any other random-<number> belongs to train as well.
+SUITES: dict[str, dict[str, str]] = {
+    "train": {
+        "mnist1d-mlp": "",
+        "mnist1d-mlp-wide": "",
+        "digits-mlp": "",
+        "quadratic": "",
+        "logistic": "",
+        "teacher-student": "",
+        **{f"random-{number}": "" for number in range(8)},
+    },
+    "validation": {
+        "mnist1d-cnn": "family",
+        "titanic-mlp": "source",
+        "rosenbrock": "family",
+    },
+    "test": {
+        "mnist1d-mlp-long": "horizon",
+        "mnist1d-gru": "family",
+        "mnist1d-transformer": "family",
+        "digits-cnn": "family",
+        "digits-autoencoder": "family",
+        "imdb-head": "source",
+        "imdb-minilm": "source",
+        "imdb-bert": "source",
+        "imdb-char-lm": "source",
+        "cifar10-resnet18": "source",
+    },
+}
+
+
 def find_task(task: str | Task) -> Task:
-    """Look up a task by name; a ValueError lists the valid names. A Task passes through."""
+    """Look up a task by name, of TASKS or random-<number>; a ValueError lists the valid names. A Task passes through."""
     if isinstance(task, Task):
         return task
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
-    return TASKS[task]
+    if task in TASKS:
+        return TASKS[task]
+    prefix, _, number = task.partition("-")
+    if prefix == "random" and number.isdecimal():
+        return random_task(int(number)).task
+    raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}, random-<number>")
