@@ -77,7 +77,7 @@ class GRU(nn.GRU):
         """`inputs`: i; `hidden`: h."""
         super().__init__(inputs, hidden, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Last hidden state."""
         last: Tensor = super().forward(x)[1][0]
         return last
@@ -88,8 +88,10 @@ class Residual(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the branch."""
-        out: Tensor = super().forward(x)
-        return x + out
+        branch = x
+        for module in self:
+            branch = module(branch)
+        return x + branch
 
 
 class SelfAttention(nn.Module):

