@@ -1,6 +1,7 @@
 """Inner steps per second of the batched loop against a plain loop, in one interleaved run of one thread.
 
     python benchmarks/inner_loop.py
+    python benchmarks/inner_loop.py --all
 
 The plain loop trains one nn.Module with torch.optim.Adam on data in memory, minibatches by index: nothing in it
 is slower than it has to be. The batched loop makes the same steps for B runs and measures every layer each 10 steps.
@@ -19,10 +20,12 @@ import torch
 import tyro
 
 from lr_gym.inner_loop import InnerLoop
-from lr_gym.tasks import Task, find_task
+from lr_gym.tasks import TASKS, Task, find_task
+from lr_gym.tasks.models import plain_model
 from lr_gym.types import Hyperparams
 
 INTERVAL = 10
+ROW_BY_ROW = ("bert", "resnet")  # families that batching cannot help on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Args:
 
     task: str = "mnist1d-mlp"
     """A name of lr_gym.tasks.TASKS."""
+    all: bool = False
+    """A table of every task whose data are there, at its own batch size: B = 1, 16, 64, or 1 where no more can help."""
     batch_size: int = 32
     """Examples per minibatch."""
     runs: tuple[int, ...] = (1, 16, 64, 256)
@@ -41,7 +46,7 @@ class Args:
 
 def plain(task: Task, fused: bool, steps: int = 200) -> float:
     """Steps per second of one module in a plain loop."""
-    data, model = task.data().gradient, task.model()
+    data, model = task.data().gradient, plain_model(task, torch.tensor([0]))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()
@@ -70,9 +75,56 @@ def batched(task: Task, runs: int) -> float:
     return intervals * INTERVAL * runs / (time.perf_counter() - start)
 
 
+def step_time(task: Task, runs: int, seconds: float) -> float:
+    """Least seconds of one step of all runs, `runs` = 0 for the plain loop; statistics not included."""
+    data, indices = task.data().gradient, torch.arange(runs)
+    if runs:
+        loop = InnerLoop(task, base="adam")
+        state = loop.init(indices)
+        ones = torch.ones(runs, loop.layout.num_layers)
+        hyper, factor = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0), torch.ones(1, runs)
+    else:
+        model, generator = plain_model(task, torch.tensor([0])), torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        if runs:
+            state, _ = loop.advance(state, hyper, factor)
+        else:
+            index = torch.randint(len(data.inputs), (task.batch_size,), generator=generator)
+            loss = task.loss(model(data.inputs[index]), data.targets[index]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def every_task(seconds: float = 1.0) -> None:
+    """Batched over plain loop for every task, by the least time of a step: other programs only ever add to it."""
+    table = rich.table.Table(title="batched over plain loop, inner steps/s, 1 thread")
+    for heading in ("task", "batch", "plain steps/s", "B = 1", "B = 16", "B = 64"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for name, task in TASKS.items():
+        try:
+            plain_time = step_time(task, 0, seconds)
+        except (ImportError, FileNotFoundError) as error:
+            table.add_row(name, str(task.batch_size), str(error).partition(":")[0][:40])
+            continue
+        counts = (1,) if task.family in ROW_BY_ROW else (1, 16, 64)
+        ratios = [f"{plain_time * runs / step_time(task, runs, seconds):.2f}" for runs in counts]
+        table.add_row(name, str(task.batch_size), f"{1 / plain_time:.4g}", *ratios)
+    rich.console.Console(width=120).print(table)
+
+
 def main(args: Args) -> None:
     """Measure in rounds, print medians and ratios."""
     torch.set_num_threads(1)
+    if args.all:
+        every_task()
+        return
     task = dataclasses.replace(find_task(args.task), batch_size=args.batch_size)
     contestants: dict[str, Callable[[], float]] = {
         "plain loop, Adam": lambda: plain(task, fused=False),

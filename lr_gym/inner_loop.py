@@ -18,9 +18,9 @@ from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named
 from lr_gym.rng import Stream, integers
 from lr_gym.rows import put_rows, take_rows
-from lr_gym.tasks.models import initial_parameters
+from lr_gym.tasks.models import build_model, initial_buffers, initial_parameters
 from lr_gym.tasks.stacked import stacked_forward
-from lr_gym.tasks.task import SPLITS, Split, Task
+from lr_gym.tasks.task import SPLITS, Split, Task, check_data
 from lr_gym.types import Hyperparams, LayerStats
 from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
 
@@ -40,6 +40,7 @@ class InnerState(NamedTuple):
         second_mass: (B,) the same of the second moment.
         grads: per parameter (B, *shape) gradient of minibatch `step`, pending.
         loss: (B,) loss of that minibatch.
+        buffers: per buffer (B, *shape) after that minibatch: running statistics, counters, the run's own problem.
     """
 
     run_seed: Tensor
@@ -51,6 +52,7 @@ class InnerState(NamedTuple):
     second_mass: Tensor
     grads: tuple[Tensor, ...]
     loss: Tensor
+    buffers: tuple[Tensor, ...]
 
 
 def minibatch(run_seed: Tensor, step: Tensor, batch_size: int, examples: int) -> Tensor:
@@ -97,11 +99,10 @@ class InnerLoop:
         self.rule = base_rule(base)
         self.device = torch.device(device)
         self.dtype = dtype
-        self.data = task.data().to(self.device, dtype)
-        with torch.random.fork_rng(devices=[]):  # torch's own initial values, which nobody looks at, cost no one a draw
-            self.model = task.model()
+        self.data = check_data(task.name, task.data()).to(self.device, dtype)
+        self.model = build_model(task)
         named = list(self.model.named_parameters())
-        self.names = tuple(name for name, _ in named)
+        self.names = (*(name for name, _ in named), *(name for name, _ in self.model.named_buffers()))
         self.layout: Layout = layout_of_named(named, control)
         self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
         self._noise = noise
@@ -122,6 +123,7 @@ class InnerLoop:
             second_mass=params[0].new_zeros(runs),
             grads=(),
             loss=params[0].new_zeros(runs),
+            buffers=initial_buffers(self.model, run_seed, self.dtype),
         )
         return self._gradient(state, self._indices(state, 0, 1)[:, 0])
 
@@ -171,17 +173,38 @@ class InnerLoop:
 
     @torch.no_grad()
     def evaluate(self, state: InnerState, split: str) -> Tensor:
-        """Mean loss of each run on a split, one of SPLITS: (B,)."""
+        """Mean loss of each run on a split, one of SPLITS, in evaluation mode: (B,)."""
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         examples: Split = getattr(self.data, split)
-        runs = len(state.step)
-        inputs = examples.inputs.unsqueeze(0).expand(runs, *examples.inputs.shape)
-        targets = examples.targets.unsqueeze(0).expand(runs, *examples.targets.shape)
-        return self._losses(state.params, inputs, targets)
+        runs, total = len(state.step), len(examples.inputs)
+        pieces = [
+            Split(*parts) for parts in zip(*(torch.split(part, self.task.chunk) for part in examples), strict=True)
+        ]
+        losses = [
+            self._losses(
+                state.params, state.buffers, *(part.expand(runs, *part.shape) for part in piece), training=False
+            )
+            for piece in pieces
+        ]
+        if len(pieces) == 1:
+            return losses[0]
+        shares = [len(piece.inputs) / total for piece in pieces]
+        return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum(0)
 
-    def _losses(self, params: tuple[Tensor, ...], inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = stacked_forward(self.model, dict(zip(self.names, params, strict=True)), inputs)
+    def _losses(
+        self,
+        params: tuple[Tensor, ...],
+        buffers: tuple[Tensor, ...],
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        training: bool,
+    ) -> Tensor:
+        """Mean loss of each run (B,); in training mode the buffers are updated in place."""
+        if self.model.training != training:
+            self.model.train(training)
+        outputs = stacked_forward(self.model, dict(zip(self.names, (*params, *buffers), strict=True)), inputs)
         each = self.task.loss(outputs.flatten(0, 1), targets.flatten(0, 1))
         return each.view(len(inputs), -1).mean(1)
 
@@ -196,7 +219,7 @@ class InnerLoop:
         inputs, targets = (part[indices] for part in self.data.gradient)
         leaves = tuple(p.detach().requires_grad_() for p in state.params)
         with torch.enable_grad():
-            loss = self._losses(leaves, inputs, targets)
+            loss = self._losses(leaves, state.buffers, inputs, targets, training=True)
             grads = torch.autograd.grad(loss.sum(), leaves)
         return state._replace(grads=grads, loss=loss.detach())
 

@@ -15,7 +15,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
-from tiny import TINY
+from tiny import SMALL, TINY
 
 import lr_gym  # noqa: F401 - registers the environments
 from lr_gym.action import ACTIONS, CONTROLLED, action_table
@@ -27,7 +27,7 @@ from lr_gym.schedules import SCHEDULES, base_schedule
 from lr_gym.tasks import TASKS
 from lr_gym.vector_env import LRControlVectorEnv
 
-IDS = [f"lr_gym/{task.env_id}" for task in TASKS.values()]
+IDS = [f"lr_gym/{TASKS[name].env_id}" for name in SMALL]
 SHORT = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 OPTIONS = [
     *({"action": action, "control": control} for action, control in itertools.product(ACTIONS, CONTROLS)),

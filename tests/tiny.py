@@ -11,8 +11,8 @@ from torch import nn
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import minibatch
 from lr_gym.policy import MLPPolicy
-from lr_gym.tasks import Data, Split, Task
-from lr_gym.tasks.models import initial_parameters, load_parameters, mlp
+from lr_gym.tasks import TASKS, Data, Split, Task
+from lr_gym.tasks.models import mlp, plain_model
 from lr_gym.tasks.task import cross_entropy
 
 
@@ -38,6 +38,10 @@ TINY = Task(
 )
 
 
+# Tasks whose data are made or installed with the tests, and whose steps take milliseconds.
+SMALL = tuple(name for name, task in TASKS.items() if task.source in ("mnist1d", "digits", "titanic", "gaussian"))
+
+
 def tiny_task(model) -> Task:
     """TINY with another model."""
     return dataclasses.replace(TINY, model=model)
@@ -47,7 +51,7 @@ def plain_run(task: Task, run_seed: int, dtype: torch.dtype):
     """Start the run `run_seed` as a plain module: the module, and a function step -> loss of its minibatch."""
     seeds = torch.tensor([run_seed])
     data = task.data().to("cpu", dtype)
-    model = load_parameters(task.model(), initial_parameters(task.model(), seeds, dtype))
+    model = plain_model(task, seeds, dtype)
 
     def loss_at(step: int) -> torch.Tensor:
         index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[0]

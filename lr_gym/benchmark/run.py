@@ -26,7 +26,9 @@ from lr_gym.reward import loss_limit
 from lr_gym.rng import Stream, random_bits
 from lr_gym.schedules import base_schedule
 from lr_gym.tasks import Split, Task, find_task
-from lr_gym.tasks.models import initial_parameters, load_parameters
+from lr_gym.tasks.models import plain_model
+from lr_gym.tasks.task import check_data
+from lr_gym.types import check_count
 
 __all__ = ["OPTIMIZERS", "Baseline", "Cell", "Contestant", "Outcome", "evaluation_seeds", "run_cell", "run_cells"]
 
@@ -135,7 +137,10 @@ def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int) -> tu
 
 @torch.no_grad()
 def _score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str, float]]:
-    outputs = model(split.inputs)
+    """Mean loss and metrics in evaluation mode; the model comes back in training mode."""
+    model.eval()
+    outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
+    model.train()
     loss = float(task.loss(outputs, split.targets).mean())
     metrics = {name: float(metric(outputs, split.targets)) for name, metric in task.metrics.items()}
     return (loss if math.isfinite(loss) else math.inf), metrics
@@ -150,9 +155,10 @@ def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
 def run_cell(cell: Cell) -> Outcome:
     """Train once: a plain module, a plain loop, the contestant's optimizer."""
     task = find_task(cell.task)
-    data, horizon = task.data(), cell.horizon or task.horizon
+    data = check_data(task.name, task.data())
+    horizon = check_count("horizon", task.horizon if cell.horizon is None else cell.horizon)
     seed = evaluation_seeds(cell.seed + 1)[-1:]
-    model = load_parameters(task.model(), initial_parameters(task.model(), seed))
+    model = plain_model(task, seed)
     optimizer, scheduler = make_optimizer(cell.contestant, model, horizon)
     indices = minibatch(seed.expand(horizon), torch.arange(horizon), task.batch_size, len(data.gradient.inputs))
     every = max(1, horizon // CURVE_POINTS)

