@@ -58,7 +58,7 @@ class Args:
     """New folder for results.json and report.html; one that holds results is never overwritten."""
     task: str = "mnist1d-mlp"
     """What is trained, a name of lr_gym.tasks.TASKS."""
-    optimizers: str = ",".join(OPTIMIZERS)
+    optimizers: str = "adam,adam-constant,adam-cosine,adam-wsd"
     """Baselines to compare with, names of lr_gym.benchmark.run.OPTIMIZERS separated by commas."""
     seeds: int = 10
     """Trainings of each contestant; none of their seeds was trained on."""

@@ -20,7 +20,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lr_gym.inner_loop import minibatch
-from lr_gym.optim import PolicyOptimizer
+from lr_gym.optim import (
+    AdaptiveUPGD,
+    EnhancedSGD,
+    GlobalAdaptiveSGD,
+    GradientAgreementOptimizer,
+    PolicyOptimizer,
+)
 from lr_gym.policy import load_policy
 from lr_gym.reward import loss_limit
 from lr_gym.rng import Stream, random_bits
@@ -51,11 +57,19 @@ class Baseline(NamedTuple):
     lr: float | None = None
 
 
+def _agreement(params: Iterator[nn.Parameter], lr: float) -> Optimizer:
+    return GradientAgreementOptimizer(torch.optim.Adam(params, lr))
+
+
 OPTIMIZERS: dict[str, Baseline] = {
     "adam": Baseline("Adam, fixed 1e-3", torch.optim.Adam, lr=1e-3),
     "adam-constant": Baseline("Adam, tuned constant", torch.optim.Adam),
     "adam-cosine": Baseline("Adam, tuned cosine", torch.optim.Adam, "cosine"),
     "adam-wsd": Baseline("Adam, tuned wsd", torch.optim.Adam, "wsd"),
+    "gradient-agreement": Baseline("Gradient Agreement of Adam, tuned", _agreement),
+    "adaptive-upgd": Baseline("AdaptiveUPGD, tuned", AdaptiveUPGD),
+    "garo": Baseline("GARO, tuned initial lr", GlobalAdaptiveSGD),
+    "enhanced-sgd": Baseline("EnhancedSGD, tuned", EnhancedSGD),
 }
 
 
@@ -173,7 +187,10 @@ def run_cell(cell: Cell) -> Outcome:
         if isinstance(optimizer, PolicyOptimizer):
             optimizer.observe(loss)
         last_rates = _learning_rates(optimizer) if step == horizon - 1 else {}
-        optimizer.step()
+        if isinstance(optimizer, EnhancedSGD):
+            optimizer.step(closure=loss.detach)  # its reward needs the loss
+        else:
+            optimizer.step()
         if step % every == 0:
             value = float(loss.detach())
             limit = float(loss_limit(loss.detach())) if step == 0 else limit
