@@ -41,6 +41,7 @@ _ROWS = (
         family="mlp",
         source="mnist1d",
         sizes=(3000, 500, 500, 1000),
+        best="accuracy 0.581, Adam, cosine from lr 0.01",
     ),
     Task(
         name="mnist1d-mlp-wide",
@@ -55,6 +56,7 @@ _ROWS = (
         family="mlp",
         source="mnist1d",
         sizes=(3000, 500, 500, 1000),
+        best="accuracy 0.584, Adam, cosine from lr 0.003",
     ),
     Task(
         name="mnist1d-mlp-long",
@@ -78,7 +80,7 @@ _ROWS = (
         data=datasets.mnist1d,
         loss=cross_entropy,
         metrics={"accuracy": accuracy},
-        batch_size=64,
+        batch_size=32,
         horizon=1000,
         family="cnn1d",
         source="mnist1d",
@@ -128,6 +130,7 @@ _ROWS = (
         family="mlp",
         source="digits",
         sizes=(1000, 200, 200, 397),
+        best="accuracy 0.975, Adam, cosine from lr 0.01",
     ),
     Task(
         name="digits-cnn",
@@ -143,6 +146,7 @@ _ROWS = (
         source="digits",
         chunk=256,
         sizes=(1000, 200, 200, 397),
+        best="accuracy 0.984, Adam, cosine from lr 0.01",
     ),
     Task(
         name="digits-autoencoder",
@@ -157,6 +161,7 @@ _ROWS = (
         family="autoencoder",
         source="digits",
         sizes=(1000, 200, 200, 397),
+        best="loss 0.0244, Adam, cosine from lr 0.01",
     ),
     Task(
         name="titanic-mlp",
@@ -172,6 +177,7 @@ _ROWS = (
         source="titanic",
         extra="titanic",
         sizes=(709, 200, 200, 200),
+        best="accuracy 0.812, Adam, cosine from lr 0.001",
     ),
     Task(
         name="quadratic",
@@ -186,6 +192,7 @@ _ROWS = (
         family="quadratic",
         source="gaussian",
         sizes=(4096, 512, 512, 512),
+        best="loss 0.00014, Adam, cosine from lr 0.3",
     ),
     Task(
         name="rosenbrock",
@@ -200,6 +207,7 @@ _ROWS = (
         family="rosenbrock",
         source="gaussian",
         sizes=(4096, 512, 512, 512),
+        best="loss 1.22e-05, Adam, cosine from lr 0.3",
     ),
     Task(
         name="logistic",
@@ -214,6 +222,7 @@ _ROWS = (
         family="linear",
         source="gaussian",
         sizes=(4096, 512, 512, 512),
+        best="loss 9.44e-09, Adam, cosine from lr 0.03",
     ),
     Task(
         name="teacher-student",
@@ -228,6 +237,7 @@ _ROWS = (
         family="mlp",
         source="gaussian",
         sizes=(4096, 512, 512, 512),
+        best="loss 0.00198, Adam, cosine from lr 0.03",
     ),
     Task(
         name="imdb-head",
@@ -243,6 +253,7 @@ _ROWS = (
         source="imdb",
         extra="imdb",
         sizes=(3000, 500, 500, 1000),
+        best="accuracy 0.781, Adam, cosine from lr 0.001",
     ),
     Task(
         name="imdb-minilm",

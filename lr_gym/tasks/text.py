@@ -121,7 +121,8 @@ class Encoder(Pretrained):
         super().__init__()
         transformers: Any = require("transformers", "imdb")
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        self.bert = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, **off)
+        self.bert = transformers.AutoModel.from_pretrained(folder, **off)
+        self.bert.pooler = None  # a layer that the mean does not need
         self.width = int(self.bert.config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
