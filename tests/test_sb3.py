@@ -63,7 +63,7 @@ def test_rows_are_the_layers_of_the_runs(control):
             if "episode" in info:
                 assert info["episode"]["l"] == 4
                 assert info["episode"]["r"] == pytest.approx(returns[run])
-    assert [episode["return"] for episode in env.episodes] == pytest.approx(list(returns_after(plain, 7)))
+    assert [episode["return"] for episode in env.episodes] == pytest.approx(list(returns_after(plain, 7)), abs=1e-6)
     env.close()
 
 
