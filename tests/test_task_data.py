@@ -172,7 +172,7 @@ def test_resnet18_trains_in_all_three_places(cifar_files, monkeypatch):
     assert np.isfinite(observation).all()
     assert np.isfinite(reward).all()
     monkeypatch.setitem(TASKS, task.name, task)
-    outcome = run_cell(Cell(Contestant("Adam", 1e-3), task.name, 0, test=True, horizon=2))
+    outcome = run_cell(Cell(Contestant("adam", 1e-3), task.name, 0, test=True, horizon=2))
     assert np.isfinite(outcome.test_loss)
     assert 0.0 <= outcome.metrics["accuracy"] <= 1.0
 
