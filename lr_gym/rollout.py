@@ -19,7 +19,7 @@ def final_losses(env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], 
     """Loss on a split at the end of each training, inf where it diverged: (B,).
 
     Args:
-        env: of continuous actions, made with autoreset_mode=DISABLED.
+        env: made with autoreset_mode=DISABLED.
         policy: plays deterministically.
         seeds: row seed of each training.
         split: one of SPLITS.
