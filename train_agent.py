@@ -24,13 +24,16 @@ from agents.arguments import Args, parse
 from agents.build import build_learner, task_names
 from agents.learner import Learner
 from agents.run_folder import RunFolder
-from lr_gym.policy import POLICY_FILE
+from lr_gym.benchmark.certificate import certificate, describe
+from lr_gym.benchmark.pictures import draw
+from lr_gym.policy import POLICY_FILE, load_policy, save_policy
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 
+SHOWN = ("reward_loss", "diverged", "selection_loss")  # figures that are printed at every update
 SELECTION_SEED = 1 << 40  # row seeds of the trainings that select the policy: no training ever learns from them
 DIVERGED = 1e3  # what a diverged training counts as where policies are selected
-MAY_CHANGE = ("wandb", "resume", "config")
+MAY_CHANGE = ("wandb", "tensorboard", "resume", "config", "data_dir", "certificate_runs")
 
 
 def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
@@ -75,7 +78,9 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         progress = checkpoint["progress"]
     name = f"{args.agent}-{args.suite or args.task}"
     resume_step = progress["updates"] if args.resume else None
-    tracker = Tracker(args.output_dir, config, wandb=args.wandb, name=name, resume_step=resume_step)
+    tracker = Tracker(
+        args.output_dir, config, wandb=args.wandb, tensorboard=args.tensorboard, name=name, resume_step=resume_step
+    )
     start, begun = time.monotonic(), progress["updates"]
     runs = max(1, args.selection_runs // len(task_names(args)))
 
@@ -90,16 +95,28 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         folder.save_checkpoint({"learner": learner.state_dict(), "progress": dict(progress)})
         tracker.log(row, update)
         left = (time.monotonic() - start) / (update - begun) * (updates - update)
-        shown = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in _SHOWN if key in row]
+        shown = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in SHOWN if key in row]
         print(f"update {update}/{updates}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
 
-    tracker.save_file(args.output_dir / POLICY_FILE, "policy")
+    file = args.output_dir / POLICY_FILE
+    if args.agent != "garo":
+        certify(file, args)
+        tracker.save_pictures(draw(load_policy(file), task_names(args)[0], args.output_dir, horizon=args.horizon))
+    tracker.save_file(file, "policy")
     tracker.close()
     folder.close()
-    print(f"best selection loss {progress['best']:.4f}; policy saved to {args.output_dir / POLICY_FILE}")
+    print(f"best selection loss {progress['best']:.4f}; policy saved to {file}")
 
 
-_SHOWN = ("reward_loss", "diverged", "selection_loss")
+def certify(file: Path, args: Args) -> None:
+    """Find out whether the selected policy is feedback, print it, and store it with the policy."""
+    if args.certificate_runs == 0:
+        return
+    print("is it feedback, or a schedule?", flush=True)
+    policy = load_policy(file)
+    result = certificate(policy, *task_names(args), runs=args.certificate_runs, horizon=args.horizon)
+    save_policy(dataclasses.replace(policy, about={**policy.about, "certificate": result}), file)
+    print(*describe(result), sep="\n")
 
 
 def main(command: list[str]) -> None:
@@ -112,7 +129,10 @@ def main(command: list[str]) -> None:
         parts = build(args)
     except (ValueError, ImportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    train(args, *parts)
+    try:
+        train(args, *parts)
+    except OSError as error:  # a full disk, most likely
+        sys.exit(f"error: {error}; what was saved before is intact: make room, then continue with --resume")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ class Args:
     selection split."""
     selection_every: int = 5
     """Agent updates between two selections."""
+    certificate_runs: int = 16
+    """Trainings, per initial lr, that tell at the end whether the policy is feedback or only a schedule; 0 for none."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     """PPO's hyperparameters."""
     dqn: DQNConfig = dataclasses.field(default_factory=DQNConfig)
@@ -93,6 +95,8 @@ class Args:
     """Continue the run in the output folder, bit for bit."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto is online where you are logged in and offline elsewhere."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard as well, to tensorboard/ in the output folder (pip install tensorboard)."""
 
 
 def parse(command: list[str]) -> Args:

@@ -10,18 +10,19 @@ All play the same seeds from the same initial learning rates, and are compared s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_gym.benchmark.metrics import paired_difference
 from lr_gym.control import ControlSpec
 from lr_gym.policy import Policy
+from lr_gym.rollout import controlled_env
 from lr_gym.tasks import Task, find_task
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -30,25 +31,6 @@ __all__ = ["CONTROLS", "FIRST_SEED", "certificate", "certificate_losses", "descr
 CONTROLS = ("replay", "shuffled", "untrained")
 FIRST_SEED = 1 << 41  # row seeds that no agent learns from and by which no policy is selected
 DIVERGED = 1e3  # loss that a diverged training counts as
-
-
-def environment(spec: ControlSpec, task: str | Task, runs: int, lr: float, horizon: int | None) -> LRControlVectorEnv:
-    """Trainings from one initial learning rate under a policy's controls, nothing masked."""
-    return LRControlVectorEnv(
-        task,
-        runs,
-        control=spec.control,
-        controls=spec.controls,
-        action=spec.action,
-        action_step=spec.action_step,
-        base=spec.base,
-        schedule=spec.schedule,
-        decisions=spec.decisions,
-        features=spec.features,
-        horizon=horizon,
-        initial_lr=(lr, lr),
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
 
 
 def play(
@@ -96,19 +78,18 @@ def mean_of_others(offsets: Tensor, spec: ControlSpec, valid: Tensor) -> Tensor:
 
 def certificate_losses(
     policy: Policy,
-    task: str | Task,
-    *,
+    *tasks: str | Task,
     runs: int = 16,
     initial_lrs: Sequence[float] = (1e-4, 1e-3, 1e-2),
     horizon: int | None = None,
     split: str = "selection",
     seed: int = FIRST_SEED,
 ) -> dict[str, NDArray[np.float64]]:
-    """Final losses (initial lrs, runs) of the policy and of each of `CONTROLS`, paired by seed.
+    """Final losses (tasks x initial lrs, runs) of the policy and of each of `CONTROLS`, paired by seed.
 
     Args:
         policy: deterministic.
-        task: what is trained.
+        tasks: what is trained, at least one.
         runs: trainings from each initial learning rate, at least 2.
         initial_lrs: from which the policy starts.
         horizon: inner steps, the task's own by default.
@@ -117,10 +98,12 @@ def certificate_losses(
     """
     if runs < 2:
         raise ValueError(f"runs must be at least 2, for the mean over other runs; got {runs}")
-    spec, seeds, task = policy.spec, [seed + i for i in range(runs)], find_task(task)
+    if not tasks:
+        raise ValueError("tasks is empty: name at least one")
+    spec, seeds = policy.spec, [seed + i for i in range(runs)]
     columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("policy", *CONTROLS)}
-    for lr in initial_lrs:
-        env = environment(spec, task, runs, lr, horizon)
+    for task, lr in itertools.product(tasks, initial_lrs):
+        env = controlled_env(spec, task, runs, lr, horizon=horizon)
 
         def follow(observation: NDArray[np.float32], _: int) -> Tensor:
             return policy.predict(torch.from_numpy(observation))[0]
@@ -135,16 +118,16 @@ def certificate_losses(
     return {name: np.stack(column) for name, column in columns.items()}
 
 
-def certificate(policy: Policy, task: str | Task, **options: Any) -> dict[str, Any]:
+def certificate(policy: Policy, *tasks: str | Task, **options: Any) -> dict[str, Any]:
     """The certificate as plain JSON values, to be stored with the policy.
 
-    Its `differences` are policy minus control in log loss, the mean over seeds (each the mean over initial learning
-    rates) with its 95 % interval: below 0 the policy is better. Options are those of `certificate_losses`.
+    Its `differences` are policy minus control in log loss, the mean over seeds (each the mean over tasks and
+    initial learning rates) with its 95 % interval: below 0 the policy is better. Options are `certificate_losses`'s.
     """
-    losses = certificate_losses(policy, task, **options)
+    losses = certificate_losses(policy, *tasks, **options)
     log = {name: np.log(np.maximum(values, 1e-8)).mean(0).tolist() for name, values in losses.items()}
     return {
-        "task": find_task(task).name,
+        "task": ", ".join(find_task(task).name for task in tasks),
         "split": options.get("split", "selection"),
         "seeds": len(log["policy"]),
         "loss": {name: float(values.mean()) for name, values in losses.items()},
