@@ -4,8 +4,8 @@ Trains each variant from several seeds (train_agent.py, resumable), then deploys
 learning rates on trainings that nobody learned from, and takes the test loss. Baselines choose their learning rate out
 of 13 on the selection split of the same trainings.
 
-    python experiments/agents.py --output-dir runs/agents              # train what is missing, then the tables
-    python experiments/agents.py --output-dir runs/agents --tables     # the tables of what is there
+    python experiments/compare_agents.py --output-dir runs/agents              # train what is missing, then the tables
+    python experiments/compare_agents.py --output-dir runs/agents --tables     # the tables of what is there
 """
 
 from __future__ import annotations
