@@ -57,8 +57,7 @@ def _layout(title_x: str, title_y: str, rows: int = 0, **options: Any) -> go.Lay
 def _ranking(results: Mapping[str, Any]) -> go.Figure:
     """Interquartile mean of each entrant with its interval."""
     entries = results["ranking"][::-1]
-    x_title = f"score: log of {results['reference']}'s loss over one's own (right is better)"
-    figure = go.Figure(layout=_layout(x_title, ""))
+    figure = go.Figure(layout=_layout("score (right is better)", ""))
     for kind, colour in (("policy", "#d55e00"), ("baseline", "#0072b2")):
         chosen = [entry for entry in entries if entry["kind"] == kind]
         figure.add_scatter(

@@ -13,7 +13,7 @@ from lr_gym.benchmark.contestants import Entrant
 from lr_gym.benchmark.curves import area_under_curve, steps_to_target
 from lr_gym.benchmark.metrics import mean_interval, paired_difference
 from lr_gym.benchmark.run import Cell, Outcome
-from lr_gym.benchmark.scores import BOUND, iqm_interval, performance_profile, probability_of_improvement, scores
+from lr_gym.benchmark.scores import iqm_interval, performance_profile, probability_of_improvement, scores
 from lr_gym.benchmark.significance import compare_all, winner
 from lr_gym.benchmark.tuning import Tuning
 from lr_gym.tasks import find_task
@@ -21,7 +21,8 @@ from lr_gym.tasks import find_task
 __all__ = ["assemble", "plain", "reference_of", "summarise"]
 
 Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]  # (task, entrant's name) -> one per seed
-THRESHOLDS = np.round(np.linspace(-BOUND, BOUND, 139), 2)  # nats, 0.1 apart
+_FAR = np.arange(1.0, 7.1, 0.25)
+THRESHOLDS = np.round(np.concatenate([-_FAR[::-1], np.arange(-0.98, 0.99, 0.02), _FAR]), 2)  # nats
 
 
 def plain(value: Any) -> Any:
