@@ -187,12 +187,12 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     file, report = args.output_dir / "results.json", args.output_dir / "report.html"
     if file.exists():
         results: dict[str, Any] = json.loads(file.read_text())
+        plan.folder.close()
         show(results)
         print(f"report: {report} (complete; nothing was run again)")
         return results
     tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
-    store = CellStore(args.output_dir / "cells.jsonl")
-    with local_engine(args.workers) as engine:
+    with CellStore(args.output_dir / "cells.jsonl") as store, local_engine(args.workers) as engine:
         tuning, failures = find_learning_rates(args, plan, engine, store)
         results = compare(args, plan, tuning, failures, engine, store)
     results |= {
@@ -211,7 +211,6 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         tracker.log({f"score/{entry['name']}": entry["score"]["mean"]}, i)
     tracker.save_file(report, "report")
     tracker.close()
-    store.close()
     plan.folder.close()
     show(results)
     print(f"report: {report}")

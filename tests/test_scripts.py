@@ -1,4 +1,4 @@
-"""train_agent.py and evaluate.py as a user runs them: in processes of their own, at a small size."""
+"""train_agent.py as a user runs it: in processes of its own, at a small size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ TRAIN = [
     *("train_agent.py", "--agent", "ppo", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4"),
     *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
 ]
-EVALUATE = ["evaluate.py", "--seeds", "2", "--horizon", "20", "--wandb", "disabled"]
 
 
 def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -113,47 +112,6 @@ def test_bad_arguments_are_named(arguments, words, tmp_path):
     for word in words:
         assert word in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
-
-
-def test_evaluation_end_to_end(trained, tmp_path):
-    folder = tmp_path / "eval"
-    first = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(folder))
-    assert "policy minus" in first.stdout
-    results = json.loads((folder / "results.json").read_text())
-    kinds = [row["kind"] for row in results["rows"]]
-    assert kinds == ["mean"] + ["policy"] * 5 + ["baseline"] * 4
-    for name, losses in results["tuning"].items():  # each baseline runs at its best lr on the selection split
-        row = next(row for row in results["rows"] if row["name"] == name)
-        assert float(row["lr"]) == results["grid"][losses.index(min(losses))]
-    html = (folder / "report.html").read_text()
-    assert "Learning rates set by policy from lr 0.001" in html
-    assert 'src="http' not in html
-
-    again = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(tmp_path / "again"), "--workers", "1")
-    assert again.returncode == 0
-    repeated = json.loads((tmp_path / "again" / "results.json").read_text())
-    assert {**repeated, "command": ""} == {**results, "command": ""}
-
-    refused = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(folder), check=False)
-    assert refused.returncode != 0
-    shown = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(folder), "--resume")
-    assert "nothing was run again" in shown.stdout
-
-
-def test_evaluation_names_bad_policies(tmp_path):
-    for policy in ("builtin:nobody", str(tmp_path / "missing.safetensors")):
-        done = run(*EVALUATE, "--policy", policy, "--output-dir", str(tmp_path / "out"), check=False)
-        assert done.returncode != 0
-        assert "nobody" in done.stderr or "missing.safetensors" in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-def test_evaluation_names_bad_optimizers(trained, tmp_path):
-    command = [*EVALUATE, "--policy", str(trained), "--output-dir", str(tmp_path / "out")]
-    done = run(*command, "--optimizers", "adam,adamant", check=False)
-    assert done.returncode != 0
-    assert "adamant" in done.stderr
-    assert "adam-cosine" in done.stderr
 
 
 def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):

@@ -126,8 +126,9 @@ def _prodigy(model: nn.Module, lr: float, horizon: int) -> Optimizer:
 
 
 def _d_adaptation(model: nn.Module, lr: float, horizon: int) -> Optimizer:
-    """D-Adaptation of Adam (Defazio & Mishchenko 2023) at lr 1."""
-    return require("pytorch_optimizer", "benchmark").DAdaptAdam(model.parameters(), lr)  # type: ignore[no-any-return]
+    """D-Adaptation of Adam (Defazio & Mishchenko 2023) at lr 1, with Adam's own bias correction."""
+    module = require("pytorch_optimizer", "benchmark")
+    return module.DAdaptAdam(model.parameters(), lr, bias_correction=True)  # type: ignore[no-any-return]
 
 
 def _plain(rule: Callable[..., Optimizer], **options: Any) -> Callable[[nn.Module, float, int], Optimizer]:

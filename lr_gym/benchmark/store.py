@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -75,7 +75,7 @@ def fingerprint(cell: Cell) -> str:
 
 
 class CellStore:
-    """An append-only file of outcomes; only one process may write it (see RunFolder)."""
+    """An append-only file of outcomes, a context manager; only one process may write it (see RunFolder)."""
 
     def __init__(self, path: Path) -> None:
         """Read what is there and drop a last line that a kill cut short."""
@@ -84,13 +84,10 @@ class CellStore:
         whole = 0
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
-                try:
-                    row = json.loads(line)
-                    self._outcomes[row["key"]] = Outcome(**row["outcome"])
-                except (json.JSONDecodeError, UnicodeDecodeError):
-                    break
                 if not line.endswith(b"\n"):
                     break
+                row = json.loads(line)
+                self._outcomes[row["key"]] = Outcome(**row["outcome"])
                 whole += len(line)
         self._file = path.open("ab")
         self._file.truncate(whole)
@@ -111,7 +108,10 @@ class CellStore:
         os.fsync(self._file.fileno())
         self._outcomes[key] = outcome
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self._file.close()
 
