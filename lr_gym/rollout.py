@@ -9,17 +9,47 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from lr_gym.control import ControlSpec
 from lr_gym.policy import Policy
+from lr_gym.tasks import Task
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["final_losses"]
+__all__ = ["controlled_env", "final_losses"]
+
+
+def controlled_env(
+    spec: ControlSpec,
+    task: str | Task,
+    runs: int,
+    lr: float,
+    *,
+    horizon: int | None = None,
+    render_mode: str | None = None,
+) -> LRControlVectorEnv:
+    """Trainings from one initial learning rate under a saved policy's controls: nothing masked, autoreset DISABLED."""
+    return LRControlVectorEnv(
+        task,
+        runs,
+        control=spec.control,
+        controls=spec.controls,
+        action=spec.action,
+        action_step=spec.action_step,
+        base=spec.base,
+        schedule=spec.schedule,
+        decisions=spec.decisions,
+        features=spec.features,
+        horizon=horizon,
+        initial_lr=(lr, lr),
+        render_mode=render_mode,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
 
 
 def final_losses(env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], split: str) -> NDArray[np.float64]:
     """Loss on a split at the end of each training, inf where it diverged: (B,).
 
     Args:
-        env: of continuous actions, made with autoreset_mode=DISABLED.
+        env: made with autoreset_mode=DISABLED.
         policy: plays deterministically.
         seeds: row seed of each training.
         split: one of SPLITS.

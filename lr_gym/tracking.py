@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Tracker:
         config: dict[str, Any],
         *,
         wandb: str = "auto",
+        tensorboard: bool = False,
         name: str,
         resume_step: int | None = None,
     ) -> None:
@@ -38,6 +40,7 @@ class Tracker:
             folder: an existing folder; `progress.jsonl` and `wandb/` go into it.
             config: plain values that describe the run.
             wandb: one of WANDB_MODES.
+            tensorboard: write the curves to `tensorboard/` too.
             name: of the wandb run.
             resume_step: continue the log after this step and drop what came later; None starts a new one.
         """
@@ -48,6 +51,7 @@ class Tracker:
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = path.open("a", encoding="utf-8")
         self._start = time.monotonic()
+        self._board = _start_tensorboard(folder, resume_step) if tensorboard else None
         self._run: Any = None
         if wandb != "disabled":
             self._run = _start_wandb(folder, config, wandb, name)
@@ -59,15 +63,29 @@ class Tracker:
         self._file.flush()
         if self._run is not None:
             self._run.log(row, step=step)
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
 
     def save_file(self, path: Path, kind: str) -> None:
         """Keep a file with the wandb run, as an artifact of the given kind."""
         if self._run is not None:
             self._run.log_artifact(str(path), type=kind)
 
+    def save_pictures(self, paths: Sequence[Path]) -> None:
+        """Show pictures and films (.png, .gif) with the wandb run."""
+        if self._run is not None:
+            import wandb
+
+            kinds = {".png": wandb.Image, ".gif": lambda path: wandb.Video(path, format="gif")}
+            self._run.log({path.stem: kinds[path.suffix](str(path)) for path in paths})
+
     def close(self) -> None:
         """Flush and finish."""
         self._file.close()
+        if self._board is not None:
+            self._board.close()
         if self._run is not None:
             self._run.finish()
 
@@ -102,6 +120,15 @@ def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str) -> 
     except (wandb.Error, OSError) as error:
         print(f"wandb could not start and is left out: {error}")
         return None
+
+
+def _start_tensorboard(folder: Path, resume_step: int | None) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("TensorBoard is not installed: pip install tensorboard") from error
+    purge = None if resume_step is None else resume_step + 1
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
 
 def _logged_in() -> bool:

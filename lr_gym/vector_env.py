@@ -98,6 +98,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         control: str = "per_layer",
         controls: Sequence[str] = ("lr",),
         action: str = "recursive",
+        action_step: float | None = None,
         base: str = "adamw",
         schedule: str = "wsd",
         decisions: int = 50,
@@ -122,6 +123,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             control: "per_layer" or "global".
             controls: a part of ("lr", "momentum", "noise"), in this order.
             action: a name of ACTIONS.
+            action_step: log of the largest factor on the learning rate per decision; that of ACTIONS by default.
             base: base optimizer, a name of RULES.
             schedule: base schedule, a name of SCHEDULES; stays at its start in runs that do not know their progress.
             decisions: decisions per training.
@@ -168,6 +170,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             control=control,
             controls=tuple(controls),
             action=action,
+            action_step=action_step,
             base=base,
             schedule=schedule,
             decisions=decisions,
@@ -253,7 +256,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         """Take one decision in every row.
 
         Args:
-            actions: (B, L, A) in [-1, 1], clipped; or (B, L) indices in the discrete modes.
+            actions: (B, L, A) in [-1, 1], clipped; in the discrete modes (B, L) indices, or control values (B, L, A)
+                as policies return them.
         """
         runs = self.runs
         if self._done.any():
@@ -397,9 +401,10 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     def _action_tensor(self, actions: Any) -> Tensor:
         array = np.asarray(actions)
         space = self.action_space
-        if array.shape != space.shape:
+        values = (self.num_envs, self.num_layers, len(self.control_spec.controls))
+        if array.shape != space.shape and not (self.discrete and array.shape == values):
             raise ValueError(f"actions must have shape {space.shape}; got {array.shape}")
-        if not self.discrete:
+        if array.shape == values:
             return torch.from_numpy(array.astype(np.float32)).to(self.inner.device)
         if array.size and not (array.min() >= 0 and array.max() < len(self._table)):
             raise ValueError(f"actions must be indices in [0, {len(self._table)}); got {array!r}")

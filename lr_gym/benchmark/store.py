@@ -31,7 +31,7 @@ _CODE = (
     "benchmark/schedulers.py",
     "benchmark/hypergradient.py",
     *(f"{name}.py" for name in ("action", "control", "inner_loop", "layers", "layer_stats", "observation", "policy")),
-    *(f"{name}.py" for name in ("q_table", "rng", "schedules", "update")),
+    *(f"{name}.py" for name in ("mlp_policy", "q_policy", "q_table", "rng", "schedules", "update")),
 )
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -212,9 +213,12 @@ def garo_step(
     return hyperparams, GaroState(torch.where(valid.unsqueeze(-1), following.hidden, state.hidden), *kept)
 
 
-def save_weights(weights: GaroWeights, path: str | os.PathLike[str]) -> Path:
-    """Write the weights of one cell atomically as `.safetensors`, with the names of its inputs."""
-    return write_tensor_file(path, KIND, {"features": FEATURES}, weights._asdict())
+def save_weights(weights: GaroWeights, path: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Path:
+    """Write the weights of one cell atomically as `.safetensors`, with the names of its inputs.
+
+    `about` says where they come from, in plain JSON values.
+    """
+    return write_tensor_file(path, KIND, {"features": FEATURES, "about": dict(about or {})}, weights._asdict())
 
 
 def load_weights(path: str | os.PathLike[str]) -> GaroWeights:

@@ -1,0 +1,118 @@
+"""The arguments of `train_agent.py`, and how preset, config file and command line make them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import tyro
+
+from agents.evolution import EvolutionConfig
+from agents.q_learning import QConfig
+from agents.sb3 import DQNConfig, PPOConfig
+from agents.settings import apply, presets, read_yaml
+from lr_gym.vector_env import INITIAL_LR
+
+__all__ = ["Agent", "Args", "parse"]
+
+Agent = Literal["ppo", "dqn", "q_learning", "es", "garo"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Train an agent that controls learning rates, and save its policy."""
+
+    output_dir: Path
+    """New folder for policy, checkpoint and logs; one that holds a run is never overwritten."""
+    agent: Agent = "ppo"
+    """Who learns: SB3's PPO or DQN, tabular Q-learning (EnhancedSGD's table), an evolution strategy on a small policy,
+    or the same on GARO's recurrent cell."""
+    preset: str = "default"
+    """Settings by name, see agents/presets; the config file and the command line override them."""
+    config: Path | None = None
+    """YAML file of settings, named as these arguments are; the command line overrides it."""
+    task: str = "mnist1d-mlp"
+    """What is trained, a name of lr_gym.tasks.TASKS or random-<number>."""
+    suite: str | None = None
+    """All tasks of a suite at once instead of one task: train."""
+    seed: int = 0
+    """Of the agent and of its trainings."""
+    timesteps: int = 128_000
+    """Decisions to learn from; those of all layers of a run count once."""
+    control: Literal["per_layer", "global"] = "per_layer"
+    """One row of control per layer, or one per run."""
+    controls: tuple[str, ...] = ("lr",)
+    """Hyperparameters to control, a part of: lr momentum noise."""
+    action: Literal["recursive", "residual", "discrete", "discrete_residual"] = "recursive"
+    """Whether an action moves the lr from where it is or bends the base schedule."""
+    action_step: float | None = None
+    """Log of the largest factor on the lr per decision."""
+    base: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Base optimizer."""
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
+    """Base schedule."""
+    decisions: int = 50
+    """Decisions per training."""
+    features: tuple[str, ...] | None = None
+    """What the agent sees, names of lr_gym.observation.FEATURES; all scale-free ones by default."""
+    horizon: int | None = None
+    """Inner steps per training; the task's own by default."""
+    initial_lr: tuple[float, float] = INITIAL_LR
+    """Range of the initial learning rate, log-uniform."""
+    mask_loss: float = 0.1
+    """Fraction of runs in which the policy does not see the loss, as in scripts that never call observe()."""
+    mask_progress: float = 0.1
+    """Fraction of runs that do not know their horizon, as in scripts that give no total_steps."""
+    reward: str = "log_loss"
+    """A name of lr_gym.reward.REWARDS."""
+    num_envs: int = 64
+    """Trainings at a time; a suite shares them out among its tasks."""
+    workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
+    """Threads that share the trainings; the result does not depend on it."""
+    selection_runs: int = 64
+    """Trainings by which the policy is selected, shared out among a suite's tasks; their loss is taken on the
+    selection split."""
+    selection_every: int = 5
+    """Agent updates between two selections."""
+    certificate_runs: int = 16
+    """Trainings, per initial lr, that tell at the end whether the policy is feedback or only a schedule; 0 for none."""
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    """PPO's hyperparameters."""
+    dqn: DQNConfig = dataclasses.field(default_factory=DQNConfig)
+    """DQN's hyperparameters."""
+    q_learning: QConfig = dataclasses.field(default_factory=QConfig)
+    """Tabular Q-learning's hyperparameters."""
+    evolution: EvolutionConfig = dataclasses.field(default_factory=EvolutionConfig)
+    """Hyperparameters of es and garo."""
+    device: str = "cpu"
+    """Where the trainings run; the agent's own network stays on the CPU."""
+    data_dir: Path | None = None
+    """Folder with data that cannot be downloaded, such as cifar-10-batches-py; LR_GYM_DATA by default."""
+    resume: bool = False
+    """Continue the run in the output folder, bit for bit."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto is online where you are logged in and offline elsewhere."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard as well, to tensorboard/ in the output folder (pip install tensorboard)."""
+
+
+def parse(command: list[str]) -> Args:
+    """Defaults, preset, config file and command line, the later over the earlier."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--agent")
+    first.add_argument("--preset", default="default")
+    first.add_argument("--config", type=Path)
+    known, _ = first.parse_known_args(command)
+    defaults = Args(output_dir=tyro.MISSING)
+    config = read_yaml(known.config) if known.config else {}
+    agent = known.agent or config.get("agent", "ppo")
+    if agent in get_args(Agent):  # an unknown one is tyro's to refuse
+        named = presets(agent)
+        if known.preset not in named:
+            raise ValueError(f"unknown preset {known.preset!r} of {agent}; choose from {', '.join(named)}")
+        defaults = apply(defaults, named[known.preset], f"preset {known.preset}")
+    defaults = apply(defaults, config, str(known.config))
+    return tyro.cli(Args, args=command, default=defaults)

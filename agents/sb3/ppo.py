@@ -1,0 +1,129 @@
+"""PPO: one small network controls every layer, and starts at exactly the base optimizer and its schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from torch import nn
+
+from agents.learner import PolicyLearner
+from agents.sb3.rows import LayerRowsVecEnv
+from agents.sb3.state import algorithm_state, load_algorithm_state, rows_of
+from lr_gym.policy import MLPPolicy
+from lr_gym.vector_env import LRControlVectorEnv
+
+__all__ = ["PPOConfig", "PPOLearner"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """PPO's hyperparameters (Schulman et al. 2017), named as in SB3; defaults measured on mnist1d-mlp."""
+
+    learning_rate: float = 1e-3
+    """Of the agent's own Adam; falls linearly to 0."""
+    n_epochs: int = 8
+    """Passes over each rollout, which holds one whole training of every run."""
+    minibatches: int = 4
+    """Minibatches per pass."""
+    gamma: float = 1.0
+    """1 makes the return the total decrease of the log loss; less rewards early decreases."""
+    gae_lambda: float = 1.0
+    """Of generalised advantage estimation; below 1 an early decision is judged by what it gives soon."""
+    clip_range: float = 0.2
+    """Of the probability ratio."""
+    ent_coef: float = 0.0
+    """Entropy bonus."""
+    log_std_init: float = -2.0
+    """Initial log std of the actions."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of actor and critic, tanh."""
+
+
+class PPOLearner(PolicyLearner):
+    """SB3's PPO on layer rows; an update is one rollout of as many decisions as the longest training has."""
+
+    def __init__(
+        self,
+        env: LayerRowsVecEnv,
+        selection: Sequence[LRControlVectorEnv],
+        config: PPOConfig,
+        *,
+        seed: int,
+        updates: int,
+    ) -> None:
+        """Start with an actor whose action is 0: exactly the base optimizer, plus exploration.
+
+        Args:
+            env: what it learns in; its row seeds are set by the caller.
+            selection: what it is judged in.
+            config: hyperparameters.
+            seed: of initial weights, exploration and minibatches; seeds the global generators that SB3 uses.
+            updates: how many there will be: the learning rate reaches 0 after them.
+        """
+        super().__init__(selection)
+        samples = env.decisions * env.num_envs
+        self.model = PPO(
+            "MlpPolicy",
+            env,
+            learning_rate=lambda remaining: config.learning_rate * remaining,
+            n_steps=env.decisions,
+            batch_size=max(2, -(-samples // config.minibatches)),
+            n_epochs=config.n_epochs,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            clip_range=config.clip_range,
+            ent_coef=config.ent_coef,
+            seed=seed,
+            device="cpu",
+            policy_kwargs={
+                "net_arch": list(config.hidden),
+                "activation_fn": nn.Tanh,
+                "log_std_init": config.log_std_init,
+            },
+        )
+        with torch.no_grad():
+            for param in self.model.policy.action_net.parameters():
+                param.zero_()
+        self._total, self._callback = self.model._setup_learn(samples * updates)
+
+    def update(self) -> dict[str, float]:
+        """One rollout, then `n_epochs` passes over it."""
+        model, env = self.model, rows_of(self.model)
+        model.collect_rollouts(env, self._callback, model.rollout_buffer, model.n_steps)
+        model._update_current_progress_remaining(model.num_timesteps, self._total)
+        model.train()
+        return env.figures() | {"action_std": float(model.policy.log_std.detach().exp().mean())}
+
+    def policy(self, about: dict[str, Any]) -> MLPPolicy:
+        """The deterministic policy: what SB3's `predict(deterministic=True)` does."""
+        network = [*self.model.policy.mlp_extractor.policy_net, self.model.policy.action_net]
+        return mlp_policy(network, rows_of(self.model), about)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return algorithm_state(self.model)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        load_algorithm_state(self.model, state)
+
+
+def mlp_policy(network: list[nn.Module], env: LayerRowsVecEnv, about: dict[str, Any]) -> MLPPolicy:
+    """A policy with copies of a tanh network's linear layers, for the controls of an environment."""
+    linears = [module for module in network if isinstance(module, nn.Linear)]
+    spec = env.envs[0].control_spec
+    features = len(spec.features)
+    return MLPPolicy(
+        spec=spec,
+        interval=int(np.median([e.inner_steps_per_decision for e in env.envs])),
+        weights=tuple(m.weight.detach().cpu().clone() for m in linears),
+        biases=tuple(m.bias.detach().cpu().clone() for m in linears),
+        mean=torch.zeros(features),
+        std=torch.ones(features),
+        about=about,
+    )

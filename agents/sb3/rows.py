@@ -1,0 +1,191 @@
+"""The environments as one SB3 VecEnv in which every layer of every run is a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+
+from lr_gym.vector_env import LRControlVectorEnv
+
+__all__ = ["LayerRowsVecEnv"]
+
+
+class LayerRowsVecEnv(VecEnv):
+    """Batched environments as one SB3 VecEnv in which every (run, layer) is a row of its own.
+
+    One small network thus controls every layer of every run. Each layer's row gets its run's full reward. The
+    environments step in threads of their own, one for each: torch releases the interpreter lock, and since rows do
+    not touch each other the result does not depend on how runs are shared out.
+    """
+
+    def __init__(self, envs: Sequence[LRControlVectorEnv], threads: int | None = None) -> None:
+        """Wrap environments that share features and actions; their tasks and numbers of layers may differ.
+
+        Args:
+            envs: at least one, with equal control specs.
+            threads: that step them, one for each environment by default.
+        """
+        if not envs:
+            raise ValueError("envs is empty: give at least one LRControlVectorEnv")
+        first = envs[0]
+        for env in envs[1:]:
+            if env.control_spec != first.control_spec:
+                raise ValueError("all environments must have the same control spec")
+        self.envs = list(envs)
+        self._pool = ThreadPoolExecutor(threads or len(self.envs))
+        self._actions: list[Any] = []
+        self._seed = 0
+        self._bounds = np.cumsum([0] + [env.num_envs * env.num_layers for env in self.envs])
+        self._returns = [np.zeros(env.num_envs) for env in self.envs]
+        self._lengths = [np.zeros(env.num_envs, dtype=int) for env in self.envs]
+        self.episodes: list[dict[str, float]] = []  # finished since the reader last emptied it
+        features, controls = len(first.control_spec.features), len(first.control_spec.controls)
+        action_space: gym.Space[Any]
+        if isinstance(first.single_action_space, gym.spaces.MultiDiscrete):
+            action_space = gym.spaces.Discrete(int(first.single_action_space.nvec[0]))
+        else:
+            action_space = gym.spaces.Box(-1.0, 1.0, (controls,), np.float32)
+        self.render_mode = None
+        super().__init__(int(self._bounds[-1]), gym.spaces.Box(-1.0, 1.0, (features,), np.float32), action_space)
+
+    @property
+    def num_runs(self) -> int:
+        """Trainings of all environments."""
+        return sum(env.num_envs for env in self.envs)
+
+    @property
+    def run_of_row(self) -> np.ndarray:
+        """The run that each row belongs to, (rows,) int64."""
+        layers = np.concatenate([np.full(env.num_envs, env.num_layers) for env in self.envs])
+        return np.repeat(np.arange(self.num_runs), layers)
+
+    @property
+    def decisions(self) -> int:
+        """Decisions of the longest training."""
+        return max(-(-env.horizon // env.inner_steps_per_decision) for env in self.envs)
+
+    @property
+    def inner_steps(self) -> float:
+        """Inner steps that one decision of every run takes, all runs together."""
+        return float(sum(env.num_envs * env.inner_steps_per_decision for env in self.envs))
+
+    def reset(self) -> np.ndarray:
+        """Start a new training in every run, from the seed."""
+        return self.reset_to(range(self._seed, self._seed + self.num_runs))
+
+    def reset_to(self, row_seeds: Sequence[int]) -> np.ndarray:
+        """Start each run's first training of a row seed of its own."""
+        begin, observations = 0, []
+        for env in self.envs:
+            observations.append(env.reset(seed=list(row_seeds[begin : begin + env.num_envs]))[0])
+            begin += env.num_envs
+        for returns, lengths in zip(self._returns, self._lengths, strict=True):
+            returns[:], lengths[:] = 0.0, 0
+        return self._rows(observations)
+
+    def seed(self, seed: int | None = None) -> list[None]:
+        """Row seeds of the next reset are seed, seed + 1, ..."""
+        self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        return [None] * self.num_envs
+
+    def decide(self, actions: np.ndarray) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """One decision of every row: observations (rows, F), rewards and dones (rows,)."""
+        self.step_async(actions)
+        observation, rewards, dones, _ = self.step_wait()
+        return observation, rewards, dones
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Hand each environment its rows' actions."""
+        self._actions = []
+        for i, env in enumerate(self.envs):
+            part = actions[self._bounds[i] : self._bounds[i + 1]]
+            self._actions.append(part.reshape(env.action_space.shape or ()))
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Step all environments and spread the results over the rows."""
+        steps = list(self._pool.map(lambda pair: pair[0].step(pair[1]), zip(self.envs, self._actions, strict=True)))
+        infos: list[dict[str, Any]] = []
+        for i, (_, reward, terminated, _, info) in enumerate(steps):
+            self._returns[i] += reward
+            self._lengths[i] += 1
+            infos += self._row_infos(i, terminated, info)
+        rewards = [np.repeat(step[1], env.num_layers) for env, step in zip(self.envs, steps, strict=True)]
+        dones = [np.repeat(step[2], env.num_layers) for env, step in zip(self.envs, steps, strict=True)]
+        return (
+            self._rows([step[0] for step in steps]),
+            np.concatenate(rewards).astype(np.float32),
+            np.concatenate(dones),
+            infos,
+        )
+
+    def _rows(self, observations: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([o.reshape(-1, o.shape[-1]) for o in observations])
+
+    def _row_infos(self, i: int, terminated: np.ndarray, info: dict[str, Any]) -> list[dict[str, Any]]:
+        layers = self.envs[i].num_layers
+        rows: list[dict[str, Any]] = [{} for _ in range(self.envs[i].num_envs * layers)]
+        for run in np.flatnonzero(terminated):
+            episode = {"r": float(self._returns[i][run]), "l": int(self._lengths[i][run])}
+            self._returns[i][run], self._lengths[i][run] = 0.0, 0
+            final = info["final_info"]
+            self.episodes.append(
+                {
+                    "return": episode["r"],
+                    "reward_loss": float(final["reward_loss"][run]),
+                    "diverged": float(final["diverged"][run]),
+                }
+            )
+            for layer in range(layers):
+                rows[run * layers + layer] = {
+                    "terminal_observation": info["final_obs"][run][layer],
+                    "TimeLimit.truncated": False,
+                }
+            rows[run * layers]["episode"] = {**episode, "t": 0.0}
+        return rows
+
+    def figures(self) -> dict[str, float]:
+        """Means over the trainings that ended since the last call: return, reward_loss, diverged; {} where none did."""
+        episodes, self.episodes = self.episodes, []
+        return {key: float(np.mean([episode[key] for episode in episodes])) for key in episodes[0]} if episodes else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows of all environments and what was counted of their trainings, as tensors."""
+        return {
+            "envs": [env.state_dict() for env in self.envs],
+            "returns": [torch.from_numpy(returns.copy()) for returns in self._returns],
+            "lengths": [torch.from_numpy(lengths.copy()) for lengths in self._lengths],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`, in environments made with the same options."""
+        for env, saved in zip(self.envs, state["envs"], strict=True):
+            env.load_state_dict(saved)
+        self._returns = [returns.numpy().copy() for returns in state["returns"]]
+        self._lengths = [lengths.numpy().copy() for lengths in state["lengths"]]
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The same attribute for every row: rows have none of their own."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refused: rows have no attributes of their own."""
+        raise AttributeError(f"rows of LayerRowsVecEnv share their attributes; set {attr_name} on .envs")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Refused: rows are not environments of their own."""
+        raise AttributeError(f"rows of LayerRowsVecEnv are no environments; call {method_name} on .envs")
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
+        """No row is wrapped."""
+        return [False for _ in self._get_indices(indices)]

@@ -1,0 +1,49 @@
+"""One small learner of every agent, by name: what the contract is run over."""
+
+from __future__ import annotations
+
+from gymnasium.vector import AutoresetMode
+from tiny import TINY
+
+from agents.evolution import EvolutionConfig
+from agents.evolved_policy import EvolutionLearner
+from agents.garo import GaroLearner, GaroTrainings
+from agents.learner import Learner
+from agents.q_learning import QConfig, QLearner
+from agents.sb3 import DQNConfig, DQNLearner, LayerRowsVecEnv, PPOConfig, PPOLearner
+from lr_gym.q_policy import OBSERVED
+from lr_gym.vector_env import LRControlVectorEnv
+
+SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
+UPDATES = 6
+AGENTS = ("ppo", "dqn", "q_learning", "es", "pes", "garo", "garo_pes")
+
+
+def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
+    """A learner in environments of these numbers of runs, (4, 2) by default."""
+    runs = runs or (4, 2)
+    window = 2 if agent.endswith("pes") else None
+    evolution = EvolutionConfig(hidden=(4,), window=window)
+    if agent.startswith("garo"):
+        horizon = SETTING["horizon"]
+        shares, selection = (
+            [GaroTrainings(TINY, n, layerwise=True, horizon=horizon) for n in counts] for counts in (runs, (3,))
+        )
+        return GaroLearner(shares, selection, evolution, decisions=4, threads=2, seed=seed, updates=UPDATES)
+    setting = {**SETTING, **options}
+    if agent == "dqn":
+        setting["action"] = "discrete"
+    if agent == "q_learning":
+        setting |= {"features": OBSERVED, "action_step": 0.2}
+    env = LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **setting) for n in runs])
+    env.seed(seed << 20)
+    selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]
+    kinds = {
+        "ppo": (PPOLearner, PPOConfig(hidden=(16, 16), n_epochs=2, minibatches=2, learning_rate=0.02)),
+        "dqn": (DQNLearner, DQNConfig(hidden=(16,), batch_size=32, buffer_size=150, target_update=3)),
+        "q_learning": (QLearner, QConfig()),
+        "es": (EvolutionLearner, evolution),
+        "pes": (EvolutionLearner, evolution),
+    }
+    learner, config = kinds[agent]
+    return learner(env, selection, config, seed=seed, updates=UPDATES)

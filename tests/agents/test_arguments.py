@@ -1,0 +1,61 @@
+"""Defaults, preset, config file, command line: the later over the earlier, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from agents.arguments import Agent, parse
+from agents.settings import presets
+
+BASE = ["--output-dir", "out"]
+
+
+@pytest.mark.parametrize("agent", get_args(Agent))
+def test_every_agent_has_its_presets(agent):
+    for preset in ("default", "source"):
+        assert preset in presets(agent)
+        assert parse([*BASE, "--agent", agent, "--preset", preset]).preset == preset
+
+
+def test_source_preset_holds_the_values_of_the_source():
+    args = parse([*BASE, "--agent", "dqn", "--preset", "source"])
+    assert (args.dqn.exploration, args.dqn.gamma, args.dqn.learning_rate) == ((0.1, 0.1), 0.99, 1e-4)
+    args = parse([*BASE, "--agent=q_learning", "--preset=source"])
+    assert (args.q_learning.exploration, args.q_learning.discount, args.q_learning.learning_rate) == (
+        (0.1, 0.1),
+        0.99,
+        1e-4,
+    )
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text("agent: dqn\nseed: 7\ndecisions: 20\ndqn:\n  gamma: 0.5\n  hidden: [8]\n")
+    args = parse([*BASE, "--config", str(file), "--decisions", "30"])
+    assert (args.agent, args.action, args.seed, args.decisions) == ("dqn", "discrete", 7, 30)
+    assert (args.dqn.gamma, args.dqn.hidden, args.dqn.batch_size) == (0.5, (8,), 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sede: 1", ["sede", "mine.yml", "seed"]),
+        ("ppo:\n  gama: 1", ["gama", "ppo", "gamma"]),
+        ("- 1", ["mapping", "mine.yml"]),
+        ("a: [", ["mine.yml"]),
+    ],
+)
+def test_bad_files_are_named(text, words, tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        parse([*BASE, "--config", str(file)])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match=r"'best' of ppo; choose from default, source"):
+        parse([*BASE, "--preset", "best"])

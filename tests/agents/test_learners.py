@@ -1,0 +1,136 @@
+"""What every agent promises: it resumes bit for bit, does not depend on sharing, and saves what it is judged by."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from learners import AGENTS, SETTING, UPDATES, make_learner
+from tiny import TINY
+
+from lr_gym.optim.garo_cell import load_weights
+from lr_gym.policy import load_policy
+from lr_gym.rollout import final_losses
+from lr_gym.vector_env import LRControlVectorEnv
+
+SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]
+
+
+def flat(state, name=""):
+    """Leaves of a nested state by path."""
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat(value, f"{name}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{name}.{i}").items()}
+    return {name: state}
+
+
+def assert_equal_states(one, other):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value.nan_to_num(), other[name].nan_to_num()), name
+        elif isinstance(value, float) and math.isnan(value):
+            assert math.isnan(other[name]), name
+        else:
+            assert value == other[name], name
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_continues_bit_for_bit(agent, stop):
+    """Against one that was never stopped; the other has learned something else before, and runs diverge."""
+    options = {} if agent.startswith("garo") else {"base": "sgd", "initial_lr": (1e-2, 1e4)}
+    learner = make_learner(agent, **options)
+    for _ in range(stop):
+        learner.update()
+    buffer = io.BytesIO()
+    torch.save(learner.state_dict(), buffer)
+    expected = [learner.update() for _ in range(UPDATES - stop)]
+    end = learner.state_dict()
+
+    other = make_learner(agent, seed=1, **options)
+    other.update()
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert [other.update() for _ in range(UPDATES - stop)] == expected
+    assert_equal_states(other.state_dict(), end)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_result_does_not_depend_on_how_runs_are_shared_out(agent):
+    """Rows do not touch each other, so the figures and what is learned are equal to the bit."""
+    results = []
+    for runs in ((6,), (4, 2)):
+        learner = make_learner(agent, *runs)
+        figures = [learner.update() for _ in range(3)]
+        results.append((figures, learner.selection_losses(SEEDS)))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_saved_policy_is_what_was_judged(agent, tmp_path):
+    learner = make_learner(agent)
+    for _ in range(3):
+        learner.update()
+    learner.save(tmp_path / "policy.safetensors", {"seed": 0})
+    expected = learner.selection_losses(SEEDS)
+    assert expected.shape == (1, 3)
+    assert np.isfinite(expected).all()
+    if agent.startswith("garo"):
+        weights, own = load_weights(tmp_path / "policy.safetensors"), learner.weights
+        assert all(torch.equal(a, b) for a, b in zip(weights, own, strict=True))
+        return
+    policy = load_policy(tmp_path / "policy.safetensors")
+    assert policy.about == {"seed": 0}
+    env = LRControlVectorEnv(
+        TINY,
+        3,
+        **SETTING,
+        action="recursive",
+        action_step=policy.spec.action_step,
+        features=policy.spec.features,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    np.testing.assert_array_equal(final_losses(env, policy, SEEDS, "selection"), expected[0])
+    learner.update()  # what was saved is a copy
+    np.testing.assert_array_equal(final_losses(env, policy, SEEDS, "selection"), expected[0])
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_learns(agent):
+    """From initial lrs that are far too small, the selection loss falls well below the untrained one."""
+    options = {} if agent.startswith("garo") else {"initial_lr": (1e-3, 1e-3)}
+    learner = make_learner(agent, 32, **options)
+    before = learner.selection_losses(SEEDS).mean()
+    best = min(learner.update() and learner.selection_losses(SEEDS).mean() for _ in range(UPDATES))
+    assert best < before
+
+
+@pytest.mark.parametrize("agent", ["es", "garo"])
+def test_evolution_needs_pairs(agent):
+    with pytest.raises(ValueError, match="even number"):
+        make_learner(agent, 3)
+
+
+def test_window_must_fit_the_training():
+    from agents.evolution import EvolutionConfig, Strategy
+    from agents.evolved_policy import EvolutionLearner
+
+    learner = make_learner("es")
+    assert isinstance(learner, EvolutionLearner)
+    for window in (0, 5):
+        with pytest.raises(ValueError, match=f"got {window}"):
+            Strategy(
+                learner._strategy._population,
+                learner._strategy.theta,
+                EvolutionConfig(window=window),
+                seed=0,
+                updates=1,
+            )
