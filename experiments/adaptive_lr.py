@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import tyro
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lr_gym.benchmark.metrics import mean_interval, paired_difference

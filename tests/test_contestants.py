@@ -130,7 +130,7 @@ def test_entrants_of_policies_come_twice():
     rows = entrants(["adam", "adam-cosine"], ["builtin:default"])
     assert [(row.name, row.lr) for row in rows] == [
         ("policy default", 1e-3),
-        ("policy default, tuned lr", None),
+        ("policy default (tuned lr)", None),
         ("adam", 1e-3),
         ("adam-cosine", None),
     ]

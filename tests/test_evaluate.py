@@ -72,12 +72,12 @@ def test_results_hold_what_was_asked_for(whole):
     results = json.loads((whole / "results.json").read_text())
     assert list(results["tasks"]) == ["quadratic", "logistic"]
     names = {entry["name"] for entry in results["ranking"]}
-    assert names == {"policy default", "policy default, tuned lr", "adam", "sgd", "adam-cosine"}
+    assert names == {"policy default", "policy default (tuned lr)", "adam", "sgd", "adam-cosine"}
     means = [entry["score"]["mean"] for entry in results["ranking"]]
     assert means == sorted(means, reverse=True)
     assert next(entry for entry in results["ranking"] if entry["name"] == "adam")["score"]["mean"] == 0.0
     for task in results["tasks"].values():
-        assert set(task["tuning"]) == {"policy default, tuned lr", "sgd", "adam-cosine"}
+        assert set(task["tuning"]) == {"policy default (tuned lr)", "sgd", "adam-cosine"}
         for row in task["rows"]:
             assert len(row["test_losses"]) == 2
             if row["name"] in task["tuning"]:  # the best of its list by selection loss

@@ -64,7 +64,7 @@ def test_the_certificate_is_shown_or_missed(results, report, tmp_path):
     rows = {line.split("</td>")[0]: line for line in html.splitlines() if "replayed" in line or "itself with" in line}
     assert "policy better" in rows["<tr><td>its replayed mean schedule"]
     assert "-0.0210" in rows["<tr><td>its replayed mean schedule"]
-    assert "policy worse" in rows["<tr><td>itself with shuffled observations"]
+    assert "policy worse" in rows["<tr><td>itself with another run&#39;s observations"]
     assert "No feedback certificate" not in html
 
 

@@ -211,7 +211,7 @@ def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str
         load_policy(path)
         about = f"{path}, initial lr"
         rows.append(Entrant(f"policy {short}", f"{about} {POLICY_LR:g}, no tuning", "", path, POLICY_LR, ADAM_RANGE))
-        rows.append(Entrant(f"policy {short}, tuned lr", f"{about} tuned", "", path, None, ADAM_RANGE))
+        rows.append(Entrant(f"policy {short} (tuned lr)", f"{about} tuned", "", path, None, ADAM_RANGE))
     for name in optimizers:
         row = OPTIMIZERS[name]
         rows.append(Entrant(name, row.about, name, "", row.lr, row.space))
