@@ -23,6 +23,7 @@ import rich.table
 import tyro
 
 from agents.run_folder import RunFolder
+from lr_gym.benchmark.cell_runs import log_cells
 from lr_gym.benchmark.contestants import Entrant, entrants
 from lr_gym.benchmark.engine import Engine, local_engine
 from lr_gym.benchmark.environment import environment
@@ -30,7 +31,7 @@ from lr_gym.benchmark.grid import misset_cells, named_tasks, reported_cells, sui
 from lr_gym.benchmark.progress import CellProgress
 from lr_gym.benchmark.report import write_report
 from lr_gym.benchmark.results import assemble, plain
-from lr_gym.benchmark.run import Cell
+from lr_gym.benchmark.run import Cell, Outcome
 from lr_gym.benchmark.store import CellStore, complete
 from lr_gym.benchmark.tuning import Tuning, tune
 from lr_gym.files import write_atomically
@@ -69,9 +70,11 @@ class Args:
     """Continue an evaluation that was stopped; no cell runs twice. One that is complete is only shown."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto is online where you are logged in and offline elsewhere."""
+    wandb_cells: bool = False
+    """Also log every reported training to wandb as a run of its own, grouped by task."""
 
 
-MAY_CHANGE = ("workers", "wandb", "resume")
+MAY_CHANGE = ("workers", "wandb", "wandb_cells", "resume")
 
 
 class Plan(NamedTuple):
@@ -133,7 +136,7 @@ def compare(
     tuning_failures: list[tuple[Cell, str]],
     engine: Engine,
     store: CellStore,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[Cell, Outcome]]:
     """Train every entrant on every task and seed, look at the test split, and assemble the results."""
     lrs = {
         (task, row.name): tuning[task, row.name].lr if row.lr is None else row.lr
@@ -152,7 +155,8 @@ def compare(
         return {key: [outcomes[cell] for cell in group] for key, group in table.items()}
 
     missets = {factor: of(table) for factor, table in off.items()}
-    return assemble(plan.rows, plan.tasks, of(grid), lrs, tuning, missets, [*tuning_failures, *failures])
+    results = assemble(plan.rows, plan.tasks, of(grid), lrs, tuning, missets, [*tuning_failures, *failures])
+    return results, outcomes
 
 
 def show(results: dict[str, Any]) -> None:
@@ -194,7 +198,7 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
     with CellStore(args.output_dir / "cells.jsonl") as store, local_engine(args.workers) as engine:
         tuning, failures = find_learning_rates(args, plan, engine, store)
-        results = compare(args, plan, tuning, failures, engine, store)
+        results, outcomes = compare(args, plan, tuning, failures, engine, store)
     results |= {
         "seeds": args.seeds,
         "budget": args.budget,
@@ -207,10 +211,11 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     }
     write_report(results, report)
     write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())
-    for i, entry in enumerate(results["ranking"]):
-        tracker.log({f"score/{entry['name']}": entry["score"]["mean"]}, i)
+    tracker.log({f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0)
     tracker.save_file(report, "report")
     tracker.close()
+    if args.wandb_cells:
+        log_cells(args.output_dir, outcomes, args.wandb)
     plan.folder.close()
     show(results)
     print(f"report: {report}")

@@ -14,7 +14,9 @@ import pytest
 import tyro
 
 import evaluate
+from lr_gym.benchmark.cell_runs import log_cells
 from lr_gym.benchmark.contestants import OPTIMIZERS
+from lr_gym.benchmark.run import Cell, Contestant, run_cell
 
 ROOT = Path(__file__).parent.parent
 GRID = [
@@ -171,3 +173,18 @@ def test_bad_arguments_are_named(tmp_path, changes, words):
     with pytest.raises(SystemExit, match=words):
         evaluate.main(args(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
+    cell = Cell(Contestant("adam", 1e-3), "quadratic", 3, test=True, horizon=10)
+    outcome = run_cell(cell)
+    log_cells(tmp_path, {cell: outcome}, "offline")
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    text = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=120).stdout
+    records = [json.loads(line) for line in text.splitlines()]
+    run = next(record["run"] for record in records if "run" in record)
+    assert (run["run_group"], run["display_name"]) == ("quadratic", "adam-lr0.001-seed3")
+    assert [json.dumps(outcome.test_loss) in line for line in text.splitlines() if '"history"' in line][-1]
+    assert "final_test_loss" in text

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from lr_gym.benchmark.markdown import tables as tables_of
 from lr_gym.benchmark.report import write_report
 from lr_gym.benchmark.results import plain
 from lr_gym.benchmark.scores import Interval
@@ -112,3 +113,13 @@ def test_in_a_browser(report, tmp_path):
         browser.close()
     assert troubles == []
     assert {url.split(":")[0] for url in requests} <= {"file", "data"}
+
+
+def test_markdown_holds_the_same_figures(results):
+    text = tables_of(results)
+    for entry in results["ranking"]:
+        assert f"| {entry['name']} | {entry['score']['mean']:+.3f}" in text
+    for task in results["tasks"].values():
+        for row in task["rows"]:
+            assert f"| {row['name']} | {row['lr']:.3g} | {row['test_loss']['mean']:.4g}" in text
+    assert text.count("\n### ") == len(results["tasks"]) + 1
