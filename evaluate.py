@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from lr_gym.benchmark.engine import Engine, local_engine
 from lr_gym.benchmark.environment import environment
 from lr_gym.benchmark.grid import misset_cells, named_tasks, reported_cells, suite_tasks
 from lr_gym.benchmark.progress import CellProgress
+from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.report import write_report
 from lr_gym.benchmark.results import assemble, plain
 from lr_gym.benchmark.run import Cell, Outcome
@@ -36,6 +38,7 @@ from lr_gym.benchmark.store import CellStore, complete
 from lr_gym.benchmark.tuning import Tuning, tune
 from lr_gym.files import write_atomically
 from lr_gym.policy import load_policy
+from lr_gym.tasks.cache import require
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 
@@ -66,6 +69,10 @@ class Args:
     """Inner steps per training; the task's own by default."""
     workers: int = os.cpu_count() or 1
     """Processes, of one thread each."""
+    engine: Literal["local", "ray"] = "local"
+    """local is processes of this machine, ray a Ray cluster (the extra `ray`)."""
+    ray_address: str = ""
+    """Of a running Ray cluster; by default one of `workers` cores is started here."""
     resume: bool = False
     """Continue an evaluation that was stopped; no cell runs twice. One that is complete is only shown."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -74,7 +81,7 @@ class Args:
     """Also log every reported training to wandb as a run of its own, grouped by task."""
 
 
-MAY_CHANGE = ("workers", "wandb", "wandb_cells", "resume")
+MAY_CHANGE = ("workers", "engine", "ray_address", "wandb", "wandb_cells", "resume")
 
 
 class Plan(NamedTuple):
@@ -93,6 +100,8 @@ def build(args: Args) -> Plan:
         check_count(name, getattr(args, name))
     if args.horizon is not None:
         check_count("horizon", args.horizon)
+    if args.engine == "ray":
+        require("ray", "ray")
     if args.task and args.suite:
         raise ValueError("give --task or --suite, not both")
     rows = entrants([name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy)
@@ -100,6 +109,11 @@ def build(args: Args) -> Plan:
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return Plan(rows, tasks, skipped, folder, config)
+
+
+def open_engine(args: Args) -> AbstractContextManager[Engine]:
+    """Where cells run."""
+    return ray_engine(args.workers, args.ray_address) if args.engine == "ray" else local_engine(args.workers)
 
 
 def find_learning_rates(
@@ -196,7 +210,7 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         print(f"report: {report} (complete; nothing was run again)")
         return results
     tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
-    with CellStore(args.output_dir / "cells.jsonl") as store, local_engine(args.workers) as engine:
+    with CellStore(args.output_dir / "cells.jsonl") as store, open_engine(args) as engine:
         tuning, failures = find_learning_rates(args, plan, engine, store)
         results, outcomes = compare(args, plan, tuning, failures, engine, store)
     results |= {

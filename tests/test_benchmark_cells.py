@@ -16,6 +16,7 @@ from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, entrants
 from lr_gym.benchmark.engine import here, local_engine
 from lr_gym.benchmark.grid import MISSET, misset_cells, named_tasks, reported_cells, suite_tasks
 from lr_gym.benchmark.progress import remaining
+from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.run import Cell, attempt, evaluation_seed, run_cell
 from lr_gym.benchmark.store import CellStore, complete, fingerprint
 from lr_gym.benchmark.tuning import Study, Trial, learning_rates, tune
@@ -257,3 +258,11 @@ def test_remaining_time_knows_that_tasks_differ():
     pending = Counter({"slow": 2, "fast": 10, "new": 1})
     assert remaining(pending, {"slow": [30.0, 50.0], "fast": [2.0]}, 2) == pytest.approx((80 + 20 + 21) / 2)
     assert remaining(pending, {}, 2) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_finds_the_same():
+    pytest.importorskip("ray")
+    with ray_engine(1) as engine:
+        found = dict(engine(CELLS))
+    assert {cell: timeless(o) for cell, o in found.items()} == {cell: timeless(o) for cell, o in here(CELLS)}
