@@ -74,7 +74,10 @@ def test_probability_of_improvement_counts_pairs():
         per_task.append(sum(1.0 if x < y else 0.5 if x == y else 0.0 for x, y in zip(a, b, strict=True)) / 3)
     found = probability_of_improvement(mine, other)
     assert found.mean == pytest.approx(sum(per_task) / 2)
-    assert 0.0 <= found.low <= found.mean <= found.high <= 1.0
+    ten = probability_of_improvement([[0.0] * 7 + [2.0] * 3], [[1.0] * 10])
+    wilson = stats.binomtest(7, 10).proportion_ci(method="wilson")
+    assert ten == pytest.approx((0.7, wilson.low, wilson.high))
+    assert probability_of_improvement([[0.0] * 10], [[1.0] * 10]).low < 0.75
 
 
 def test_profile_counts(draw):

@@ -110,7 +110,7 @@ def test_schedule_free_is_scored_at_its_average(monkeypatch):
     run_cell(Cell(Contestant("schedule-free", 0.01), "digits-cnn", 0, test=True, horizon=5))
     assert calls[0] == "train"
     assert calls[1:] == ["eval", "train"] * (len(calls) // 2)
-    assert len(calls) == 1 + 2 * (5 + 2)  # the curve's points, and both splits at the end
+    assert len(calls) == 1 + 2 * (6 + 2)  # the curve's points, and both splits at the end
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -45,10 +45,10 @@ def reference_of(rows: Sequence[Entrant]) -> str:
 
 
 def _target(task: str, rows: Sequence[Entrant], outcomes: Outcomes) -> tuple[str, float]:
-    """The best baseline by selection loss, and its mean test loss: what the others have to reach."""
+    """The best baseline by selection loss, and the mean end of its curves: what the others have to reach."""
     candidates = [row for row in rows if row.optimizer] or list(rows)
     best = min(candidates, key=lambda row: float(np.mean([o.selection_loss for o in outcomes[task, row.name]])))
-    return best.name, float(np.mean([o.test_loss for o in outcomes[task, best.name]]))
+    return best.name, float(np.mean([o.curve[-1] if o.curve else np.inf for o in outcomes[task, best.name]]))
 
 
 def _row(row: Entrant, lr: float, outcomes: Sequence[Outcome], reference: Sequence[Outcome], target: float) -> Any:
@@ -182,7 +182,7 @@ def assemble(
         task: {
             "about": find_task(task).about,
             "metrics": list(find_task(task).metrics),
-            "target": {"set_by": targets[task][0], "test_loss": targets[task][1]},
+            "target": {"set_by": targets[task][0], "loss": targets[task][1]},
             "rows": [
                 _row(
                     row,

@@ -29,6 +29,7 @@ from lr_gym.types import check_count
 __all__ = ["Cell", "Contestant", "Outcome", "attempt", "evaluation_seed", "run_cell"]
 
 CURVE_POINTS = 25
+CURVE_EXAMPLES = 512  # of the test split; all of it would cost the language model more than its training
 BATCH_NORM_BATCHES = 50  # that give an averaged network its running statistics, as schedule-free's authors advise
 
 
@@ -58,7 +59,7 @@ class Outcome(NamedTuple):
         test_loss: at the end.
         metrics: the task's metrics on the test split.
         steps: updates done where the curves were read; none without test split.
-        curve: test loss at each of them.
+        curve: loss of the first CURVE_EXAMPLES examples of the test split at each of them.
         lr: per entry of `steps` the effective learning rate of each layer, or of all.
         layers: names of the entries of `lr`.
         updates: that were done, the cost of the cell.
@@ -170,7 +171,8 @@ def run_cell(cell: Cell) -> Outcome:
     horizon, data = training.horizon, training.data
     every = max(1, horizon // CURVE_POINTS)
     steps: list[int] = [0] if cell.test else []
-    curve = [training.score(data.test)[0]] if cell.test else []
+    part = Split(*(tensor[:CURVE_EXAMPLES] for tensor in data.test))
+    curve = [training.score(part)[0]] if cell.test else []
     rates = [training.rates()] if cell.test else []
     losses: list[float] = []
     limit = math.inf
@@ -196,7 +198,7 @@ def run_cell(cell: Cell) -> Outcome:
         training.update(loss)
         if point and cell.test:
             steps.append(done)
-            curve.append(training.score(data.test)[0])
+            curve.append(training.score(part)[0])
             rates.append(training.rates())
         if not last:
             advance(training.scheduler, losses, point)
@@ -204,7 +206,7 @@ def run_cell(cell: Cell) -> Outcome:
     test, metrics = training.score(data.test) if cell.test else (math.nan, {})
     if cell.test:
         steps.append(horizon)
-        curve.append(test)
+        curve.append(training.score(part)[0])
     if not math.isfinite(selection):
         test, metrics = (math.inf if cell.test else math.nan), {}
     return outcome(selection, test, metrics, horizon)
