@@ -1,9 +1,10 @@
-"""Deploy a trained policy in ordinary training scripts and compare it with Adam.
+"""Compare trained policies with optimizers, tuned at equal cost, in ordinary training scripts.
 
     python evaluate.py --policy runs/ppo --task mnist1d-mlp --seeds 10 --output-dir runs/eval
+    python evaluate.py --policy builtin:default --optimizers adam,muon,prodigy --suite test --output-dir runs/test
 
-Writes results.json and report.html. Adam's learning rates are tuned on the selection split, the policy gets no tuning,
-and the test split is looked at once.
+Writes results.json and report.html. Every optimizer gets the same number of trials on the selection split, a policy
+none; the test split is looked at once.
 """
 
 from __future__ import annotations
@@ -11,254 +12,238 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import shlex
 import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import rich.console
-import rich.progress
 import rich.table
-import torch
 import tyro
 
-import lr_gym
 from agents.run_folder import RunFolder
-from lr_gym.benchmark.metrics import mean_interval, paired_difference
+from lr_gym.benchmark.cell_runs import log_cells
+from lr_gym.benchmark.contestants import Entrant, entrants
+from lr_gym.benchmark.engine import Engine, local_engine
+from lr_gym.benchmark.environment import environment
+from lr_gym.benchmark.grid import misset_cells, named_tasks, reported_cells, suite_tasks
+from lr_gym.benchmark.progress import CellProgress
+from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.report import write_report
-from lr_gym.benchmark.run import OPTIMIZERS, Cell, Contestant, Outcome, run_cells
+from lr_gym.benchmark.results import assemble, plain
+from lr_gym.benchmark.run import Cell, Outcome
+from lr_gym.benchmark.store import CellStore, complete
+from lr_gym.benchmark.tuning import Tuning, tune
 from lr_gym.files import write_atomically
-from lr_gym.policy import MLPPolicy, load_policy
-from lr_gym.tasks import Task, find_task
+from lr_gym.policy import load_policy
+from lr_gym.tasks.cache import require
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
-
-GRID = (
-    1e-4,
-    3e-4,
-    1e-3,
-    2e-3,
-    4e-3,
-    8e-3,
-    1.6e-2,
-    3e-2,
-)  # peak learning rates that each baseline may choose from
-INITIAL_LRS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # where the policy has to start from
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Deploy a trained policy in ordinary training scripts and compare it with Adam."""
+    """Compare trained policies with optimizers, tuned at equal cost, in ordinary training scripts."""
 
-    policy: str
-    """Policy file, output folder of train_agent.py, or builtin:NAME."""
     output_dir: Path
-    """New folder for results.json and report.html; one that holds results is never overwritten."""
-    task: str = "mnist1d-mlp"
-    """What is trained, a name of lr_gym.tasks.TASKS."""
+    """New folder for results.json, report.html and cells.jsonl; one that holds results is never overwritten."""
+    policy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Policy file, output folder of train_agent.py, or builtin:NAME; give the option once for each."""
     optimizers: str = "adam,adam-constant,adam-cosine,adam-wsd"
-    """Baselines to compare with, names of lr_gym.benchmark.run.OPTIMIZERS separated by commas."""
+    """What to compare with, names of lr_gym.benchmark.contestants.OPTIMIZERS separated by commas."""
+    task: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What is trained, a name of lr_gym.tasks.TASKS; give the option once for each. mnist1d-mlp without --suite."""
+    suite: Literal["test", "validation", "train"] | None = None
+    """All tasks of a suite that can run on this machine."""
     seeds: int = 10
-    """Trainings of each contestant; none of their seeds was trained on."""
+    """Trainings of each contestant on each task that are reported; none of their seeds was trained or tuned on."""
+    budget: int = 16
+    """Learning rates that are tried for each tuned contestant on each task."""
+    tuning_seeds: int = 3
+    """Trainings of each learning rate tried."""
+    misset: bool = False
+    """Also train at 0.01, 0.1, 10 and 100 times each contestant's learning rate."""
     horizon: int | None = None
     """Inner steps per training; the task's own by default."""
     workers: int = os.cpu_count() or 1
     """Processes, of one thread each."""
+    engine: Literal["local", "ray"] = "local"
+    """local is processes of this machine, ray a Ray cluster (the extra `ray`)."""
+    ray_address: str = ""
+    """Of a running Ray cluster; by default one of `workers` cores is started here."""
     resume: bool = False
-    """Start an evaluation that was stopped again; one that is complete is only shown."""
+    """Continue an evaluation that was stopped; no cell runs twice. One that is complete is only shown."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto is online where you are logged in and offline elsewhere."""
+    wandb_cells: bool = False
+    """Also log every reported training to wandb as a run of its own, grouped by task."""
 
 
-def run_all(cells: list[Cell], workers: int, title: str) -> dict[Cell, Outcome]:
-    """Run cells under a progress bar."""
-    console = rich.console.Console(stderr=True)
-    done = run_cells(cells, workers)
-    return dict(rich.progress.track(done, total=len(cells), description=title, console=console))
+MAY_CHANGE = ("workers", "engine", "ray_address", "wandb", "wandb_cells", "resume")
 
 
-def names(args: Args) -> list[str]:
-    """The baselines asked for; a ValueError lists the valid ones."""
-    chosen = [name.strip() for name in args.optimizers.split(",") if name.strip()]
-    for name in chosen:
-        if name not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
-    return list(dict.fromkeys(chosen))
+class Plan(NamedTuple):
+    """What an evaluation consists of."""
+
+    rows: list[Entrant]
+    tasks: list[str]
+    skipped: dict[str, str]
+    folder: RunFolder
+    config: dict[str, Any]
 
 
-def tune(args: Args) -> tuple[list[Contestant], dict[str, list[float]]]:
-    """Each baseline at its best learning rate by mean selection loss, and all those losses."""
-    tuned = {name: [Contestant(name, lr) for lr in GRID] for name in names(args) if OPTIMIZERS[name].lr is None}
-    cells = [
-        Cell(contestant, args.task, seed, horizon=args.horizon)
-        for contestants in tuned.values()
-        for contestant in contestants
-        for seed in range(args.seeds)
-    ]
-    outcomes = run_all(cells, args.workers, "tuning") if cells else {}
-    best, losses = [], {}
-    for name in names(args):
-        if (fixed := OPTIMIZERS[name].lr) is not None:
-            best.append(Contestant(name, fixed))
-            continue
-        means = [
-            float(np.mean([o.selection_loss for cell, o in outcomes.items() if cell.contestant == c]))
-            for c in tuned[name]
-        ]
-        losses[OPTIMIZERS[name].about] = means
-        best.append(tuned[name][int(np.argmin(means))])
-    return best, losses
+def build(args: Args) -> Plan:
+    """Rows, tasks and output folder; a ValueError or ImportError says what is wrong with the arguments."""
+    for name in ("seeds", "budget", "tuning_seeds", "workers"):
+        check_count(name, getattr(args, name))
+    if args.horizon is not None:
+        check_count("horizon", args.horizon)
+    if args.engine == "ray":
+        require("ray", "ray")
+    if args.task and args.suite:
+        raise ValueError("give --task or --suite, not both")
+    rows = entrants([name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy)
+    tasks, skipped = suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
+    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
+    return Plan(rows, tasks, skipped, folder, config)
 
 
-def row(name: str, kind: str, lr: str, outcomes: list[list[Outcome]]) -> dict[str, Any]:
-    """One row of the table; `outcomes` holds a list per seed, over which that seed's figures are averaged."""
-    flat = [outcome for seed in outcomes for outcome in seed]
-    survivors = [outcome for outcome in flat if np.isfinite(outcome.test_loss)]
-    rates = np.array([outcome.lr for outcome in survivors]) if survivors else np.empty((0, 0, 0))
-    losses = [float(np.mean([o.test_loss for o in seed])) for seed in outcomes]
-    metrics = {
-        key: mean_interval([float(np.mean([o.metrics[key] for o in seed])) for seed in outcomes])._asdict()
-        for key in (survivors[0].metrics if len(survivors) == len(flat) else ())
+def open_engine(args: Args) -> AbstractContextManager[Engine]:
+    """Where cells run."""
+    return ray_engine(args.workers, args.ray_address) if args.engine == "ray" else local_engine(args.workers)
+
+
+def find_learning_rates(
+    args: Args, plan: Plan, engine: Engine, store: CellStore
+) -> tuple[dict[tuple[str, str], Tuning], list[tuple[Cell, str]]]:
+    """What tuning found, and the cells that raised."""
+    bar: list[CellProgress] = []
+
+    def start(cells: list[Cell]) -> None:
+        bar.append(CellProgress("tuning", cells, args.workers).__enter__())
+
+    try:
+        tuning, outcomes = tune(
+            plan.rows,
+            plan.tasks,
+            engine,
+            store,
+            budget=args.budget,
+            seeds=args.tuning_seeds,
+            horizon=args.horizon,
+            on_start=start,
+            on_done=lambda cell, outcome: bar[0](cell, outcome),
+        )
+    finally:
+        for progress in bar:
+            progress.__exit__()
+    return tuning, [(cell, outcome.error) for cell, outcome in outcomes.items() if outcome.error]
+
+
+def compare(
+    args: Args,
+    plan: Plan,
+    tuning: Mapping[tuple[str, str], Tuning],
+    tuning_failures: list[tuple[Cell, str]],
+    engine: Engine,
+    store: CellStore,
+) -> tuple[dict[str, Any], dict[Cell, Outcome]]:
+    """Train every entrant on every task and seed, look at the test split, and assemble the results."""
+    lrs = {
+        (task, row.name): tuning[task, row.name].lr if row.lr is None else row.lr
+        for task in plan.tasks
+        for row in plan.rows
     }
-    return {
-        "name": name,
-        "kind": kind,
-        "lr": lr,
-        "selection_loss": mean_interval(
-            [float(np.mean([o.selection_loss for o in seed])) for seed in outcomes]
-        )._asdict(),
-        "test_losses": losses,
-        "test_loss": mean_interval(losses)._asdict(),
-        "metrics": metrics,
-        "diverged": len(flat) - len(survivors),
-        "steps": survivors[0].steps if survivors else [],
-        "curves": [outcome.curve for outcome in survivors],
-        "layers": survivors[0].layers if survivors else [],
-        "lr_over_time": np.exp(np.log(rates).mean(0)).tolist() if survivors else [],
-    }
+    grid = reported_cells(plan.rows, plan.tasks, lrs, args.seeds, args.horizon)
+    off = misset_cells(plan.rows, plan.tasks, lrs, args.seeds, args.horizon) if args.misset else {}
+    cells = [cell for table in (grid, *off.values()) for group in table.values() for cell in group]
+    unique = list(dict.fromkeys(cells))
+    with CellProgress("comparing", unique, args.workers) as progress:
+        outcomes = complete(unique, engine, store, progress)
+    failures = [(cell, outcomes[cell].error) for cell in unique if outcomes[cell].error]
 
+    def of(table: Mapping[tuple[str, str], list[Cell]]) -> Any:
+        return {key: [outcomes[cell] for cell in group] for key, group in table.items()}
 
-def compare(args: Args, baselines: list[Contestant]) -> list[dict[str, Any]]:
-    """The policy from every initial learning rate, and the baselines, on the test split."""
-    policies = [Contestant("", lr, args.policy) for lr in INITIAL_LRS]
-    cells = [
-        Cell(contestant, args.task, seed, test=True, horizon=args.horizon)
-        for contestant in policies + baselines
-        for seed in range(args.seeds)
-    ]
-    outcomes = run_all(cells, args.workers, "comparing")
-
-    def of(contestant: Contestant) -> list[Outcome]:
-        return [outcomes[cell] for cell in cells if cell.contestant == contestant]
-
-    over_lrs = [list(seed) for seed in zip(*(of(c) for c in policies), strict=True)]
-    mean = row("policy, mean over its initial lrs", "mean", "1e-4 to 3e-2", over_lrs)
-    mean["curves"] = []
-    rows = [mean]
-    rows += [row(c.name, "policy", f"{c.lr:g}", [[o] for o in of(c)]) for c in policies]
-    rows += [row(c.name, "baseline", f"{c.lr:g}", [[o] for o in of(c)]) for c in baselines]
-    for entry in rows:
-        if entry["kind"] == "baseline":
-            entry["policy_minus_this"] = paired_difference(mean["test_losses"], entry["test_losses"])._asdict()
-        else:
-            entry["policy_minus_this"] = None
-    return rows
-
-
-def summarise(rows: list[dict[str, Any]]) -> list[str]:
-    """The result in words, wins and losses alike."""
-    lines = []
-    for entry in rows:
-        if gap := entry["policy_minus_this"]:
-            verdict = "better than" if gap["high"] < 0 else "worse than" if gap["low"] > 0 else "level with"
-            lines.append(
-                f"The policy is {verdict} {entry['name']} (lr {entry['lr']}): test loss {gap['mean']:+.4f}, "
-                f"95 % interval {gap['low']:+.4f} to {gap['high']:+.4f}."
-            )
-    return lines
+    missets = {factor: of(table) for factor, table in off.items()}
+    results = assemble(plan.rows, plan.tasks, of(grid), lrs, tuning, missets, [*tuning_failures, *failures])
+    return results, outcomes
 
 
 def show(results: dict[str, Any]) -> None:
-    """The table on the terminal."""
-    table = rich.table.Table(title=f"{results['task']}: test loss, mean over {results['seeds']} seeds")
+    """The ranking on the terminal."""
+    tasks = list(results["tasks"])
+    reference = results["reference"]
+    where = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+    table = rich.table.Table(title=f"{where}, {results['seeds']} seeds: log of {reference}'s test loss over one's own")
     table.add_column("contestant")
-    for heading in ("lr", "test loss", "95 % interval", "policy minus this"):
+    for heading in ("score", "95 % interval", "failed", *(["lr", "test loss", "95 % interval"] * (len(tasks) == 1))):
         table.add_column(heading, justify="right")
-    for entry in results["rows"]:
-        loss, gap = entry["test_loss"], entry["policy_minus_this"]
-        table.add_row(
-            entry["name"],
-            entry["lr"],
-            f"{loss['mean']:.4f}",
-            f"{loss['low']:.4f} .. {loss['high']:.4f}",
-            f"{gap['mean']:+.4f} ({gap['low']:+.4f} .. {gap['high']:+.4f})" if gap else "",
-            style="bold" if entry["kind"] == "mean" else "",
-        )
+    alone = {row["name"]: row for row in results["tasks"][tasks[0]]["rows"]}
+    for entry in results["ranking"]:
+        score, row = entry["score"], alone[entry["name"]]
+        cells = [f"{score['mean']:+.3f}", f"{score['low']:+.3f} .. {score['high']:+.3f}", f"{entry['failed']:.0%}"]
+        if len(tasks) == 1:
+            mean, low, high = (
+                "diverged" if row["test_loss"][key] is None else f"{row['test_loss'][key]:.4f}"
+                for key in ("mean", "low", "high")
+            )
+            cells += [f"{row['lr']:g}", mean, f"{low} .. {high}"]
+        table.add_row(entry["name"], *cells, style="bold" if entry["kind"] == "policy" else "")
     rich.console.Console().print(table)
     for line in results["summary"]:
         print(line)
+    for name, reason in results["skipped"].items():
+        print(f"skipped {name}: {reason}")
 
 
-def build(args: Args) -> tuple[Task, MLPPolicy, RunFolder, dict[str, Any]]:
-    """Task, policy, output folder and the arguments as plain values; a ValueError says what is wrong with them."""
-    for name in ("seeds", "workers"):
-        check_count(name, getattr(args, name))
-    names(args)
-    task, policy = find_task(args.task), load_policy(args.policy)
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
-    may_change = ("workers", "wandb", "resume")
-    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=may_change)
-    return task, policy, folder, config
-
-
-def evaluate(args: Args, task: Task, policy: MLPPolicy, folder: RunFolder, config: dict[str, Any]) -> None:
-    """Tune the baselines, compare, report."""
+def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
+    """Tune, compare, report; or show what is complete."""
     file, report = args.output_dir / "results.json", args.output_dir / "report.html"
     if file.exists():
-        show(json.loads(file.read_text()))
+        results: dict[str, Any] = json.loads(file.read_text())
+        plan.folder.close()
+        show(results)
         print(f"report: {report} (complete; nothing was run again)")
-        return
-    tracker = Tracker(args.output_dir, config, wandb=args.wandb, name=f"evaluate-{task.name}")
-
-    baselines, losses = tune(args)
-    rows = compare(args, baselines)
-    results = {
-        "task": task.name,
+        return results
+    tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
+    with CellStore(args.output_dir / "cells.jsonl") as store, open_engine(args) as engine:
+        tuning, failures = find_learning_rates(args, plan, engine, store)
+        results, outcomes = compare(args, plan, tuning, failures, engine, store)
+    results |= {
         "seeds": args.seeds,
-        "grid": list(GRID),
-        "metrics": list(task.metrics),
-        "summary": summarise(rows),
-        "rows": rows,
-        "tuning": losses,
+        "budget": args.budget,
+        "tuning_seeds": args.tuning_seeds,
+        "horizon": args.horizon,
+        "skipped": plan.skipped,
+        "policies": {path: plain(load_policy(path).about) for path in args.policy},
         "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
-        "policy": dict(policy.about),
-        "environment": {
-            "lr_gym": lr_gym.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
+        "environment": environment(),
     }
     write_report(results, report)
-    write_atomically(file, json.dumps(results, indent=1).encode())
-    for i, entry in enumerate(rows):
-        tracker.log({f"test_loss/{entry['name']}": entry["test_loss"]["mean"]}, i)
+    write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())
+    tracker.log({f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0)
     tracker.save_file(report, "report")
     tracker.close()
-    folder.close()
+    if args.wandb_cells:
+        log_cells(args.output_dir, outcomes, args.wandb)
+    plan.folder.close()
     show(results)
     print(f"report: {report}")
+    return results
 
 
 def main(args: Args) -> None:
-    """Build, then evaluate."""
+    """Build, then evaluate; the exit status is 1 where a training raised an error."""
     try:
-        parts = build(args)
-    except ValueError as error:
+        plan = build(args)
+    except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
-    evaluate(args, *parts)
+    if failures := evaluate(args, plan)["failures"]:
+        sys.exit(f"{len(failures)} trainings raised an error; the first: {failures[0]['error']}")
 
 
 if __name__ == "__main__":

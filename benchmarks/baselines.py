@@ -12,7 +12,8 @@ import statistics
 
 import tyro
 
-from lr_gym.benchmark.run import Cell, Contestant, run_cells
+from lr_gym.benchmark.engine import run_cells
+from lr_gym.benchmark.run import Cell, Contestant
 from lr_gym.tasks import TASKS
 
 
@@ -33,10 +34,10 @@ class Args:
 def main(args: Args) -> None:
     """Train every task at every learning rate, print the best."""
     for task in args.tasks:
-        contestants = [Contestant("Adam", lr, "cosine") for lr in args.lrs]
+        contestants = [Contestant("adam-cosine", lr) for lr in args.lrs]
         cells = [Cell(c, task, seed, test=True) for c in contestants for seed in range(args.seeds)]
-        outcomes = list(run_cells(cells, args.workers))
-        of = {c: [outcome for cell, outcome in outcomes if cell.contestant == c] for c in contestants}
+        outcomes = run_cells(cells, args.workers)
+        of = {c: [outcome for cell, outcome in outcomes.items() if cell.contestant == c] for c in contestants}
         best = min(contestants, key=lambda c: statistics.mean(o.selection_loss for o in of[c]))
         metric = next(iter(TASKS[task].metrics), "loss")
         values = [o.test_loss if metric == "loss" else o.metrics[metric] for o in of[best]]

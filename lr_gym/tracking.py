@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lr_gym.files import write_atomically
 
-__all__ = ["PROGRESS", "WANDB_MODES", "Tracker", "read_progress"]
+__all__ = ["PROGRESS", "WANDB_MODES", "Tracker", "log_run", "read_progress"]
 
 PROGRESS = "progress.jsonl"
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -102,7 +102,36 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str) -> Any:
+def log_run(
+    folder: Path,
+    config: dict[str, Any],
+    rows: Iterable[tuple[int, dict[str, float]]],
+    summary: dict[str, Any],
+    *,
+    wandb: str,
+    name: str,
+    group: str,
+) -> None:
+    """Log one finished training to wandb as a run of its own.
+
+    Args:
+        folder: `wandb/` goes into it.
+        config: plain values that describe the run.
+        rows: (step, figures), in order.
+        summary: final figures.
+        wandb: one of WANDB_MODES.
+        name: of the run.
+        group: under which wandb shows it.
+    """
+    if wandb == "disabled" or (run := _start_wandb(folder, config, wandb, name, group)) is None:
+        return
+    for step, row in rows:
+        run.log(row, step=step)
+    run.summary.update(summary)
+    run.finish()
+
+
+def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str, group: str | None = None) -> Any:
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # takes our package `agents` for another and advertises
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds that an unreachable server can cost
     if mode == "auto":
@@ -116,6 +145,7 @@ def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str) -> 
         return wandb.init(
             project="lr_gym",
             name=name,
+            group=group,
             dir=folder,
             config=config,
             mode=mode,  # type: ignore[arg-type]

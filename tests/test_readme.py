@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
 SMALL = {  # what makes a documented command short, added at its end
     "train_agent.py": "--horizon 20 --decisions 4 --num-envs 4 --selection-runs 2 --timesteps 16 --wandb disabled",
-    "evaluate.py": "--horizon 20 --seeds 2 --wandb disabled",
+    "evaluate.py": "--horizon 20 --seeds 2 --budget 2 --tuning-seeds 1 --workers 1 --wandb disabled",
 }
 
 

@@ -1,7 +1,9 @@
-"""train_agent.py and evaluate.py as a user runs them: in processes of their own, at a small size."""
+"""train_agent.py as a user runs it: in processes of its own, at a small size."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -10,9 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+import train_agent
 from lr_gym.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
@@ -21,10 +25,32 @@ TRAIN = [
     *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
 ]
 AGENTS = ("dqn", "q_learning", "es", "garo")  # besides PPO, which `trained` holds
-EVALUATE = ["evaluate.py", "--seeds", "2", "--horizon", "20", "--wandb", "disabled"]
 
 
-def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    """Exit status and what was printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*command: str, check: bool = True) -> Done:
+    """train_agent.py in this process, which spares its imports."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            train_agent.main(list(command[1:]))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            if isinstance(stop.code, str):
+                print(stop.code, file=err)
+    assert not check or code == 0, err.getvalue()
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -33,7 +59,7 @@ def run(*command: str, check: bool = True, **environment: str) -> subprocess.Com
         text=True,
         timeout=300,
     )
-    assert not check or done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     return done
 
 
@@ -45,7 +71,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("train") / "ppo"
-    run(*TRAIN, "--output-dir", str(folder), "--timesteps", "96")
+    process(*TRAIN, "--output-dir", str(folder), "--timesteps", "96")
     return folder
 
 
@@ -195,52 +221,11 @@ def test_bad_arguments_are_named(arguments, words, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_evaluation_end_to_end(trained, tmp_path):
-    folder = tmp_path / "eval"
-    first = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(folder))
-    assert "policy minus" in first.stdout
-    results = json.loads((folder / "results.json").read_text())
-    kinds = [row["kind"] for row in results["rows"]]
-    assert kinds == ["mean"] + ["policy"] * 5 + ["baseline"] * 4
-    for name, losses in results["tuning"].items():  # each baseline runs at its best lr on the selection split
-        row = next(row for row in results["rows"] if row["name"] == name)
-        assert float(row["lr"]) == results["grid"][losses.index(min(losses))]
-    html = (folder / "report.html").read_text()
-    assert "Learning rates set by policy from lr 0.001" in html
-    assert 'src="http' not in html
-
-    again = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(tmp_path / "again"), "--workers", "1")
-    assert again.returncode == 0
-    repeated = json.loads((tmp_path / "again" / "results.json").read_text())
-    assert {**repeated, "command": ""} == {**results, "command": ""}
-
-    refused = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(folder), check=False)
-    assert refused.returncode != 0
-    shown = run(*EVALUATE, "--policy", str(trained), "--output-dir", str(folder), "--resume")
-    assert "nothing was run again" in shown.stdout
-
-
-def test_evaluation_names_bad_policies(tmp_path):
-    for policy in ("builtin:nobody", str(tmp_path / "missing.safetensors")):
-        done = run(*EVALUATE, "--policy", policy, "--output-dir", str(tmp_path / "out"), check=False)
-        assert done.returncode != 0
-        assert "nobody" in done.stderr or "missing.safetensors" in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-def test_evaluation_names_bad_optimizers(trained, tmp_path):
-    command = [*EVALUATE, "--policy", str(trained), "--output-dir", str(tmp_path / "out")]
-    done = run(*command, "--optimizers", "adam,adamant", check=False)
-    assert done.returncode != 0
-    assert "adamant" in done.stderr
-    assert "adam-cosine" in done.stderr
-
-
 def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):
     folder = tmp_path / "ppo"
     command = [part for part in TRAIN if part not in ("--wandb", "disabled")]
     clean = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
-    run(*command, "--output-dir", str(folder), "--timesteps", "16", **clean)
+    process(*command, "--output-dir", str(folder), "--timesteps", "16", **clean)
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
@@ -248,11 +233,11 @@ def test_a_wandb_that_cannot_be_reached_or_imported_stops_nothing(trained, tmp_p
     """The curve is that of a training without it."""
     command = [part for part in TRAIN if part != "disabled"]
     nobody = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
-    done = run(*command, "online", "--output-dir", str(tmp_path / "down"), "--timesteps", "96", **nobody)
+    done = process(*command, "online", "--output-dir", str(tmp_path / "down"), "--timesteps", "96", **nobody)
     assert "wandb could not start" in done.stdout
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "wandb.py").write_text("raise ImportError('no wandb here')")
     absent = {"PYTHONPATH": str(tmp_path / "empty")}
-    done = run(*command, "online", "--output-dir", str(tmp_path / "absent"), "--timesteps", "96", **absent)
+    done = process(*command, "online", "--output-dir", str(tmp_path / "absent"), "--timesteps", "96", **absent)
     assert "no wandb here" in done.stdout
     assert curve(tmp_path / "down") == curve(tmp_path / "absent") == curve(trained)

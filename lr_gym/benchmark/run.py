@@ -1,95 +1,36 @@
-"""Contestants, and the ordinary training loop that each of them runs in.
+"""The ordinary training loop that every contestant runs in.
 
 A cell is one training: (contestant, task, seed). Cells with the same seed start from the same weights and see the same
-minibatches. The selection split chooses learning rates and draws the curves; the test split is looked at once, at
-the end of a cell that will be reported.
+minibatches. The selection split chooses learning rates. The test split is looked at in the cells that are reported and
+in no other: its loss along the training draws the curves, nothing is chosen by it.
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import time
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, make_optimizer
+from lr_gym.benchmark.schedulers import SCHEDULERS, advance
 from lr_gym.inner_loop import minibatch
-from lr_gym.optim import (
-    AdaptiveUPGD,
-    EnhancedSGD,
-    GlobalAdaptiveSGD,
-    GradientAgreementOptimizer,
-    PolicyOptimizer,
-)
-from lr_gym.policy import load_policy
+from lr_gym.optim import EnhancedSGD, PolicyOptimizer
 from lr_gym.reward import loss_limit
 from lr_gym.rng import Stream, random_bits
-from lr_gym.schedules import base_schedule
-from lr_gym.tasks import Split, Task, find_task
+from lr_gym.tasks import Data, Split, Task, find_task
 from lr_gym.tasks.models import plain_model
 from lr_gym.tasks.task import check_data
 from lr_gym.types import check_count
 
-__all__ = ["OPTIMIZERS", "Baseline", "Cell", "Contestant", "Outcome", "evaluation_seeds", "run_cell", "run_cells"]
+__all__ = ["Cell", "Contestant", "Outcome", "attempt", "evaluation_seed", "run_cell"]
 
 CURVE_POINTS = 25
-
-
-class Baseline(NamedTuple):
-    """A row of OPTIMIZERS.
-
-    Attributes:
-        about: shown in the table.
-        make: (parameters, peak learning rate) -> optimizer.
-        schedule: a name of SCHEDULES, which multiplies the learning rate.
-        lr: fixed learning rate; None is tuned.
-    """
-
-    about: str
-    make: Callable[[Iterator[nn.Parameter], float], Optimizer]
-    schedule: str = "constant"
-    lr: float | None = None
-
-
-def _agreement(params: Iterator[nn.Parameter], lr: float) -> Optimizer:
-    return GradientAgreementOptimizer(torch.optim.Adam(params, lr))
-
-
-OPTIMIZERS: dict[str, Baseline] = {
-    "adam": Baseline("Adam, fixed 1e-3", torch.optim.Adam, lr=1e-3),
-    "adam-constant": Baseline("Adam, tuned constant", torch.optim.Adam),
-    "adam-cosine": Baseline("Adam, tuned cosine", torch.optim.Adam, "cosine"),
-    "adam-wsd": Baseline("Adam, tuned wsd", torch.optim.Adam, "wsd"),
-    "gradient-agreement": Baseline("Gradient Agreement of Adam, tuned", _agreement),
-    "adaptive-upgd": Baseline("AdaptiveUPGD, tuned", AdaptiveUPGD),
-    "garo": Baseline("GARO, tuned initial lr", GlobalAdaptiveSGD),
-    "enhanced-sgd": Baseline("EnhancedSGD, tuned", EnhancedSGD),
-}
-
-
-class Contestant(NamedTuple):
-    """What is compared: a baseline at a learning rate, or a policy.
-
-    Attributes:
-        optimizer: a name of OPTIMIZERS; "" is a policy.
-        lr: learning rate, the peak of the schedule, or a policy's initial one.
-        policy: path of a policy; "" is a baseline.
-    """
-
-    optimizer: str
-    lr: float
-    policy: str = ""
-
-    @property
-    def name(self) -> str:
-        """As shown in the table."""
-        return f"policy from lr {self.lr:g}" if self.policy else OPTIMIZERS[self.optimizer].about
+CURVE_EXAMPLES = 512  # of the test split; all of it would cost the language model more than its training
+BATCH_NORM_BATCHES = 50  # that give an averaged network its running statistics, as schedule-free's authors advise
 
 
 class Cell(NamedTuple):
@@ -111,16 +52,19 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came out of a cell; inf where the training diverged, nan where the test split was not looked at.
+    """What came out of a cell; inf where the training diverged, nan where it was not looked at.
 
     Attributes:
         selection_loss: at the end.
         test_loss: at the end.
         metrics: the task's metrics on the test split.
-        steps: at which the curves were read.
-        curve: selection loss at each of them.
-        lr: per step of `steps` the effective learning rate of each layer, or of all.
+        steps: updates done where the curves were read; none without test split.
+        curve: loss of the first CURVE_EXAMPLES examples of the test split at each of them.
+        lr: per entry of `steps` the effective learning rate of each layer, or of all.
         layers: names of the entries of `lr`.
+        updates: that were done, the cost of the cell.
+        seconds: that it took.
+        error: what was raised; "" for nothing.
     """
 
     selection_loss: float
@@ -130,23 +74,14 @@ class Outcome(NamedTuple):
     curve: list[float]
     lr: list[list[float]]
     layers: list[str]
+    updates: int = 0
+    seconds: float = 0.0
+    error: str = ""
 
 
-def evaluation_seeds(count: int) -> Tensor:
-    """Run seeds (count,) that no environment ever hands out: those clear the top bit, these set it."""
-    return random_bits(torch.arange(count), Stream.EPISODE, 0, 1).squeeze(-1) | (-(2**63))
-
-
-def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int) -> tuple[Optimizer, LambdaLR | None]:
-    """Build a contestant's optimizer, and its scheduler where it has one."""
-    if contestant.policy:
-        policy = load_policy(contestant.policy)
-        named, base = model.named_parameters(), policy.spec.base
-        return PolicyOptimizer(named, policy, contestant.lr, horizon, base, weight_decay=0.0), None
-    baseline = OPTIMIZERS[contestant.optimizer]
-    schedule = base_schedule(baseline.schedule)
-    optimizer = baseline.make(model.parameters(), contestant.lr)
-    return optimizer, LambdaLR(optimizer, lambda step: float(schedule(step / horizon)))
+def evaluation_seed(index: int) -> Tensor:
+    """Run seed (1,) that no environment ever hands out: those clear the top bit, these set it."""
+    return random_bits(torch.tensor([index]), Stream.EPISODE, 0, 1).squeeze(-1) | (-(2**63))
 
 
 @torch.no_grad()
@@ -160,79 +95,128 @@ def _score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str,
     return (loss if math.isfinite(loss) else math.inf), metrics
 
 
-def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    if isinstance(optimizer, PolicyOptimizer):
-        return {k.removeprefix("lr/"): v for k, v in optimizer.metrics().items() if k.startswith("lr/")}
-    return {"all": float(optimizer.param_groups[0]["lr"])}
+class _Training:
+    """A model with its optimizer and scheduler, and how they are stepped and scored."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.task = task = find_task(cell.task)
+        self.device = torch.device(task.device if torch.cuda.is_available() else "cpu")
+        self.data: Data = check_data(task.name, task.data()).to(self.device, torch.float32)
+        self.horizon = check_count("horizon", task.horizon if cell.horizon is None else cell.horizon)
+        seed = evaluation_seed(cell.seed)
+        self.model = plain_model(task, seed).to(self.device)
+        self.optimizer: Optimizer = make_optimizer(cell.contestant, self.model, self.horizon)
+        schedule = "constant" if cell.contestant.policy else OPTIMIZERS[cell.contestant.optimizer].schedule
+        self.scheduler = SCHEDULERS[schedule](self.optimizer, cell.contestant.lr, self.horizon)
+        examples = len(self.data.gradient.inputs)
+        steps = torch.arange(self.horizon)
+        self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(self.device)
+        self.averaged = hasattr(self.optimizer, "eval")  # evaluates another point than it trains (schedule-free)
+        if self.averaged:
+            self.optimizer.train()  # type: ignore[attr-defined]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        rows = self.batches[step]
+        return self.data.gradient.inputs[rows], self.data.gradient.targets[rows]
+
+    def loss_at(self, step: int) -> Tensor:
+        """Loss of a minibatch, its gradient in place."""
+        inputs, targets = self.batch(step)
+        loss = self.task.loss(self.model(inputs), targets).mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def update(self, loss: Tensor) -> None:
+        if isinstance(self.optimizer, PolicyOptimizer):
+            self.optimizer.observe(loss)
+        if isinstance(self.optimizer, EnhancedSGD):
+            self.optimizer.step(closure=lambda: loss)  # its reward needs the loss
+        else:
+            self.optimizer.step()
+
+    def rates(self) -> dict[str, float]:
+        """Effective learning rate of each layer, or of all."""
+        if isinstance(self.optimizer, PolicyOptimizer):
+            return {k.removeprefix("lr/"): v for k, v in self.optimizer.metrics().items() if k.startswith("lr/")}
+        group = self.optimizer.param_groups[0]
+        return {"all": float(group["lr"]) * float(group.get("d", 1.0))}  # d: the scale that Prodigy and its like find
+
+    def score(self, split: Split) -> tuple[float, dict[str, float]]:
+        """Loss and metrics; an optimizer with an evaluation mode is put into it, as its authors ask."""
+        if not self.averaged:
+            return _score(self.task, self.model, split)
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        self.optimizer.eval()  # type: ignore[attr-defined]
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
+            with torch.no_grad():
+                for step in range(min(BATCH_NORM_BATCHES, self.horizon)):
+                    self.model(self.batch(step)[0])
+        scored = _score(self.task, self.model, split)
+        self.optimizer.train()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+        return scored
 
 
 def run_cell(cell: Cell) -> Outcome:
-    """Train once: a plain module, a plain loop, the contestant's optimizer."""
-    task = find_task(cell.task)
-    data = check_data(task.name, task.data())
-    horizon = check_count("horizon", task.horizon if cell.horizon is None else cell.horizon)
-    seed = evaluation_seeds(cell.seed + 1)[-1:]
-    model = plain_model(task, seed)
-    optimizer, scheduler = make_optimizer(cell.contestant, model, horizon)
-    indices = minibatch(seed.expand(horizon), torch.arange(horizon), task.batch_size, len(data.gradient.inputs))
-    every = max(1, horizon // CURVE_POINTS)
-    steps: list[int] = []
-    curve: list[float] = []
-    rates: list[dict[str, float]] = []
-    limit = math.inf
-    for step in range(horizon):
-        loss = task.loss(model(data.gradient.inputs[indices[step]]), data.gradient.targets[indices[step]]).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if isinstance(optimizer, PolicyOptimizer):
-            optimizer.observe(loss)
-        last_rates = _learning_rates(optimizer) if step == horizon - 1 else {}
-        if isinstance(optimizer, EnhancedSGD):
-            optimizer.step(closure=loss.detach)  # its reward needs the loss
-        else:
-            optimizer.step()
-        if step % every == 0:
-            value = float(loss.detach())
-            limit = float(loss_limit(loss.detach())) if step == 0 else limit
-            if not value <= limit:
-                return Outcome(math.inf, math.inf, {}, steps, curve, _columns(rates), list(rates[0] if rates else ()))
-            steps.append(step)
-            curve.append(_score(task, model, data.selection)[0])
-            rates.append(_learning_rates(optimizer))
-        if scheduler is not None:
-            scheduler.step()
-    selection, _ = _score(task, model, data.selection)
-    test, metrics = _score(task, model, data.test) if cell.test else (math.nan, {})
-    steps.append(horizon)
-    curve.append(selection)
-    rates.append(last_rates)
-    return Outcome(selection, test, metrics, steps, curve, _columns(rates), list(rates[0]))
+    """Train once: a plain module, a plain loop, the contestant's optimizer.
 
-
-def _columns(rates: list[dict[str, float]]) -> list[list[float]]:
-    return [list(row.values()) for row in rates]
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def run_cells(cells: Sequence[Cell], workers: int | None = None) -> Iterator[tuple[Cell, Outcome]]:
-    """Run cells in parallel processes of one thread each, in order.
-
-    Args:
-        cells: to run.
-        workers: processes; one per core by default.
+    Raises:
+        Exception: whatever the task's data or the optimizer raise; `attempt` turns it into an outcome.
     """
-    workers = min(len(cells), workers or os.cpu_count() or 1)
-    if workers <= 1:
-        threads = torch.get_num_threads()
-        _one_thread()
-        try:
-            yield from ((cell, run_cell(cell)) for cell in cells)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        yield from zip(cells, pool.map(run_cell, cells, chunksize=4), strict=True)
+    start = time.perf_counter()
+    training = _Training(cell)
+    horizon, data = training.horizon, training.data
+    every = max(1, horizon // CURVE_POINTS)
+    steps: list[int] = [0] if cell.test else []
+    part = Split(*(tensor[:CURVE_EXAMPLES] for tensor in data.test))
+    curve = [training.score(part)[0]] if cell.test else []
+    rates = [training.rates()] if cell.test else []
+    losses: list[float] = []
+    limit = math.inf
+
+    def outcome(selection: float, test: float, metrics: dict[str, float], updates: int) -> Outcome:
+        columns, layers = [list(row.values()) for row in rates], list(rates[0]) if rates else []
+        seconds = time.perf_counter() - start
+        return Outcome(selection, test, metrics, steps, curve, columns, layers, updates, seconds)
+
+    for step in range(horizon):
+        loss = training.loss_at(step)
+        done = step + 1
+        point = done % every == 0 and done < horizon
+        last = done == horizon
+        if step == 0:
+            limit = float(loss_limit(loss))
+        if point or last or step == 0 or training.scheduler is not None:
+            losses.append(float(loss))
+            if not losses[-1] <= limit:
+                return outcome(math.inf, math.inf, {}, done)
+        if last and cell.test:  # after the last update a schedule has ended
+            rates.append(training.rates())
+        training.update(loss)
+        if point and cell.test:
+            steps.append(done)
+            curve.append(training.score(part)[0])
+            rates.append(training.rates())
+        if not last:
+            advance(training.scheduler, losses, point)
+    selection, _ = training.score(data.selection)
+    test, metrics = training.score(data.test) if cell.test else (math.nan, {})
+    if cell.test:
+        steps.append(horizon)
+        curve.append(training.score(part)[0])
+    if not math.isfinite(selection):
+        test, metrics = (math.inf if cell.test else math.nan), {}
+    return outcome(selection, test, metrics, horizon)
+
+
+def attempt(cell: Cell) -> Outcome:
+    """`run_cell`, or what it raised: one contestant that fails on one task leaves the others alone."""
+    start = time.perf_counter()
+    try:
+        return run_cell(cell)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        return Outcome(math.inf, math.inf, {}, [], [], [], [], 0, time.perf_counter() - start, text)

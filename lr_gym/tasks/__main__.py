@@ -50,7 +50,7 @@ and hidden layers re-parameterised by `scale`; `label_noise` and `examples` touc
 def _row(task: Task) -> str:
     sizes = " / ".join(str(size) for size in task.sizes)
     metric = ", ".join(task.metrics) or "loss"
-    extra = f"`lr-gym[{task.extra}]`" if task.extra else ""
+    needs = [f"`lr-gym[{task.extra}]`"] * bool(task.extra) + ["a GPU in suites"] * (task.device == "cuda")
     cells = (
         f"`{task.name}`",
         task.about,
@@ -58,7 +58,7 @@ def _row(task: Task) -> str:
         task.batch_size,
         task.horizon,
         metric,
-        extra,
+        ", ".join(needs),
         task.best or "not measured",
     )
     return "| " + " | ".join(str(cell) for cell in cells) + " |"

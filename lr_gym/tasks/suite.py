@@ -269,6 +269,7 @@ _ROWS = (
         source="imdb",
         chunk=64,
         extra="imdb",
+        device="cuda",
         sizes=text.REVIEWS,
     ),
     Task(
@@ -285,6 +286,7 @@ _ROWS = (
         source="imdb",
         chunk=64,
         extra="imdb",
+        device="cuda",
         sizes=text.REVIEWS,
     ),
     Task(
@@ -316,6 +318,7 @@ _ROWS = (
         family="resnet",
         source="cifar10",
         chunk=256,
+        device="cuda",
         sizes=(45000, 2000, 3000, 10000),
     ),
 )

@@ -68,6 +68,8 @@ class Task:
         family: of models, for the disjointness of suites.
         source: of data, likewise.
         chunk: examples of one forward pass in evaluation.
+        device: "cuda" where a training takes hours of a CPU: suites leave the task out on a machine without a GPU, and
+            plain training loops use the GPU where there is one.
         extra: optional dependencies that data or model need, a name of pyproject.toml's; "" for none.
         sizes: examples in gradient, reward, selection and test split.
         best: best known figure of a baseline on the test split, and where it comes from.
@@ -89,6 +91,7 @@ class Task:
     family: str = ""
     source: str = ""
     chunk: int = 4096
+    device: str = "cpu"
     extra: str = ""
     sizes: tuple[int, int, int, int] | tuple[()] = ()
     best: str = ""

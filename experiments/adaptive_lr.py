@@ -1,0 +1,146 @@
+"""A learned controller against fixed Adam 0.001 on Titanic, IMDB or CIFAR-10: batch 32, 50 epochs, seed 42.
+
+    python experiments/adaptive_lr.py --task titanic
+
+Titanic is an MLP with dropout, IMDB a classifier on the cached features of a frozen encoder, CIFAR-10 a ResNet-18. Both
+start from the same weights and see the same minibatches; an epoch is as many minibatches as cover the gradient split
+once. Accuracy along the training is read on the selection split, the final figures are those of the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from torch import nn
+from torch.optim import Optimizer
+
+from lr_gym.benchmark.metrics import mean_interval, paired_difference
+from lr_gym.benchmark.run import evaluation_seed
+from lr_gym.inner_loop import minibatch
+from lr_gym.optim import PolicyOptimizer
+from lr_gym.policy import load_policy
+from lr_gym.tasks import Split, Task, find_task
+from lr_gym.tasks.models import plain_model
+
+TASKS = {"titanic": "titanic-mlp", "imdb": "imdb-head", "cifar10": "cifar10-resnet18"}
+FIGURES = ("accuracy", "loss", "f1", "precision", "recall")
+BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """A learned controller against fixed Adam, lr 0.001, batch 32."""
+
+    task: Literal["titanic", "imdb", "cifar10"]
+    """What is trained."""
+    policy: str = "builtin:default"
+    """Policy file, output folder of train_agent.py, or builtin:NAME."""
+    epochs: int = 50
+    """Passes over the gradient split, drawn with replacement."""
+    seeds: tuple[int, ...] = (42,)
+    """Of weights and minibatches; several give intervals."""
+    target: float | None = None
+    """Accuracy on the selection split to reach; by default the best that Adam reaches, so that it is no easy one."""
+
+
+class Run(NamedTuple):
+    """A training: accuracy on the selection split after each epoch, and the figures of the test split at the end."""
+
+    accuracy: list[float]
+    test: dict[str, float]
+
+
+@torch.no_grad()
+def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
+    """FIGURES of a split; precision, recall and F1 of class 1, or their mean over classes where there are more."""
+    model.eval()
+    outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
+    model.train()
+    guess, truth = outputs.argmax(1).cpu().numpy(), split.targets.cpu().numpy()
+    average = "binary" if outputs.shape[1] == 2 else "macro"
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, guess, average=average, zero_division=0.0)
+    loss = float(task.loss(outputs, split.targets).mean())
+    values = (float(accuracy_score(truth, guess)), loss, float(f1), float(precision), float(recall))
+    return dict(zip(FIGURES, values, strict=True))
+
+
+def train(task: Task, make: Callable[[nn.Module, int], Optimizer], epochs: int, seed: int) -> Run:
+    """One training in a plain loop."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data, run_seed = task.data().to(device, torch.float32), evaluation_seed(seed)
+    model = plain_model(task, run_seed).to(device)
+    each = math.ceil(len(data.gradient.inputs) / BATCH)
+    optimizer = make(model, each * epochs)
+    history = []
+    for epoch in range(epochs):
+        steps = torch.arange(epoch * each, (epoch + 1) * each)
+        for rows in minibatch(run_seed.expand(each), steps, BATCH, len(data.gradient.inputs)).to(device):
+            loss = task.loss(model(data.gradient.inputs[rows]), data.gradient.targets[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if isinstance(optimizer, PolicyOptimizer):
+                optimizer.observe(loss)
+            optimizer.step()
+        history.append(score(task, model, data.selection)["accuracy"])
+    return Run(history, score(task, model, data.test))
+
+
+def epochs_to(accuracy: list[float], target: float) -> float:
+    """Epochs until the accuracy is first reached, inf where it never is."""
+    return next((i + 1.0 for i, value in enumerate(accuracy) if value >= target), math.inf)
+
+
+def controlled(policy: str) -> Callable[[nn.Module, int], Optimizer]:
+    """PolicyOptimizer from Adam's own 0.001."""
+    loaded = load_policy(policy)
+
+    def make(model: nn.Module, total: int) -> Optimizer:
+        return PolicyOptimizer(model.named_parameters(), loaded, 1e-3, total, loaded.spec.base, weight_decay=0.0)
+
+    return make
+
+
+def text(values: list[float], digits: int = 4) -> str:
+    """Mean, with its interval where there are several values."""
+    found = mean_interval(values)
+    if len(values) == 1:
+        return f"{found.mean:.{digits}f}"
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(1)
+    task = find_task(TASKS[args.task])
+    makers: dict[str, Any] = {
+        "Adam, lr 0.001": lambda model, total: torch.optim.Adam(model.parameters(), 1e-3),
+        f"controlled by {args.policy}": controlled(args.policy),
+    }
+    runs = {name: [train(task, make, args.epochs, seed) for seed in args.seeds] for name, make in makers.items()}
+    adam, ours = runs.values()
+    target = float(np.mean([max(run.accuracy) for run in adam])) if args.target is None else args.target
+    print(f"{task.name}: {args.epochs} epochs, batch {BATCH}, seeds {', '.join(map(str, args.seeds))}\n")
+    print(f"| | {' | '.join(FIGURES)} | epochs to accuracy {target:.3f} | best epoch |")
+    print("|---" * (len(FIGURES) + 3) + "|")
+    for name, found in runs.items():
+        cells = [text([run.test[figure] for run in found]) for figure in FIGURES]
+        reached = [epochs_to(run.accuracy, target) for run in found]
+        finite = [value for value in reached if math.isfinite(value)]
+        median = f"{np.median(finite):.0f}" if finite else "never"
+        best = f"{np.median([int(np.argmax(run.accuracy)) + 1 for run in found]):.0f}"
+        print(f"| {name} | {' | '.join(cells)} | {median} ({len(finite)} of {len(found)} reach it) | {best} |")
+    if len(args.seeds) > 1:
+        print("\ncontrolled minus Adam, paired:")
+        for figure in FIGURES:
+            gap = paired_difference([run.test[figure] for run in ours], [run.test[figure] for run in adam])
+            print(f"- {figure}: {gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,227 @@
+"""OPTIMIZERS: who can be compared, a literal table; entrants are its rows and the policies of one evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lr_gym.benchmark.hypergradient import HypergradientAdam
+from lr_gym.optim import AdaptiveUPGD, EnhancedSGD, GlobalAdaptiveSGD, GradientAgreementOptimizer, PolicyOptimizer
+from lr_gym.policy import load_policy
+from lr_gym.tasks.cache import require
+
+__all__ = ["OPTIMIZERS", "Baseline", "Contestant", "Entrant", "check_installed", "entrants", "make_optimizer"]
+
+ADAM_RANGE = (3e-5, 0.3)  # of learning rates, wide enough for a fine-tuned encoder and for the noisy quadratic
+SGD_RANGE = (1e-3, 10.0)
+POLICY_LR = 1e-3  # PolicyOptimizer's own default: where a policy that nobody tuned starts from
+
+
+class Baseline(NamedTuple):
+    """A row of OPTIMIZERS.
+
+    Attributes:
+        about: shown in the report.
+        make: (model, learning rate, inner steps of the training) -> optimizer.
+        schedule: a name of lr_gym.benchmark.schedulers.SCHEDULERS.
+        lr: fixed learning rate; None is tuned.
+        space: (low, high) of the learning rates that tuning may try, log-uniform.
+        package: optional module that it needs; "" for none.
+    """
+
+    about: str
+    make: Callable[[nn.Module, float, int], Optimizer]
+    schedule: str = "constant"
+    lr: float | None = None
+    space: tuple[float, float] = ADAM_RANGE
+    package: str = ""
+
+
+class Contestant(NamedTuple):
+    """What trains in a cell: a baseline at a learning rate, or a policy.
+
+    Attributes:
+        optimizer: a name of OPTIMIZERS; "" is a policy.
+        lr: learning rate, the peak of the schedule, or a policy's initial one.
+        policy: path of a policy; "" is a baseline.
+    """
+
+    optimizer: str
+    lr: float
+    policy: str = ""
+
+
+class Entrant(NamedTuple):
+    """A row of an evaluation: one contestant on each task, at a fixed or at a tuned learning rate.
+
+    Attributes:
+        name: in tables and plots, unique in an evaluation.
+        about: one line for the report.
+        optimizer: a name of OPTIMIZERS; "" is a policy.
+        policy: path of a policy; "" is a baseline.
+        lr: fixed learning rate; None is tuned.
+        space: (low, high) of the learning rates that tuning may try.
+    """
+
+    name: str
+    about: str
+    optimizer: str
+    policy: str
+    lr: float | None
+    space: tuple[float, float]
+
+    def at(self, lr: float) -> Contestant:
+        """The contestant at a learning rate."""
+        return Contestant(self.optimizer, lr, self.policy)
+
+
+class _Together(Optimizer):
+    """Several optimizers as one: their groups in one list, so that schedulers and `zero_grad` reach all."""
+
+    def __init__(self, *parts: Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step each part."""
+        for part in self.parts:
+            part.step()
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Two-dimensional weights but for embeddings and the last one: what Muon is for (Jordan 2024)."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
+    return matrices[:-1]
+
+
+def _muon(model: nn.Module, lr: float, horizon: int) -> Optimizer:
+    """Muon where it applies, AdamW elsewhere; updates of AdamW's size, so that one lr serves both (Liu et al. 2025)."""
+    hidden = hidden_matrices(model)
+    ids = {id(p) for p in hidden}
+    rest = torch.optim.AdamW([p for p in model.parameters() if id(p) not in ids], lr)
+    if not hidden:
+        return rest
+    return _Together(torch.optim.Muon(hidden, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), rest)
+
+
+def _schedule_free(model: nn.Module, lr: float, horizon: int) -> Optimizer:
+    """AdamW without a schedule (Defazio et al. 2024), warm-up over 5 % of the training."""
+    module = require("schedulefree", "benchmark")
+    return module.AdamWScheduleFree(model.parameters(), lr, warmup_steps=horizon // 20)  # type: ignore[no-any-return]
+
+
+def _prodigy(model: nn.Module, lr: float, horizon: int) -> Optimizer:
+    """Prodigy (Mishchenko & Defazio 2024); its authors advise lr 1, a cosine schedule, and these two for it."""
+    module = require("prodigyopt", "benchmark")
+    options = {"use_bias_correction": True, "safeguard_warmup": True}
+    return module.Prodigy(model.parameters(), lr, **options)  # type: ignore[no-any-return]
+
+
+def _d_adaptation(model: nn.Module, lr: float, horizon: int) -> Optimizer:
+    """D-Adaptation of Adam (Defazio & Mishchenko 2023) at lr 1, with Adam's own bias correction."""
+    module = require("pytorch_optimizer", "benchmark")
+    return module.DAdaptAdam(model.parameters(), lr, bias_correction=True)  # type: ignore[no-any-return]
+
+
+def _plain(rule: Callable[..., Optimizer], **options: Any) -> Callable[[nn.Module, float, int], Optimizer]:
+    """An optimizer of (parameters, learning rate)."""
+    return lambda model, lr, horizon: rule(model.parameters(), lr, **options)
+
+
+_SGD = _plain(torch.optim.SGD)
+_MOMENTUM = _plain(torch.optim.SGD, momentum=0.9)
+_ADAM = _plain(torch.optim.Adam)
+_ADAMW = _plain(torch.optim.AdamW)
+
+OPTIMIZERS: dict[str, Baseline] = {
+    "sgd": Baseline("SGD, constant", _SGD, space=SGD_RANGE),
+    "sgd-momentum": Baseline("SGD, momentum 0.9, constant", _MOMENTUM, space=SGD_RANGE),
+    "sgd-momentum-cosine": Baseline("SGD, momentum 0.9, cosine", _MOMENTUM, "cosine", space=SGD_RANGE),
+    "adam": Baseline("Adam, lr 1e-3", _ADAM, lr=1e-3),
+    "adam-constant": Baseline("Adam, constant", _ADAM),
+    "adam-cosine": Baseline("Adam, cosine", _ADAM, "cosine"),
+    "adam-linear": Baseline("Adam, linear decay", _ADAM, "linear"),
+    "adam-wsd": Baseline("Adam, warmup-stable-decay", _ADAM, "wsd"),
+    "adam-one-cycle": Baseline("Adam, one cycle", _ADAM, "one-cycle"),
+    "adam-plateau": Baseline("Adam, halved on plateaus", _ADAM, "plateau"),
+    "adamw": Baseline("AdamW, constant", _ADAMW),
+    "adamw-cosine": Baseline("AdamW, cosine", _ADAMW, "cosine"),
+    "adamw-wsd": Baseline("AdamW, warmup-stable-decay", _ADAMW, "wsd"),
+    "radam": Baseline("RAdam, constant", _plain(torch.optim.RAdam)),
+    "nadam": Baseline("NAdam, constant", _plain(torch.optim.NAdam)),
+    "muon": Baseline("Muon on hidden matrices, AdamW on the rest, cosine", _muon, "cosine"),
+    "schedule-free": Baseline("Schedule-free AdamW", _schedule_free, package="schedulefree"),
+    "prodigy": Baseline("Prodigy, lr 1, cosine", _prodigy, "cosine", lr=1.0, package="prodigyopt"),
+    "d-adaptation": Baseline("D-Adaptation of Adam, lr 1", _d_adaptation, lr=1.0, package="pytorch_optimizer"),
+    "hypergradient": Baseline("Adam, hypergradient descent", _plain(HypergradientAdam)),
+    "gradient-agreement": Baseline(
+        "Gradient Agreement of Adam",
+        lambda model, lr, horizon: GradientAgreementOptimizer(torch.optim.Adam(model.parameters(), lr)),
+    ),
+    "adaptive-upgd": Baseline("AdaptiveUPGD", _plain(AdaptiveUPGD)),
+    "garo": Baseline("GARO (GlobalAdaptiveSGD)", _plain(GlobalAdaptiveSGD), space=SGD_RANGE),
+    "enhanced-sgd": Baseline("EnhancedSGD", _plain(EnhancedSGD), space=SGD_RANGE),
+}
+
+
+def check_installed(optimizers: Iterable[str]) -> None:
+    """An ImportError names the extra that an optimizer of OPTIMIZERS lacks."""
+    for name in optimizers:
+        if package := OPTIMIZERS[name].package:
+            require(package, "benchmark")
+
+
+def _policy_names(policies: Sequence[str]) -> list[str]:
+    """Short names: of the built-in policy, file or folder, numbered where two are the same."""
+    short = [p.removeprefix("builtin:") if p.startswith("builtin:") else Path(p).stem or p for p in policies]
+    return [name if short.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(short)]
+
+
+def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str]]) -> list[Entrant]:
+    """Rows of an evaluation: each policy without and with a tuned initial learning rate, then the baselines.
+
+    Args:
+        optimizers: names of OPTIMIZERS.
+        policies: files, output folders of train_agent.py, or builtin:NAME.
+
+    Raises:
+        ValueError: for unknown or repeated names, for policies that cannot be read, or where there is nothing.
+        ImportError: naming the extra that an optimizer needs.
+    """
+    for name in optimizers:
+        if name not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
+    paths = [os.fspath(policy) for policy in policies]
+    for names in (list(optimizers), paths):
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(map(repr, repeated))} is asked for twice")
+    if not optimizers and not paths:
+        raise ValueError("nothing to compare: name at least one of --optimizers or --policy")
+    check_installed(optimizers)
+    rows = []
+    for path, short in zip(paths, _policy_names(paths), strict=True):
+        load_policy(path)
+        about = f"{path}, initial lr"
+        rows.append(Entrant(f"policy {short}", f"{about} {POLICY_LR:g}, no tuning", "", path, POLICY_LR, ADAM_RANGE))
+        rows.append(Entrant(f"policy {short} (tuned lr)", f"{about} tuned", "", path, None, ADAM_RANGE))
+    for name in optimizers:
+        row = OPTIMIZERS[name]
+        rows.append(Entrant(name, row.about, name, "", row.lr, row.space))
+    return rows
+
+
+def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int) -> Optimizer:
+    """Build a contestant's optimizer; a baseline's schedule is made by `schedulers.make_scheduler`."""
+    if contestant.policy:
+        policy = load_policy(contestant.policy)
+        named, base = model.named_parameters(), policy.spec.base
+        return PolicyOptimizer(named, policy, contestant.lr, horizon, base, weight_decay=0.0)
+    return OPTIMIZERS[contestant.optimizer].make(model, contestant.lr, horizon)

@@ -1,0 +1,73 @@
+"""Hypergradient descent: the learning rate follows the angle between this gradient and the last update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+__all__ = ["HypergradientAdam"]
+
+
+class HypergradientAdam(Optimizer):
+    """Adam-HD with the multiplicative rule of Baydin et al. (ICLR 2018, section 3).
+
+    With u the last Adam direction and g the gradient that followed it, lr <- lr (1 + hyper_lr cos(g, u)): the loss fell
+    along u where g still points the same way. The scale-free form needs no hyper_lr of the gradient's size.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        hyper_lr: float = 0.02,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        """Start at `lr`; hyper_lr 0 is Adam."""
+        for name, value in (("lr", lr), ("hyper_lr", hyper_lr), ("eps", eps)):
+            if not value >= 0.0:
+                raise ValueError(f"{name} must be at least 0; got {value!r}")
+        super().__init__(params, {"lr": lr, "hyper_lr": hyper_lr, "betas": betas, "eps": eps, "step": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every group's learning rate, then its parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            live = [p for p in group["params"] if p.grad is not None]
+            group["step"] += 1
+            group["lr"] *= 1.0 + group["hyper_lr"] * self._cosine(live)
+            for p in live:
+                p.sub_(self._direction(p, group), alpha=group["lr"])
+        return loss
+
+    def _cosine(self, params: list[Tensor]) -> float:
+        """Cosine between the gradients and the last directions, 0 before there are any."""
+        pairs = [(p.grad, self.state[p]["direction"]) for p in params if "direction" in self.state[p]]
+        if not pairs:
+            return 0.0
+        grad, direction = (torch.cat([t.flatten() for t in side]) for side in zip(*pairs, strict=True))
+        return float(grad.dot(direction) / (grad.norm() * direction.norm()).clamp_min(1e-30))
+
+    def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Adam's step at lr 1 (Kingma & Ba 2015, algorithm 1), kept for the next hypergradient."""
+        state, (beta1, beta2), t = self.state[p], group["betas"], group["step"]
+        grad = p.grad
+        assert grad is not None
+        for name in ("m", "v"):
+            state.setdefault(name, torch.zeros_like(p))
+        state["m"].lerp_(grad, 1.0 - beta1)
+        state["v"].mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+        scale = (state["v"] / (1.0 - beta2**t)).sqrt_().add_(group["eps"])
+        direction: Tensor = (state["m"] / (1.0 - beta1**t)).div_(scale)
+        state["direction"] = direction
+        return direction

@@ -1,0 +1,179 @@
+"""Figures of the report: content of results.json -> plotly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+__all__ = ["Plot", "plots_of", "task_plots"]
+
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+    "#999999",
+    "#8c510a",
+    "#5e4fa2",
+)
+_DASHES = ("solid", "dot", "dash", "dashdot")
+
+
+class Plot(NamedTuple):
+    """A figure with its heading and one sentence on how to read it."""
+
+    title: str
+    about: str
+    figure: Any
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """A colour and a dash for each entrant, the same in every plot."""
+    count = len(_COLOURS)
+    return {
+        name: {"color": _COLOURS[i % count], "dash": _DASHES[i // count % len(_DASHES)]} for i, name in enumerate(names)
+    }
+
+
+def _layout(title_x: str, title_y: str, rows: int = 0, **options: Any) -> go.Layout:
+    return go.Layout(
+        template="plotly_white",
+        margin={"l": 60, "r": 15, "t": 10, "b": 45},
+        height=400 + 12 * rows,
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top"},
+        xaxis={"title": title_x, **options.pop("x", {})},
+        yaxis={"title": title_y, "automargin": True, **options.pop("y", {})},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        **options,
+    )
+
+
+def _ranking(results: Mapping[str, Any]) -> go.Figure:
+    """Interquartile mean of each entrant with its interval."""
+    entries = results["ranking"][::-1]
+    figure = go.Figure(layout=_layout("score (right is better)", ""))
+    for kind, colour in (("policy", "#d55e00"), ("baseline", "#0072b2")):
+        chosen = [entry for entry in entries if entry["kind"] == kind]
+        figure.add_scatter(
+            x=[entry["score"]["mean"] for entry in chosen],
+            y=[entry["name"] for entry in chosen],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [entry["score"]["high"] - entry["score"]["mean"] for entry in chosen],
+                "arrayminus": [entry["score"]["mean"] - entry["score"]["low"] for entry in chosen],
+            },
+            mode="markers",
+            marker={"color": colour, "size": 10},
+            name=kind,
+        )
+    figure.update_layout(
+        height=160 + 30 * len(entries),
+        yaxis={"categoryorder": "array", "categoryarray": [entry["name"] for entry in entries]},
+        legend={"y": -60 / (160 + 30 * len(entries))},
+    )
+    return figure
+
+
+def _profiles(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
+    """Fraction of trainings at or above each score."""
+    figure = go.Figure(layout=_layout("score", "fraction of trainings at least as good", rows=len(styles)))
+    at, fractions = np.array(results["profiles"]["thresholds"]), results["profiles"]["fractions"]
+    values = np.array([fractions[name] for name in styles])
+    moving = np.nonzero(((values > 0.0) & (values < 1.0)).any(0))[0]
+    inside = slice(max(0, moving.min() - 2), moving.max() + 3) if len(moving) else slice(None)
+    for name, row in zip(styles, values, strict=True):
+        figure.add_scatter(x=at[inside], y=row[inside], name=name, line={**styles[name], "shape": "hv"}, mode="lines")
+    return figure
+
+
+def _misset(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
+    """Score against the factor by which the learning rate is off."""
+    options = {"x": {"type": "log", "tickvals": [0.01, 0.1, 1, 10, 100]}}
+    figure = go.Figure(layout=_layout("learning rate, times its own", "score", rows=len(styles), **options))
+    for entry in results["misset"]:
+        figure.add_scatter(
+            x=[point["factor"] for point in entry["points"]],
+            y=[point["score"]["mean"] for point in entry["points"]],
+            name=entry["name"],
+            line=styles[entry["name"]],
+            mode="lines+markers",
+        )
+    return figure
+
+
+def _band(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Any]) -> go.Figure:
+    """Mean test loss of each entrant's seeds, with the range of their quartiles."""
+    figure = go.Figure(layout=_layout("updates", "test loss", rows=len(rows), y={"type": "log"}))
+    for row in rows:
+        curves = np.array(row["curves"])
+        low, high = np.quantile(curves, (0.25, 0.75), axis=0)
+        steps = row["steps"]
+        figure.add_scatter(
+            x=[*steps, *steps[::-1]],
+            y=[*high, *low[::-1]],
+            fill="toself",
+            opacity=0.15,
+            line={"width": 0},
+            fillcolor=styles[row["name"]]["color"],
+            hoverinfo="skip",
+            mode="lines",
+            showlegend=False,
+            legendgroup=row["name"],
+        )
+        figure.add_scatter(
+            x=steps,
+            y=curves.mean(0),
+            name=row["name"],
+            line=styles[row["name"]],
+            mode="lines",
+            legendgroup=row["name"],
+        )
+    return figure
+
+
+def _rates(row: Mapping[str, Any]) -> go.Figure:
+    """Geometric mean over seeds of each layer's learning rate."""
+    layers = row["layers"]
+    layout = _layout(
+        "updates", "effective learning rate", rows=len(layers), y={"type": "log", "exponentformat": "power"}
+    )
+    figure = go.Figure(layout=layout)
+    for i, (layer, style) in enumerate(_styles(layers).items()):
+        rates = [point[i] for point in row["lr_over_time"]]
+        figure.add_scatter(x=row["steps"], y=rates, name=f"layer {layer}", line=style, mode="lines")
+    return figure
+
+
+def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
+    """Plots over all tasks by name: ranking, profiles, and misset where it was measured."""
+    styles = _styles([entry["name"] for entry in results["ranking"]])
+    bars = "Interquartile mean of all tasks and seeds, with its 95 % interval."
+    plots = {
+        "ranking": Plot("Ranking", bars, _ranking(results)),
+        "profiles": Plot(
+            "Performance profile", "Higher is better everywhere along the axis.", _profiles(results, styles)
+        ),
+    }
+    if results["misset"]:
+        about = "A flat line needs no tuning: the score at 0.01 to 100 times the learning rate."
+        plots["misset"] = Plot("Sensitivity to the learning rate", about, _misset(results, styles))
+    return plots
+
+
+def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
+    """Plots of one task: losses of all, and the learning rates that each policy set."""
+    styles = _styles([entry["name"] for entry in results["ranking"]])
+    rows = [row for row in results["tasks"][task]["rows"] if row["curves"]]
+    plots = [Plot("Test loss while training", "Mean over seeds; the band spans the middle half.", _band(rows, styles))]
+    for row in rows:
+        if row["kind"] == "policy":
+            title = f"Learning rates set by {row['name']} from lr {row['lr']:g}"
+            plots.append(Plot(title, "Geometric mean over seeds, per layer.", _rates(row)))
+    return plots if rows else []

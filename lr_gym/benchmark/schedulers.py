@@ -1,0 +1,52 @@
+"""SCHEDULERS: learning-rate schedules of the baselines, torch's own where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
+
+from lr_gym.schedules import base_schedule
+
+__all__ = ["SCHEDULERS", "advance"]
+
+
+def _wsd(optimizer: Optimizer, lr: float, horizon: int) -> LRScheduler:
+    schedule = base_schedule("wsd")
+    return LambdaLR(optimizer, lambda step: float(schedule(step / horizon)))
+
+
+# name -> (optimizer, peak learning rate, inner steps of the training) -> scheduler
+SCHEDULERS: dict[str, Callable[[Optimizer, float, int], LRScheduler | None]] = {
+    "constant": lambda optimizer, lr, horizon: None,
+    "cosine": lambda optimizer, lr, horizon: CosineAnnealingLR(optimizer, T_max=horizon),
+    "linear": lambda optimizer, lr, horizon: LinearLR(optimizer, 1.0, 0.0, total_iters=horizon),
+    "wsd": _wsd,
+    "one-cycle": lambda optimizer, lr, horizon: OneCycleLR(optimizer, max_lr=lr, total_steps=horizon),
+    "plateau": lambda optimizer, lr, horizon: ReduceLROnPlateau(optimizer, factor=0.5, patience=2),
+}
+
+
+def advance(scheduler: LRScheduler | None, losses: list[float], point: bool) -> None:
+    """Take one step; a plateau scheduler takes one at every point of the curve, on the mean training loss since.
+
+    Args:
+        scheduler: None is constant.
+        losses: training losses since the last point; emptied at a point.
+        point: whether the curve is read at this step.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        if point:
+            scheduler.step(sum(losses) / len(losses))
+    elif scheduler is not None:
+        scheduler.step()
+    if point:
+        losses.clear()

@@ -1,0 +1,141 @@
+"""Finished cells on the disk: JSON lines keyed by content, each on the disk before the next cell is counted."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+import lr_gym
+from lr_gym.benchmark.contestants import OPTIMIZERS
+from lr_gym.benchmark.engine import Engine
+from lr_gym.benchmark.run import Cell, Outcome
+from lr_gym.policy import load_policy
+
+__all__ = ["CellStore", "complete", "fingerprint"]
+
+_PACKAGE = Path(lr_gym.__file__).parent
+# What a training depends on: changed code asks for new trainings.
+_CODE = (
+    "tasks/*.py",
+    "optim/*.py",
+    "benchmark/run.py",
+    "benchmark/contestants.py",
+    "benchmark/schedulers.py",
+    "benchmark/hypergradient.py",
+    *(f"{name}.py" for name in ("action", "control", "inner_loop", "layers", "layer_stats", "observation", "policy")),
+    *(f"{name}.py" for name in ("mlp_policy", "q_policy", "q_table", "rng", "schedules", "update")),
+)
+
+
+def _sha(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    files = sorted(file for pattern in _CODE for file in _PACKAGE.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@functools.cache
+def _policy(path: str) -> str:
+    """Digest of what a policy does, wherever its file lies."""
+    policy = load_policy(path)
+    digest = hashlib.sha256(json.dumps(policy.spec.to_json(), sort_keys=True).encode())
+    for name, tensor in sorted(policy.tensors().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions(optimizer: str) -> dict[str, str]:
+    found = {"lr_gym": lr_gym.__version__, "torch": str(torch.__version__), "code": _code()}
+    package = OPTIMIZERS[optimizer].package if optimizer else ""
+    if package:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def fingerprint(cell: Cell) -> str:
+    """Hash of everything that decides a cell's outcome: contestant, task, seed, splits, horizon and versions."""
+    who = cell.contestant
+    policy = _policy(who.policy) if who.policy else ""
+    what = [who.optimizer, who.lr, policy, cell.task, cell.seed, cell.test, cell.horizon]
+    return _sha([what, _versions(who.optimizer)])
+
+
+class CellStore:
+    """An append-only file of outcomes, a context manager; only one process may write it (see RunFolder)."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there and drop a last line that a kill cut short."""
+        self._outcomes: dict[str, Outcome] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                self._outcomes[row["key"]] = Outcome(**row["outcome"])
+                whole += len(line)
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    def get(self, cell: Cell) -> Outcome | None:
+        """The outcome of a cell that has run, else None."""
+        return self._outcomes.get(fingerprint(cell))
+
+    def put(self, cell: Cell, outcome: Outcome) -> None:
+        """Keep an outcome; on the disk when this returns."""
+        key = fingerprint(cell)
+        row = {"key": key, "cell": {**cell._asdict(), "contestant": cell.contestant._asdict()}}
+        self._file.write(json.dumps({**row, "outcome": outcome._asdict()}).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._outcomes[key] = outcome
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def complete(
+    cells: Iterable[Cell],
+    engine: Engine,
+    store: CellStore,
+    on_done: Callable[[Cell, Outcome], object] = lambda cell, outcome: None,
+) -> dict[Cell, Outcome]:
+    """Outcomes of all cells, of which only those that are not in the store run.
+
+    Args:
+        cells: to have.
+        engine: runs what is missing.
+        store: keeps every outcome as it comes.
+        on_done: called for each cell, also for those found in the store, first.
+    """
+    found = {cell: store.get(cell) for cell in dict.fromkeys(cells)}
+    outcomes = {cell: outcome for cell, outcome in found.items() if outcome is not None}
+    for cell, outcome in outcomes.items():
+        on_done(cell, outcome)
+    for cell, outcome in engine([cell for cell, outcome in found.items() if outcome is None]):
+        store.put(cell, outcome)
+        outcomes[cell] = outcome
+        on_done(cell, outcome)
+    return outcomes

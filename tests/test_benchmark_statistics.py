@@ -1,0 +1,150 @@
+"""Each figure of the benchmark against a naive twin, and its promises on synthetic truth."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.interval_coverage import coverage, false_verdicts
+from lr_gym.benchmark.curves import area_under_curve, steps_to_target
+from lr_gym.benchmark.scores import (
+    BOUND,
+    iqm,
+    iqm_interval,
+    performance_profile,
+    probability_of_improvement,
+    scores,
+)
+from lr_gym.benchmark.significance import compare_all, holm, paired_test, winner
+
+INF = float("inf")
+
+
+@pytest.fixture
+def draw():
+    return np.random.default_rng(0).normal(np.arange(4)[:, None], 1.0, (4, 6))
+
+
+def test_scores_are_log_ratios_within_bounds():
+    losses = [[1.0, 2.0, INF, 1.0, INF, 0.0]]
+    reference = [[2.0, 1.0, 1.0, INF, INF, 1.0]]
+    expected = []
+    for mine, other in zip(losses[0], reference[0], strict=True):
+        if math.isinf(mine) or math.isinf(other):
+            expected.append(0.0 if mine == other else -BOUND if math.isinf(mine) else BOUND)
+        else:
+            expected.append(min(BOUND, max(-BOUND, math.log((other + 1e-8) / (mine + 1e-8)))))
+    np.testing.assert_allclose(scores(losses, reference)[0], expected, rtol=1e-12)
+
+
+def test_iqm_is_the_mean_of_the_middle_half(draw):
+    ordered = sorted(value for row in draw.tolist() for value in row)
+    middle = ordered[len(ordered) // 4 : len(ordered) - len(ordered) // 4]
+    assert iqm(draw) == pytest.approx(sum(middle) / len(middle))
+
+
+def test_iqm_interval_against_a_loop(draw):
+    generator = np.random.default_rng(5)
+    tasks, seeds = draw.shape
+    means = []
+    for _ in range(4000):
+        sample = sorted(draw[t, generator.integers(seeds)] for t in range(tasks) for _ in range(seeds))
+        middle = sample[6:18]
+        means.append(sum(middle) / 12)
+    found = iqm_interval(draw)
+    stretch = math.sqrt(seeds / (seeds - 1))
+    for bound, quantile in ((found.low, 0.025), (found.high, 0.975)):
+        expected = found.mean + stretch * (np.quantile(means, quantile) - found.mean)
+        assert bound == pytest.approx(expected, abs=0.03)
+
+
+def test_intervals_without_spread_have_no_width():
+    assert iqm_interval([[0.5] * 4] * 3) == (0.5, 0.5, 0.5)
+    assert iqm_interval([[0.5], [0.7]]) == pytest.approx((0.6, 0.6, 0.6))
+
+
+def test_probability_of_improvement_counts_pairs():
+    mine, other = np.array([[1.0, 2.0, 3.0], [1.0, INF, 0.0]]), np.array([[2.0, 2.0, 1.0], [5.0, INF, 1.0]])
+    per_task = []
+    for a, b in zip(mine, other, strict=True):
+        per_task.append(sum(1.0 if x < y else 0.5 if x == y else 0.0 for x, y in zip(a, b, strict=True)) / 3)
+    found = probability_of_improvement(mine, other)
+    assert found.mean == pytest.approx(sum(per_task) / 2)
+    ten = probability_of_improvement([[0.0] * 7 + [2.0] * 3], [[1.0] * 10])
+    wilson = stats.binomtest(7, 10).proportion_ci(method="wilson")
+    assert ten == pytest.approx((0.7, wilson.low, wilson.high))
+    assert probability_of_improvement([[0.0] * 10], [[1.0] * 10]).low < 0.75
+
+
+def test_profile_counts(draw):
+    thresholds = [-1.0, 0.0, 2.0, 10.0]
+    expected = [sum(v >= at for row in draw for v in row) / draw.size for at in thresholds]
+    np.testing.assert_allclose(performance_profile(draw, thresholds), expected)
+
+
+def test_paired_test_is_the_t_test_on_one_task(draw):
+    assert paired_test(draw[0] - draw[1]) == pytest.approx(stats.ttest_rel(draw[0], draw[1]).pvalue)
+
+
+def test_paired_test_over_tasks_against_welch(draw):
+    # two strata: the mean difference over both is a Welch test of one stratum against the other's negative
+    first, second = draw[1], draw[2] * 0.3
+    expected = stats.ttest_ind(first, -second, equal_var=False).pvalue
+    assert paired_test([first, second]) == pytest.approx(expected)
+
+
+def test_paired_test_of_one_seed_or_no_spread():
+    assert paired_test([[3.0], [4.0]]) == 1.0
+    assert paired_test([[0.0, 0.0]]) == 1.0
+    assert paired_test([[1.0, 1.0]]) == 0.0
+
+
+def test_holm_by_its_definition():
+    p = [0.01, 0.04, 0.03, 0.005, 0.6]
+    for alpha in (0.02, 0.05, 0.1, 0.5):
+        rejected = set()
+        for rank, index in enumerate(sorted(range(5), key=lambda i: p[i])):
+            if p[index] > alpha / (5 - rank):
+                break
+            rejected.add(index)
+        assert {i for i, value in enumerate(holm(p)) if value <= alpha} == rejected
+    assert all(value <= 1.0 for value in holm(p))
+
+
+def test_a_winner_beats_every_other():
+    noise = np.random.default_rng(0).normal(0.0, 0.1, (3, 4, 10))
+    rows = compare_all({"a": noise[0] + 1.0, "b": noise[1], "c": noise[2]})
+    assert winner(rows) == "a"
+    assert [(r.first, r.second) for r in rows] == list(combinations("abc", 2))
+    assert rows[0].better == "a"
+    assert rows[0].difference == pytest.approx(float((noise[0] + 1.0 - noise[1]).mean()))
+    assert winner(compare_all({"a": noise[0] + 1.0, "b": noise[1] + 1.0, "c": noise[2]})) == ""
+
+
+def test_area_is_the_mean_along_the_training():
+    steps, losses = [0, 10, 20, 40], [4.0, 2.0, 1.0, 1.0]
+    fine = np.interp(np.linspace(0, 40, 40_001), steps, losses)
+    assert area_under_curve(steps, losses) == pytest.approx(fine.mean(), abs=1e-3)
+    assert area_under_curve(steps, losses[:2]) == INF
+    assert area_under_curve(steps, [4.0, 2.0, 1.0, INF]) == INF
+
+
+def test_steps_to_target():
+    assert steps_to_target([0, 5, 10], [3.0, 2.0, 1.0], 2.0) == 5.0
+    assert steps_to_target([0, 5, 10], [3.0, 2.0, 1.0], 0.5) == INF
+    assert steps_to_target([0, 5, 10], [3.0], 2.0) == INF
+
+
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+def test_intervals_hold_the_truth(shape):
+    assert coverage(shape, draws=150, tasks=8, seeds=10, resamples=400) >= 0.90
+
+
+def test_equals_have_no_winner():
+    corrected, alone = false_verdicts("normal", draws=200, tasks=8, seeds=10)
+    assert corrected <= 0.08
+    assert alone >= 0.4  # so the correction is what does it

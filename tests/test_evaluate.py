@@ -1,0 +1,190 @@
+"""evaluate.py: the same results twice, after a kill too; errors that name value and fix; a report worth opening."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tyro
+
+import evaluate
+from lr_gym.benchmark.cell_runs import log_cells
+from lr_gym.benchmark.contestants import OPTIMIZERS
+from lr_gym.benchmark.run import Cell, Contestant, run_cell
+
+ROOT = Path(__file__).parent.parent
+GRID = [
+    *("evaluate.py", "--policy", "builtin:default", "--optimizers", "adam,sgd,adam-cosine", "--task", "quadratic"),
+    *("--task", "logistic", "--seeds", "2", "--budget", "2", "--tuning-seeds", "1", "--horizon", "20", "--misset"),
+    *("--workers", "1", "--wandb", "disabled"),
+]
+DIFFERS = ("timing", "command")
+
+
+def command(folder: Path, *more: str) -> tuple[list[str], dict[str, str]]:
+    environment = {**os.environ, "COLUMNS": "200", "LR_GYM_CACHE": str(folder.parent / f"cache-{folder.name}")}
+    return [sys.executable, *GRID, "--output-dir", str(folder), *more], environment
+
+
+def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words, environment = command(folder, *more)
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def results_of(folder: Path) -> dict[str, object]:
+    return {k: v for k, v in json.loads((folder / "results.json").read_text()).items() if k not in DIFFERS}
+
+
+def args(folder: Path, **changes: object) -> evaluate.Args:
+    options = {
+        "optimizers": "adam,sgd",
+        "task": ("quadratic",),
+        "seeds": 2,
+        "budget": 2,
+        "tuning_seeds": 1,
+        "horizon": 10,
+        "workers": 1,
+        "wandb": "disabled",
+    }
+    return evaluate.Args(folder, **{**options, **changes})
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LR_GYM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "whole"
+    words, environment = command(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LR_GYM_CACHE", environment["LR_GYM_CACHE"])
+        evaluate.main(tyro.cli(evaluate.Args, args=words[2:]))
+    return folder
+
+
+def test_results_hold_what_was_asked_for(whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert list(results["tasks"]) == ["quadratic", "logistic"]
+    names = {entry["name"] for entry in results["ranking"]}
+    assert names == {"policy default", "policy default (tuned lr)", "adam", "sgd", "adam-cosine"}
+    means = [entry["score"]["mean"] for entry in results["ranking"]]
+    assert means == sorted(means, reverse=True)
+    assert next(entry for entry in results["ranking"] if entry["name"] == "adam")["score"]["mean"] == 0.0
+    for task in results["tasks"].values():
+        assert set(task["tuning"]) == {"policy default (tuned lr)", "sgd", "adam-cosine"}
+        for row in task["rows"]:
+            assert len(row["test_losses"]) == 2
+            if row["name"] in task["tuning"]:  # the best of its list by selection loss
+                trials = [(trial["loss"], trial["lr"]) for trial in task["tuning"][row["name"]] if trial["loss"]]
+                assert row["lr"] == min(trials)[1]
+    assert [point["factor"] for point in results["misset"][0]["points"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
+    right = next(entry for entry in results["misset"] if entry["name"] == "sgd")["points"][2]["test_loss"]["logistic"]
+    row = next(row for row in results["tasks"]["logistic"]["rows"] if row["name"] == "sgd")
+    assert right == pytest.approx(row["test_loss"]["mean"])
+
+
+def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
+    folder = tmp_path / "killed"
+    words, environment = command(folder)
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    file, deadline = folder / "cells.jsonl", time.monotonic() + 120
+    while not (file.exists() and file.read_bytes().count(b"\n")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    kept = file.read_bytes()[: file.read_bytes().rindex(b"\n") + 1]
+    done = run(folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes().startswith(kept)
+    keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
+    assert len(keys) == len(set(keys))
+    assert sorted(keys) == sorted(json.loads(line)["key"] for line in (whole / "cells.jsonl").read_text().splitlines())
+    assert results_of(folder) == results_of(whole)
+
+
+def test_a_complete_evaluation_is_shown_and_never_overwritten(whole, capsys, monkeypatch):
+    monkeypatch.setenv("LR_GYM_CACHE", str(whole.parent / "cache-whole"))
+    names = ("results.json", "report.html", "cells.jsonl", "progress.jsonl")
+    before = {name: (whole / name).read_bytes() for name in names}
+    words, _ = command(whole, "--resume")
+    evaluate.main(tyro.cli(evaluate.Args, args=words[2:]))
+    assert "nothing was run again" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--resume"):
+        evaluate.main(tyro.cli(evaluate.Args, args=words[2:-1]))
+    assert {name: (whole / name).read_bytes() for name in names} == before
+
+
+def test_one_that_raises_or_diverges_stops_nobody(tmp_path, cache, monkeypatch):
+    def broken(model, lr, horizon):
+        raise RuntimeError("out of ideas")
+
+    monkeypatch.setitem(OPTIMIZERS, "broken", OPTIMIZERS["adam"]._replace(make=broken))
+    monkeypatch.setitem(OPTIMIZERS, "wild", OPTIMIZERS["sgd"]._replace(lr=1e9))
+    folder = tmp_path / "out"
+    with pytest.raises(SystemExit, match=r"2 trainings raised an error.*out of ideas"):
+        evaluate.main(args(folder, optimizers="adam,broken,wild,sgd"))
+    results = json.loads((folder / "results.json").read_text())
+    rows = {row["name"]: row for row in results["tasks"]["quadratic"]["rows"]}
+    assert [(rows[name]["diverged"], rows[name]["raised"]) for name in ("adam", "broken", "wild", "sgd")] == [
+        (0, 0),
+        (0, 2),
+        (2, 0),
+        (0, 0),
+    ]
+    assert rows["sgd"]["test_loss"]["mean"] is not None
+    html = (folder / "report.html").read_text()
+    assert "RuntimeError: out of ideas" in html
+    assert "diverged" in html
+
+
+def test_suites_say_what_is_left_out(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "suite_tasks", lambda suite: (["quadratic"], {"imdb-bert": "no GPU is here"}))
+    evaluate.main(args(tmp_path / "out", task=(), suite="test"))
+    assert "skipped imdb-bert: no GPU is here" in capsys.readouterr().out
+    assert "Left out: imdb-bert. no GPU is here" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizers": "adam,adamant"}, "adamant.*adam-cosine"),
+        ({"optimizers": ""}, "nothing to compare.*--optimizers"),
+        ({"policy": ("builtin:nobody",)}, "nobody.*default"),
+        ({"policy": ("/nowhere/missing.safetensors",)}, "missing.safetensors"),
+        ({"task": ("mnist2d",)}, "mnist2d.*mnist1d-mlp"),
+        ({"suite": "test"}, "--task or --suite"),
+        ({"seeds": 0}, "seeds.*at least 1.*0"),
+        ({"budget": 0}, "budget"),
+        ({"horizon": 0}, "horizon"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, changes, words):
+    with pytest.raises(SystemExit, match=words):
+        evaluate.main(args(tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
+    cell = Cell(Contestant("adam", 1e-3), "quadratic", 3, test=True, horizon=10)
+    outcome = run_cell(cell)
+    log_cells(tmp_path, {cell: outcome}, "offline")
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    text = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=120).stdout
+    records = [json.loads(line) for line in text.splitlines()]
+    run = next(record["run"] for record in records if "run" in record)
+    assert (run["run_group"], run["display_name"]) == ("quadratic", "adam-lr0.001-seed3")
+    assert [json.dumps(outcome.test_loss) in line for line in text.splitlines() if '"history"' in line][-1]
+    assert "final_test_loss" in text
