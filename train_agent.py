@@ -99,8 +99,8 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         print(f"update {update}/{updates}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
 
     file = args.output_dir / POLICY_FILE
-    if args.agent != "garo":
-        certify(file, args)
+    if args.agent != "garo" and args.certificate_runs:
+        look_at(file, args)
         tracker.save_pictures(draw(load_policy(file), task_names(args)[0], args.output_dir, horizon=args.horizon))
     tracker.save_file(file, "policy")
     tracker.close()
@@ -108,10 +108,8 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
     print(f"best selection loss {progress['best']:.4f}; policy saved to {file}")
 
 
-def certify(file: Path, args: Args) -> None:
+def look_at(file: Path, args: Args) -> None:
     """Find out whether the selected policy is feedback, print it, and store it with the policy."""
-    if args.certificate_runs == 0:
-        return
     print("is it feedback, or a schedule?", flush=True)
     policy = load_policy(file)
     result = certificate(policy, *task_names(args), runs=args.certificate_runs, horizon=args.horizon)

@@ -28,8 +28,7 @@ class Args:
     output_dir: Path
     """New folder for policy, checkpoint and logs; one that holds a run is never overwritten."""
     agent: Agent = "ppo"
-    """Who learns: SB3's PPO or DQN, tabular Q-learning (EnhancedSGD's table), an evolution strategy on a small policy,
-    or the same on GARO's recurrent cell."""
+    """Who learns: SB3's PPO or DQN, tabular Q-learning, evolution of a small policy (es), or of GARO's cell (garo)."""
     preset: str = "default"
     """Settings by name, see agents/presets; the config file and the command line override them."""
     config: Path | None = None
@@ -73,12 +72,11 @@ class Args:
     workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
     """Threads that share the trainings; the result does not depend on it."""
     selection_runs: int = 64
-    """Trainings by which the policy is selected, shared out among a suite's tasks; their loss is taken on the
-    selection split."""
+    """Trainings by which the policy is selected, on the selection split; shared out among a suite's tasks."""
     selection_every: int = 5
     """Agent updates between two selections."""
     certificate_runs: int = 16
-    """Trainings, per initial lr, that tell at the end whether the policy is feedback or only a schedule; 0 for none."""
+    """Trainings, per initial lr, by which the policy is certified as feedback or as a schedule; 0 for none."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     """PPO's hyperparameters."""
     dqn: DQNConfig = dataclasses.field(default_factory=DQNConfig)
@@ -90,8 +88,7 @@ class Args:
     device: str = "cpu"
     """Where the trainings run; the agent's own network stays on the CPU."""
     compile: bool = False
-    """Compile the trainings with torch's inductor: about twice as fast after a minute, and equal to rounding; needs a
-    C++ compiler."""
+    """Compile the trainings with torch's inductor: faster after a minute, equal to rounding; needs a C++ compiler."""
     data_dir: Path | None = None
     """Folder with data that cannot be downloaded, such as cifar-10-batches-py; LR_GYM_DATA by default."""
     resume: bool = False

@@ -14,6 +14,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ AGENTS = {  # name -> arguments of train_agent.py
     "dqn": ["--agent", "dqn"],
     "q_learning": ["--agent", "q_learning"],
     "garo": ["--agent", "garo"],
-    "garo-global": ["--agent", "garo", "--control", "global"],
 }
 ABLATION = {
+    "garo-global": ["--agent", "garo", "--control", "global"],
     "ppo-global": ["--agent", "ppo", "--control", "global"],
     "ppo-residual": ["--agent", "ppo", "--action", "residual"],
     "ppo-momentum": ["--agent", "ppo", "--controls", "lr", "momentum"],
@@ -78,20 +79,24 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
 
 
-def train_all(folder: Path, variants: dict[str, list[str]], seeds: int, timesteps: int) -> None:
-    """Train what is missing, seed by seed, so that every variant has as many."""
-    for seed in range(seeds):
-        for name, arguments in variants.items():
-            output = folder / f"{name}-{seed}"
-            if (output / "done").exists():
-                continue
-            resume = ["--resume"] if (output / "args.json").exists() else []
-            command = ["train_agent.py", *arguments, "--task", TASK, "--seed", str(seed), "--compile"]
-            command += ["--timesteps", str(timesteps), "--certificate-runs", "0", "--wandb", "disabled"]
-            command += ["--output-dir", str(output), *resume]
-            print(" ".join(command), flush=True)
-            subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            (output / "done").touch()
+def train_all(folder: Path, variants: dict[str, list[str]], seeds: int, timesteps: int, jobs: int) -> None:
+    """Train what is missing, seed by seed, some at a time with one worker each."""
+
+    def one(job: tuple[int, str, list[str]]) -> None:
+        seed, name, arguments = job
+        output = folder / f"{name}-{seed}"
+        if (output / "done").exists():
+            return
+        resume = ["--resume"] if (output / "args.json").exists() else []
+        command = ["train_agent.py", *arguments, "--task", TASK, "--seed", str(seed), "--compile", "--workers", "1"]
+        command += ["--timesteps", str(timesteps), "--certificate-runs", "0", "--wandb", "disabled"]
+        command += ["--output-dir", str(output), *resume]
+        print(" ".join(command), flush=True)
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        (output / "done").touch()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, [(seed, name, words) for seed in range(seeds) for name, words in variants.items()]))
 
 
 def baselines(runs: int) -> dict[str, NDArray[np.float64]]:
@@ -174,13 +179,14 @@ def main() -> None:
     parser.add_argument("--ablation-seeds", type=int, default=3)
     parser.add_argument("--timesteps", type=int, default=64_000, help="decisions of each training, 10 inner steps each")
     parser.add_argument("--runs", type=int, default=20, help="trainings of the comparison, per initial lr")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--tables", action="store_true", help="train nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.tables:
-        train_all(args.output_dir, AGENTS | ABLATION, min(args.seeds, args.ablation_seeds), args.timesteps)
-        train_all(args.output_dir, AGENTS, args.seeds, args.timesteps)
+        train_all(args.output_dir, AGENTS, args.seeds, args.timesteps, args.jobs)
+        train_all(args.output_dir, ABLATION, args.ablation_seeds, args.timesteps, args.jobs)
     table(args.output_dir, [*AGENTS, *ABLATION], args.runs)
     certificates(args.output_dir, list(AGENTS))
 

@@ -160,7 +160,7 @@ def _start_tensorboard(folder: Path, resume_step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("TensorBoard is not installed: pip install tensorboard") from error
+        raise ImportError("TensorBoard is not installed: pip install 'lr-gym[tensorboard]'") from error
     purge = None if resume_step is None else resume_step + 1
     return SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 

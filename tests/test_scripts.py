@@ -21,7 +21,7 @@ from lr_gym.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
 TRAIN = [
-    *("train_agent.py", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4", "--certificate-runs", "2"),
+    *("train_agent.py", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4", "--certificate-runs", "0"),
     *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
 ]
 AGENTS = ("dqn", "q_learning", "es", "garo")  # besides PPO, which `trained` holds
@@ -173,10 +173,14 @@ def test_a_suite_is_learned_at_once(tmp_path):
     assert "'test'" in done.stderr
 
 
-def test_pictures_and_certificate_come_with_the_policy(trained):
-    assert (trained / "layer_lr.png").stat().st_size > 1000
-    assert (trained / "episode.gif").stat().st_size > 1000
-    assert set(load_policy(trained).about["certificate"]["differences"]) == {"replay", "shuffled", "untrained"}
+def test_a_look_at_the_policy(tmp_path):
+    folder = tmp_path / "look"
+    done = run(*TRAIN, "--output-dir", str(folder), "--timesteps", "16", "--certificate-runs", "2", "--tensorboard")
+    assert "replayed mean schedule" in done.stdout
+    assert set(load_policy(folder).about["certificate"]["differences"]) == {"replay", "shuffled", "untrained"}
+    assert (folder / "layer_lr.png").stat().st_size > 1000
+    assert (folder / "episode.gif").stat().st_size > 1000
+    assert list((folder / "tensorboard").glob("events.*"))
 
 
 def test_a_folder_with_a_run_is_never_overwritten(trained):
