@@ -229,8 +229,11 @@ def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):
     folder = tmp_path / "ppo"
     command = [part for part in TRAIN if part not in ("--wandb", "disabled")]
     clean = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
-    process(*command, "--output-dir", str(folder), "--timesteps", "16", **clean)
-    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    process(*command, "--certificate-runs", "2", "--output-dir", str(folder), "--timesteps", "16", **clean)
+    (run_folder,) = folder.glob("wandb/offline-run-*")
+    assert list(run_folder.glob("*.wandb"))
+    assert list(run_folder.glob("files/media/images/layer_lr*.png"))
+    assert list(run_folder.glob("files/media/videos/episode*.gif"))
 
 
 def test_a_wandb_that_cannot_be_reached_or_imported_stops_nothing(trained, tmp_path):
