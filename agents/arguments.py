@@ -89,6 +89,9 @@ class Args:
     """Hyperparameters of es and garo."""
     device: str = "cpu"
     """Where the trainings run; the agent's own network stays on the CPU."""
+    compile: bool = False
+    """Compile the trainings with torch's inductor: about twice as fast after a minute, and equal to rounding; needs a
+    C++ compiler."""
     data_dir: Path | None = None
     """Folder with data that cannot be downloaded, such as cifar-10-batches-py; LR_GYM_DATA by default."""
     resume: bool = False

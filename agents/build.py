@@ -55,6 +55,7 @@ def make_env(args: Args, task: str, num_envs: int, *, selection: bool) -> LRCont
         mask_loss=0.0 if selection else args.mask_loss,
         mask_progress=0.0 if selection else args.mask_progress,
         device=args.device,
+        compile=args.compile,
         autoreset_mode=AutoresetMode.DISABLED if selection else AutoresetMode.SAME_STEP,
     )
 
@@ -80,12 +81,15 @@ def build_learner(args: Args) -> tuple[Learner, int]:
 
 
 def _garo(args: Args) -> tuple[Learner, int]:
-    layerwise, names = args.control == "per_layer", task_names(args)
+    names = task_names(args)
     runs = max(1, args.selection_runs // len(names))
-    learning = [
-        GaroTrainings(find_task(name), count, layerwise=layerwise, horizon=args.horizon) for name, count in shares(args)
-    ]
-    selection = [GaroTrainings(find_task(name), runs, layerwise=layerwise, horizon=args.horizon) for name in names]
+
+    def trainings(name: str, count: int) -> GaroTrainings:
+        layerwise = args.control == "per_layer"
+        return GaroTrainings(find_task(name), count, layerwise=layerwise, horizon=args.horizon, compile=args.compile)
+
+    learning = [trainings(*share) for share in shares(args)]
+    selection = [trainings(name, runs) for name in names]
     per_update = sum(share.runs for share in learning) * (args.evolution.window or args.decisions)
     updates = max(1, round(args.timesteps / per_update))
     learner = GaroLearner(

@@ -117,6 +117,8 @@ class EvolutionLearner(PolicyLearner):
         super().__init__(selection)
         self._env = env
         spec = env.envs[0].control_spec
+        if spec.mode.discrete:
+            raise ValueError(f"evolution needs action='recursive' or 'residual'; got {spec.action!r}")
         self._widths = (len(spec.features), *config.hidden, len(spec.controls))
         theta = initial_theta(self._widths, seed)
         self._strategy = Strategy(PolicyPopulation(env, self._widths), theta, config, seed=seed, updates=updates)

@@ -55,16 +55,17 @@ class GaroTrainings:
     A diverged training stays where it is until the next start.
     """
 
-    def __init__(self, task: Task, runs: int, *, layerwise: bool, horizon: int | None, hidden: int = HIDDEN) -> None:
+    def __init__(self, task: Task, runs: int, *, layerwise: bool, horizon: int | None, compile: bool = False) -> None:
         self.task, self.runs, self.horizon = task, runs, horizon or task.horizon
-        self._hidden = hidden
-        self._loop = InnerLoop(task, base="sgd", control="per_layer" if layerwise else "global", weight_decay=True)
+        self._loop = InnerLoop(
+            task, base="sgd", control="per_layer" if layerwise else "global", weight_decay=True, compile=compile
+        )
         self.start(torch.arange(runs))
 
     def start(self, seeds: Tensor) -> None:
         """Start a training for each run seed (B,)."""
         self._inner = self._loop.init(seeds)
-        self._cell = initial_state((self.runs, self._loop.layout.num_layers), self._hidden)
+        self._cell = initial_state((self.runs, self._loop.layout.num_layers), HIDDEN)
         self._first, self._initial = self._inner.loss.clone(), self._loop.evaluate(self._inner, "reward")
         self._loss, self._gain = self._initial.clone(), torch.zeros(self.runs)
         self.over, self.diverged = (torch.zeros(self.runs, dtype=torch.bool) for _ in range(2))

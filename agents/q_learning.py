@@ -1,12 +1,15 @@
-"""Tabular Q-learning in the environment, with EnhancedSGD's own table: what is trained here loads there.
+"""Tabular Q-learning in the environment, with the table that EnhancedSGD uses.
 
-EnhancedSGD(params, q_controller=load_policy("runs/q").controller)
+With the preset enhanced_sgd the table has EnhancedSGD's own states and actions, and it goes on with it:
+
+    EnhancedSGD(params, q_controller=controller_of(load_policy("runs/q")))        (lr_gym.optim.lr_q_control)
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +18,23 @@ import torch
 
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
-from lr_gym.optim.lr_q_control import default_controller
-from lr_gym.q_policy import OBSERVED, QTablePolicy, share_over_entropy, table_features
+from lr_gym.control import ControlSpec
+from lr_gym.optim.lr_q_control import observed_edges
+from lr_gym.q_policy import QTablePolicy
+from lr_gym.q_table import QLearningController
 from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["QConfig", "QLearner"]
+
+# Bins of a feature, all in [-1, 1]; those of update_ratio lie at 10^-4, 10^-3.5, ... 10^-1.
+EDGES = {
+    "update_ratio": tuple(float(np.tanh((x + 2.5) / 1.5)) for x in (-4, -3.5, -3, -2.5, -2, -1.5, -1)),
+    "update_ratio_among_layers": (-0.5, 0.5),
+    "snr": (-0.5, 0.0, 0.5),
+    "cosine": (-0.2, 0.2),
+    "loss_trend": (-0.3, -0.05, 0.05),
+    "progress": (-0.9, -0.6, 0.0, 0.6),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +45,8 @@ class QConfig:
     """Step of a cell towards its target."""
     discount: float = 0.9
     """Per decision."""
+    levels: tuple[float, ...] = (-1.0, -0.5, -0.15, 0.0, 0.15, 0.5, 1.0)
+    """Actions on the lr, fractions of `action_step`; momentum, where it is controlled, has -1, 0 and 1."""
     exploration: tuple[float, float] = (1.0, 0.05)
     """Probability of a random action, at first and at last; falls linearly over `exploration_fraction`."""
     exploration_fraction: float = 0.5
@@ -51,7 +68,7 @@ class QLearner(PolicyLearner):
         """Start with an empty table.
 
         Args:
-            env: with the features `OBSERVED`, continuous actions, and controls lr, or lr and momentum.
+            env: of continuous actions and of features that have bins.
             selection: what it is judged in.
             config: hyperparameters.
             seed: of the exploration.
@@ -60,15 +77,18 @@ class QLearner(PolicyLearner):
         super().__init__(selection)
         self._env, self._config, self._updates, self._done = env, config, updates, 0
         self._spec = env.envs[0].control_spec
-        if self._spec.features != OBSERVED:
-            raise ValueError(f"tabular Q-learning needs features={OBSERVED!r}; got {self._spec.features!r}")
-        self._controller = default_controller(
-            "momentum" in self._spec.controls,
-            seed,
+        if self._spec.mode.discrete:
+            raise ValueError(
+                f"tabular Q-learning has actions of its own: it needs a continuous action; got {self._spec.action!r}"
+            )
+        self._controller = QLearningController(
+            edges(self._spec),
+            actions(self._spec, config.levels),
             learning_rate=config.learning_rate,
             discount=config.discount,
             epsilon_decay=1.0,
             min_epsilon=0.0,
+            seed=seed,
         )
         self._observation = env.reset()
 
@@ -76,13 +96,13 @@ class QLearner(PolicyLearner):
         """Act, watch and learn for as many decisions as the longest training has."""
         first, last = self._config.exploration
         share = min(1.0, self._done / max(1.0, self._config.exploration_fraction * self._updates))
-        table, width = self._controller, len(self._spec.controls)
+        table = self._controller
         table.epsilon = first + (last - first) * share
         states = self._states(self._observation)
         errors = []
         for _ in range(self._env.decisions):
             chosen = table.act(states)
-            observation, rewards, dones = self._env.decide(table.actions[chosen][:, :width].numpy())
+            observation, rewards, dones = self._env.decide(table.actions[chosen].numpy())
             following = self._states(observation)  # of a new training where one has ended: its value is not used
             error = table.update(states, chosen, torch.from_numpy(rewards), following, torch.from_numpy(dones))
             errors.append(float(error.abs().mean()))
@@ -96,14 +116,12 @@ class QLearner(PolicyLearner):
         }
 
     def _states(self, observation: np.ndarray) -> torch.Tensor:
-        return self._controller.state_index(table_features(self._spec, torch.from_numpy(observation)))
+        return self._controller.state_index(torch.from_numpy(observation))
 
     def policy(self, about: dict[str, Any]) -> QTablePolicy:
         """The greedy policy of a copy of the table."""
-        controller = copy.deepcopy(self._controller)
-        share_over_entropy(controller)
         interval = int(np.median([env.inner_steps_per_decision for env in self._env.envs]))
-        return QTablePolicy(self._spec, interval, controller, about)
+        return QTablePolicy(self._spec, interval, copy.deepcopy(self._controller), about)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
@@ -119,3 +137,19 @@ class QLearner(PolicyLearner):
         self._controller.load_state_dict(state["table"])
         self._env.load_state_dict(state["rows"])
         self._observation, self._done = state["observation"].numpy().copy(), state["done"]
+
+
+def edges(spec: ControlSpec) -> list[tuple[float, ...]]:
+    """Bins of each feature of a spec; a ValueError names a feature that has none."""
+    known = observed_edges(spec.decisions) | EDGES
+    if "loss_change" in spec.features:
+        known |= observed_edges(spec.decisions)  # EnhancedSGD's, all of them
+    for name in spec.features:
+        if name not in known:
+            raise ValueError(f"tabular Q-learning has no bins for the feature {name!r}; choose from {', '.join(known)}")
+    return [known[name] for name in spec.features]
+
+
+def actions(spec: ControlSpec, levels: Sequence[float]) -> list[tuple[float, ...]]:
+    """Every combination of the levels of each control."""
+    return list(itertools.product(*(levels if name == "lr" else (-1.0, 0.0, 1.0) for name in spec.controls)))

@@ -7,13 +7,15 @@ be used again.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named
 from lr_gym.rng import Stream, integers
@@ -83,6 +85,7 @@ class InnerLoop:
         weight_decay: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
     ) -> None:
         """Load the task's data onto the device.
 
@@ -94,6 +97,9 @@ class InnerLoop:
             weight_decay: whether `Hyperparams.weight_decay` is looked at.
             device: where everything lives.
             dtype: of parameters and inputs.
+            compile: whether updates, gradients, statistics and evaluation are compiled for the number of runs of the
+                first `init`, which takes a minute the first time and seconds once torch's cache on disk knows the
+                task; other numbers of runs are computed as they stand, and equal results to rounding.
         """
         self.task = task
         self.rule = base_rule(base)
@@ -107,6 +113,12 @@ class InnerLoop:
         self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
         self._noise = noise
         self._weight_decay = weight_decay
+        self._compiler = Compiler() if compile else None
+        self._update_ = self._fixed(self._plain_update_)
+        self._loss_and_grads = self._fixed(self._plain_loss_and_grads)
+        self._measure = self._fixed(self._plain_measure)
+        self._warm = False
+        self._evaluations: dict[int, Callable[..., Any]] = {}  # by number of examples
 
     def init(self, run_seed: Tensor) -> InnerState:
         """Start a training for each seed, int64 (B,), and take the first gradient."""
@@ -125,7 +137,13 @@ class InnerLoop:
             loss=params[0].new_zeros(runs),
             buffers=initial_buffers(self.model, run_seed, self.dtype),
         )
-        return self._gradient(state, self._indices(state, 0, 1)[:, 0])
+        state = self._gradient(state, self._indices(state, 0, 1)[0])
+        if self._compiler is not None and not self._warm:
+            self._warm = True  # now, since threads may be about to step several loops at once
+            ones = torch.ones_like(state.first_mass)
+            copy = take_rows(state, torch.arange(runs, device=self.device))
+            self._apply(copy, Hyperparams(ones, ones, ones, ones), torch.ones_like(state.second_mass))
+        return state
 
     def advance(
         self, state: InnerState, hyper: Hyperparams, factor: Tensor, limit: NDArray[np.int64] | None = None
@@ -141,14 +159,14 @@ class InnerLoop:
         Returns:
             The state, and losses (K, B) of the minibatches drawn after each step, NaN for steps not taken.
         """
-        steps = len(factor)
+        steps, hyper = len(factor), Hyperparams(*(h.contiguous() for h in hyper))
         indices = self._indices(state, 1, steps)
         limit = np.full(len(state.step), steps) if limit is None else limit
         losses: list[Tensor] = []
         for k in range(steps):
             idle = torch.from_numpy(np.flatnonzero(limit <= k)).to(self.device)
             kept = take_rows(state, idle) if len(idle) else None
-            state = self._gradient(self._apply(state, hyper, factor[k]), indices[:, k])
+            state = self._gradient(self._apply(state, hyper, factor[k]), indices[k])
             losses.append(state.loss)
             if kept is not None:
                 losses[-1] = state.loss.index_fill(0, idle, torch.nan)
@@ -157,19 +175,9 @@ class InnerLoop:
 
     def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
         """Per-layer statistics of the pending gradient, (B, L) each."""
-        scales = [self._scale(state, layer) for layer in self.layout.layer_of]
-        momenta = [hyper.momentum[:, layer] for layer in self.layout.layer_of]
-        seconds = state.seconds or (None,) * len(state.params)
-        return measure(
-            self.rule,
-            self.layout,
-            state.params,
-            state.grads,
-            state.firsts,
-            seconds,
-            scales,
-            momenta,
-        )
+        moments = (state.firsts, state.seconds, state.first_mass, state.second_mass)
+        stats: LayerStats = self._measure(state.params, state.grads, *moments, hyper.momentum.contiguous())
+        return stats
 
     @torch.no_grad()
     def evaluate(self, state: InnerState, split: str) -> Tensor:
@@ -177,20 +185,28 @@ class InnerLoop:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         examples: Split = getattr(self.data, split)
-        runs, total = len(state.step), len(examples.inputs)
-        pieces = [
-            Split(*parts) for parts in zip(*(torch.split(part, self.task.chunk) for part in examples), strict=True)
-        ]
-        losses = [
-            self._losses(
-                state.params, state.buffers, *(part.expand(runs, *part.shape) for part in piece), training=False
-            )
-            for piece in pieces
-        ]
+        total = len(examples.inputs)
+        count = -(-total // self.task.chunk)
+        pieces = [Split(*parts) for parts in zip(*(part.tensor_split(count) for part in examples), strict=True)]
+        losses = [self._evaluation(len(piece.inputs))(state.params, state.buffers, piece) for piece in pieces]
         if len(pieces) == 1:
             return losses[0]
         shares = [len(piece.inputs) / total for piece in pieces]
         return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum(0)
+
+    def _fixed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if self._compiler is None else self._compiler.fixed(function)
+
+    def _evaluation(self, examples: int) -> Callable[..., Tensor]:
+        """`_plain_evaluation` for a number of examples."""
+        if examples not in self._evaluations:
+            self._evaluations[examples] = self._fixed(self._plain_evaluation)
+        return self._evaluations[examples]
+
+    def _plain_evaluation(self, params: tuple[Tensor, ...], buffers: tuple[Tensor, ...], piece: Split) -> Tensor:
+        runs = len(params[0])
+        each = (part.expand(runs, *part.shape) for part in piece)
+        return self._losses(params, buffers, *each, training=False)
 
     def _losses(
         self,
@@ -209,28 +225,49 @@ class InnerLoop:
         return each.view(len(inputs), -1).mean(1)
 
     def _indices(self, state: InnerState, first: int, count: int) -> Tensor:
-        """Minibatches state.step + first, ..., count of them: (B, count, b)."""
-        steps = state.step.unsqueeze(1) + torch.arange(first, first + count, device=self.device)
-        seeds = state.run_seed.unsqueeze(1).expand_as(steps)
+        """Minibatches state.step + first, ..., count of them: (count, B, b)."""
+        steps = state.step + torch.arange(first, first + count, device=self.device).unsqueeze(1)
+        seeds = state.run_seed.expand_as(steps)
         return minibatch(seeds, steps, self.task.batch_size, len(self.data.gradient.inputs))
 
     def _gradient(self, state: InnerState, indices: Tensor) -> InnerState:
         """Gradient of the mean loss over the minibatch `indices` (B, b); rows do not touch each other."""
-        inputs, targets = (part[indices] for part in self.data.gradient)
-        leaves = tuple(p.detach().requires_grad_() for p in state.params)
-        with torch.enable_grad():
-            loss = self._losses(leaves, state.buffers, inputs, targets, training=True)
-            grads = torch.autograd.grad(loss.sum(), leaves)
-        return state._replace(grads=grads, loss=loss.detach())
+        loss, grads = self._loss_and_grads(state.params, state.buffers, self.data.gradient, indices)
+        return state._replace(grads=grads, loss=loss)
 
-    def _scale(self, state: InnerState, layer: int) -> MomentScale:
-        return MomentScale(state.first_mass[:, layer], state.second_mass)
+    def _plain_loss_and_grads(
+        self, params: tuple[Tensor, ...], buffers: tuple[Tensor, ...], examples: Split, indices: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        inputs, targets = (part[indices] for part in examples)
+        leaves = tuple(p.detach().requires_grad_() for p in params)
+        with torch.enable_grad():
+            loss = self._losses(leaves, buffers, inputs, targets, training=True)
+            grads = torch.autograd.grad(loss.sum(), leaves)
+        return loss.detach(), grads
+
+    def _plain_measure(
+        self,
+        params: tuple[Tensor, ...],
+        grads: tuple[Tensor, ...],
+        firsts: tuple[Tensor, ...],
+        seconds: tuple[Tensor, ...],
+        first_mass: Tensor,
+        second_mass: Tensor,
+        momentum: Tensor,
+    ) -> LayerStats:
+        scales = [MomentScale(first_mass[:, layer], second_mass) for layer in self.layout.layer_of]
+        momenta = [momentum[:, layer] for layer in self.layout.layer_of]
+        return measure(self.rule, self.layout, params, grads, firsts, seconds or (None,) * len(params), scales, momenta)
 
     def _apply(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> InnerState:
         """Apply the pending gradient with lr * factor, factor (B,)."""
+        step, first_mass, second_mass = self._update_(state._replace(buffers=()), hyper, factor)
+        return state._replace(step=step, first_mass=first_mass, second_mass=second_mass)
+
+    def _plain_update_(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lr = hyper.lr * factor.unsqueeze(1)
         scales = [
-            self._scale(state, layer).advanced(self.rule, hyper.momentum[:, layer])
+            MomentScale(state.first_mass[:, layer], state.second_mass).advanced(self.rule, hyper.momentum[:, layer])
             for layer in range(self.layout.num_layers)
         ]
         for i, layer in enumerate(self.layout.layer_of):
@@ -249,8 +286,4 @@ class InnerLoop:
                 weight_decay=hyper.weight_decay[:, layer] if self._weight_decay else None,
                 noise=noise,
             )
-        return state._replace(
-            step=state.step + 1,
-            first_mass=torch.stack([scale.mass for scale in scales], dim=1),
-            second_mass=scales[0].second,
-        )
+        return state.step + 1, torch.stack([scale.mass for scale in scales], dim=1), scales[0].second

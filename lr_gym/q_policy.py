@@ -1,13 +1,4 @@
-"""QTablePolicy: a Q-table trained in the environment, deployed greedily, and readable by EnhancedSGD.
-
-The table's states are those of EnhancedSGD, recovered from the observation, so that one table serves both:
-
-    loss_trend = exp(atanh(loss_change) / 4) - 1        relative change of the loss
-    variance_change = 2 atanh(grad_trend)               log variance of the gradient against its running mean
-    entropy                                             not observed here: every bin of it holds the same values
-    depth = (depth + 1) / 2                             0 for the first layer, 1 for the last
-    progress = log10(1 + decisions made)
-"""
+"""QTablePolicy: a Q-table over binned features of the observation, trained in the environment, deployed greedily."""
 
 from __future__ import annotations
 
@@ -22,25 +13,7 @@ from lr_gym.control import ControlSpec
 from lr_gym.q_table import QLearningController
 from lr_gym.types import check_count
 
-__all__ = ["OBSERVED", "QTablePolicy", "share_over_entropy", "table_features"]
-
-OBSERVED = ("loss_change", "grad_trend", "depth", "progress")
-
-
-def table_features(spec: ControlSpec, observation: Tensor) -> Tensor:
-    """The table's features (R, 5) of observations (R, F) that hold `OBSERVED`; NaN in the place of the entropy."""
-    column = {name: observation[:, spec.features.index(name)].double() for name in OBSERVED}
-    near = 1.0 - 1e-6
-    return torch.stack(
-        [
-            torch.expm1(torch.atanh(column["loss_change"].clamp(-near, near)) / 4.0),
-            2.0 * torch.atanh(column["grad_trend"].clamp(-near, near)),
-            torch.full_like(column["depth"], torch.nan),
-            (column["depth"] + 1.0) / 2.0,
-            torch.log10(1.0 + (column["progress"] + 1.0) / 2.0 * spec.decisions),
-        ],
-        dim=1,
-    )
+__all__ = ["QTablePolicy"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,9 +21,9 @@ class QTablePolicy:
     """The greedy policy of a Q-table.
 
     Attributes:
-        spec: how it observes and acts; its features are `OBSERVED`.
+        spec: how it observes and acts; continuous actions.
         interval: inner steps between decisions in training, for deployments that do not know their length.
-        controller: the table; its actions hold a value for lr and one for momentum.
+        controller: the table; it bins the features of `spec`, and its actions hold a value for each control.
         about: where it comes from; plain JSON values.
 
     Raises:
@@ -66,14 +39,16 @@ class QTablePolicy:
 
     def __post_init__(self) -> None:
         check_count("interval", self.interval)
-        if self.spec.features != OBSERVED:
-            raise ValueError(f"a Q-table observes {', '.join(OBSERVED)}; got {', '.join(self.spec.features)}")
-        if len(self.controller.edges) != len(OBSERVED) + 1:
-            raise ValueError(f"the table has {len(self.controller.edges)} features, expected {len(OBSERVED) + 1}")
-        if self.spec.controls not in (("lr",), ("lr", "momentum")) or self.controller.actions.shape[1] != 2:
+        features, controls = len(self.spec.features), len(self.spec.controls)
+        if len(self.controller.edges) != features:
+            raise ValueError(f"the table bins {len(self.controller.edges)} features, the spec names {features}")
+        if self.controller.actions.shape[1] != controls:
             raise ValueError(
-                f"a Q-table sets lr, or lr and momentum, with actions of two values; got {self.spec.controls!r} and "
-                f"{self.controller.actions.shape[1]} values"
+                f"actions hold {self.controller.actions.shape[1]} values, the spec has {controls} controls"
+            )
+        if self.spec.mode.discrete:
+            raise ValueError(
+                f"a table brings actions of its own: the spec's must be continuous; got {self.spec.action!r}"
             )
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -81,12 +56,11 @@ class QTablePolicy:
 
         `state` is passed through.
         """
-        rows = observation.reshape(-1, observation.shape[-1])
-        states = self.controller.state_index(table_features(self.spec, rows))
-        visited = self.controller.visits[states].sum(1, keepdim=True) > 0
-        action = torch.where(visited, self.controller.actions[self.controller.greedy(states)], 0.0)
-        width = len(self.spec.controls)
-        return action[:, :width].to(observation).reshape(*observation.shape[:-1], width), state
+        table = self.controller
+        states = table.state_index(observation.reshape(-1, observation.shape[-1]))
+        visited = table.visits[states].sum(1, keepdim=True) > 0
+        action = torch.where(visited, table.actions[table.greedy(states)], 0.0)
+        return action.to(observation).reshape(*observation.shape[:-1], -1), state
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
@@ -109,11 +83,3 @@ class QTablePolicy:
         controller = QLearningController(edges, tensors["actions"].tolist())
         controller.load_state_dict({"q": tensors["q"], "visits": tensors["visits"]})
         return cls(spec, interval, controller, about)
-
-
-def share_over_entropy(controller: QLearningController) -> None:
-    """Give every bin of the entropy the values of the first, the only one that a table learned here has visited."""
-    bins = [len(row) + 1 for row in controller.edges]
-    for table in (controller.q, controller.visits):
-        view = table.view(*bins, -1)
-        view[:, :, 1:] = view[:, :, :1].clone()

@@ -68,7 +68,8 @@ def random_bits(seed: Tensor, stream: Stream, step: Tensor | int, count: int, st
     key = _mix(_mix(seed + _GOLDEN) ^ _mix(torch.full_like(seed, int(stream) + 1)))
     step = torch.full_like(seed, step) if isinstance(step, int) else step
     key = _mix(key + step * _GOLDEN)
-    index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=seed.device)
+    # "| 0": a compiler would fold a bare arange and GOLDEN into one signed index, whose overflow is undefined in C++.
+    index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=seed.device).bitwise_or(0)
     return _mix(key.unsqueeze(-1) + index * _GOLDEN)
 
 

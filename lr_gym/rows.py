@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["flatten", "put_rows", "take_rows", "unflatten"]
+__all__ = ["flatten", "leaves_of", "put_rows", "take_rows", "unflatten", "with_leaves"]
 
 Tree = TypeVar("Tree")
 
@@ -62,4 +62,20 @@ def unflatten(like: Tree, leaves: dict[str, Tensor], name: str = "") -> Tree:
             for key, child in zip(keys, like, strict=True)
         ]
         return _rebuild(like, children)  # type: ignore[no-any-return]
+    return like
+
+
+def leaves_of(tree: Any) -> list[Tensor]:
+    """The tensors of a nested tuple, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for child in tree for leaf in leaves_of(child)] if isinstance(tree, tuple) else []
+
+
+def with_leaves(like: Tree, leaves: list[Tensor]) -> Tree:
+    """Inverse of `leaves_of`: the tensors of `leaves`, which is emptied from its front, in the structure of `like`."""
+    if isinstance(like, Tensor):
+        return leaves.pop(0)  # type: ignore[return-value]
+    if isinstance(like, tuple):
+        return _rebuild(like, [with_leaves(child, leaves) for child in like])  # type: ignore[no-any-return]
     return like

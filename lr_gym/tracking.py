@@ -133,10 +133,14 @@ def log_run(
 
 def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str, group: str | None = None) -> Any:
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # takes our package `agents` for another and advertises
-    import wandb
-
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds that an unreachable server can cost
     if mode == "auto":
         mode = "online" if _logged_in() else "offline"
+    try:
+        import wandb
+    except ImportError as error:
+        print(f"wandb could not start and is left out: {error}")
+        return None
     try:
         return wandb.init(
             project="lr_gym",

@@ -111,6 +111,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         mask_progress: float = 0.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
@@ -136,6 +137,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             mask_progress: fraction of runs whose observation hides progress.
             device: where the trainings run.
             dtype: of the trainings.
+            compile: whether the trainings are compiled for `num_envs` runs, see `InnerLoop`.
             render_mode: "rgb_array", "ansi" or None.
             autoreset_mode: SAME_STEP, or DISABLED where the caller resets ended runs by "reset_mask".
             max_episode_steps: must be None: the horizon ends the episode.
@@ -187,9 +189,10 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             weight_decay=self.weight_decay > 0.0,
             device=device,
             dtype=dtype,
+            compile=compile,
         )
         self._reference_loop = (
-            InnerLoop(self.task, base="adam", control="global", device=device, dtype=dtype)
+            InnerLoop(self.task, base="adam", control="global", device=device, dtype=dtype, compile=compile)
             if self.reward.paired
             else None
         )

@@ -10,33 +10,33 @@ import torch
 
 from lr_gym.control import ControlSpec
 from lr_gym.optim import EnhancedSGD
-from lr_gym.optim.lr_q_control import EDGES, default_controller
+from lr_gym.optim.lr_q_control import ACTIONS, EDGES, controller_of, observed_edges
 from lr_gym.policy import PolicyFileError, load_policy, save_policy
-from lr_gym.q_policy import OBSERVED, QTablePolicy, share_over_entropy, table_features
+from lr_gym.q_policy import QTablePolicy
+from lr_gym.q_table import QLearningController
 from lr_gym.tensor_file import read_tensor_file, write_tensor_file
 
+OBSERVED = tuple(observed_edges(50))
 SPEC = ControlSpec(features=OBSERVED, action_step=0.2, controls=("lr", "momentum"))
 
 
 def trained(controls=("lr", "momentum")) -> QTablePolicy:
-    controller = default_controller("momentum" in controls)
+    levels = [action[: len(controls)] for action in ACTIONS if len(controls) == 2 or action[1] == 0]
+    controller = QLearningController(list(observed_edges(50).values()), levels)
     controller.q = torch.randn(controller.q.shape, generator=torch.Generator().manual_seed(0))
     controller.visits[:, 0] = 1
-    share_over_entropy(controller)
     return QTablePolicy(dataclasses.replace(SPEC, controls=controls), 5, controller, {"seed": 0})
 
 
-def test_features_are_those_of_enhanced_sgd():
-    """By the formulas of both: relative change of the loss, log variance, depth in [0, 1], log10 of the decisions."""
-    loss, grad, progress = math.log(0.9), 0.3, 0.4
-    observed = {"loss_change": math.tanh(4 * loss), "grad_trend": math.tanh(grad), "depth": 1.0, "progress": progress}
-    row = table_features(SPEC, torch.tensor([[observed[name] for name in OBSERVED]]))[0]
-    columns = dict(zip(EDGES, row.tolist(), strict=True))
-    assert columns["loss_trend"] == pytest.approx(-0.1, abs=1e-6)
-    assert columns["variance_change"] == pytest.approx(0.6, abs=1e-6)
-    assert math.isnan(columns["entropy"])
-    assert columns["depth"] == 1.0
-    assert columns["progress"] == pytest.approx(math.log10(1 + 0.7 * SPEC.decisions))
+def test_bins_are_those_of_enhanced_sgd():
+    """A value just beyond an edge there lies just beyond the same edge here, by the formulas of both."""
+    here = observed_edges(50)
+    for edge, ours in zip(EDGES["loss_trend"], here["loss_change"], strict=True):
+        assert math.tanh(4 * math.log((1 + edge) / 1)) == pytest.approx(ours)
+    for edge, ours in zip(EDGES["variance_change"], here["grad_trend"], strict=True):
+        assert math.tanh(math.log(math.sqrt(math.exp(edge)))) == pytest.approx(ours)
+    assert here["depth"] == pytest.approx((-1 / 3, 1 / 3))
+    assert here["progress"][0] == pytest.approx(2 * 9 / 50 - 1)
 
 
 @pytest.mark.parametrize("controls", [("lr",), ("lr", "momentum")])
@@ -57,42 +57,54 @@ def test_a_state_that_was_never_visited_is_left_alone():
     assert not policy.predict(torch.rand(20, len(OBSERVED)))[0].any()
 
 
-def test_enhanced_sgd_goes_on_with_the_table(tmp_path):
+@pytest.mark.parametrize("controls", [("lr",), ("lr", "momentum")])
+def test_enhanced_sgd_goes_on_with_the_table(controls, tmp_path):
     """Whatever the entropy of its gradients, it finds the values that were learned here."""
-    table = load_policy(save_policy(trained(), tmp_path / "q.safetensors")).controller
-    state = dict.fromkeys(EDGES, 0.0)
+    policy = load_policy(save_policy(trained(controls), tmp_path / "q.safetensors"))
+    table = controller_of(policy)
+    state = {"loss_trend": 0.01, "variance_change": -0.5, "depth": 0.5, "progress": 0.3}
     rows = torch.tensor([[{**state, "entropy": e}[name] for name in EDGES] for e in (0.1, 0.6, 0.9)])
-    q = table.q[table.state_index(rows)]
-    assert torch.equal(q[0], q[1])
-    assert torch.equal(q[0], q[2])
+    observed = {"loss_change": math.tanh(4 * math.log1p(0.01)), "grad_trend": math.tanh(-0.25), "depth": 0.0}
+    observed["progress"] = 2 * (10**0.3 - 1) / 50 - 1
+    expected = policy.controller.q[policy.controller.state_index(torch.tensor([[observed[k] for k in OBSERVED]]))]
+    assert torch.equal(table.q[table.state_index(rows)], expected.expand(3, -1))
     model = torch.nn.Linear(3, 2)
-    optimizer = EnhancedSGD(model.parameters(), q_controller=table)
+    optimizer = EnhancedSGD(model.parameters(), q_controller=table, adaptive_momentum=len(controls) == 2)
     for _ in range(40):
         loss = model(torch.ones(4, 3)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step(lambda loss=loss: loss)
     assert optimizer.q_controller is table
-    assert loss < 1e-2
+    assert loss < 0.1
 
 
-@pytest.mark.parametrize("change", ["features", "controls", "nan", "edges"])
+def test_enhanced_sgd_refuses_another_table():
+    edges = [(0.0,), (0.5,)]
+    other = QTablePolicy(ControlSpec(features=("snr", "depth")), 5, QLearningController(edges, [(-1.0,), (1.0,)]))
+    with pytest.raises(ValueError, match="snr, depth"):
+        controller_of(other)
+
+
+@pytest.mark.parametrize("change", ["features", "controls", "action", "nan", "edges"])
 def test_what_does_not_fit_is_refused(change, tmp_path):
     policy = trained()
-    if change == "features":
-        with pytest.raises(ValueError, match="observes"):
-            dataclasses.replace(policy, spec=ControlSpec())
-        return
-    if change == "controls":
-        with pytest.raises(ValueError, match="noise"):
-            dataclasses.replace(policy, spec=dataclasses.replace(SPEC, controls=("lr", "noise")))
+    specs = {
+        "features": (ControlSpec(controls=("lr", "momentum")), "bins 4 features"),
+        "controls": (dataclasses.replace(SPEC, controls=("lr",)), "1 controls"),
+        "action": (dataclasses.replace(SPEC, action="discrete"), "discrete"),
+    }
+    if change in specs:
+        spec, words = specs[change]
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(policy, spec=spec)
         return
     file = save_policy(policy, tmp_path / "q.safetensors")
     content, tensors = read_tensor_file(file, "q_policy")
     if change == "nan":
         tensors["q"][0, 0] = math.nan
     else:
-        del tensors["edges.4"]
+        del tensors["edges.3"]
     content = {key: content[key] for key in ("control", "interval", "about")}
     write_tensor_file(file, "q_policy", content, tensors)
     with pytest.raises(PolicyFileError, match=r"q\.safetensors"):

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+import train_agent
 from lr_gym.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
 TRAIN = [
-    *("train_agent.py", "--agent", "ppo", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4"),
+    *("train_agent.py", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4", "--certificate-runs", "2"),
     *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
 ]
+AGENTS = ("dqn", "q_learning", "es", "garo")  # besides PPO, which `trained` holds
 
 
-def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    """Exit status and what was printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*command: str, check: bool = True) -> Done:
+    """train_agent.py in this process, which spares its imports."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            train_agent.main(list(command[1:]))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            if isinstance(stop.code, str):
+                print(stop.code, file=err)
+    assert not check or code == 0, err.getvalue()
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -30,7 +59,7 @@ def run(*command: str, check: bool = True, **environment: str) -> subprocess.Com
         text=True,
         timeout=300,
     )
-    assert not check or done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     return done
 
 
@@ -42,7 +71,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("train") / "ppo"
-    run(*TRAIN, "--output-dir", str(folder), "--timesteps", "96")
+    process(*TRAIN, "--output-dir", str(folder), "--timesteps", "96")
     return folder
 
 
@@ -60,22 +89,94 @@ def test_same_seed_same_curve_whatever_the_number_of_workers(trained, tmp_path):
     assert curve(tmp_path / "other") != curve(trained)
 
 
-def test_a_killed_training_resumes_bit_for_bit(trained, tmp_path):
-    folder = tmp_path / "killed"
-    command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "96"]
+def kill_after(updates: int, command: list[str], folder: Path) -> None:
+    """Start a training and kill it as soon as its log holds some updates."""
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
     log = folder / "progress.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") >= 3):
+    while not (log.exists() and log.read_text().count("\n") >= updates):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_killed_training_resumes_bit_for_bit(trained, tmp_path):
+    """Killed twice, at different points."""
+    folder = tmp_path / "killed"
+    command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "96"]
+    kill_after(1, command, folder)
+    kill_after(4, [*command, "--resume"], folder)
     load_policy(folder)  # what was saved before can be read
     run(*command, "--resume")
     assert curve(folder) == curve(trained)
     assert (folder / "policy.safetensors").read_bytes() == (trained / "policy.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_agent_resumes_bit_for_bit(agent, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [*TRAIN, "--agent", agent, "--timesteps", "80"]
+    run(*command, "--output-dir", str(whole))
+    command += ["--output-dir", str(killed)]
+    kill_after(2, command, killed)
+    run(*command, "--resume")
+    assert curve(killed) == curve(whole)
+    assert len(curve(whole)) == 5
+    assert (killed / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+
+
+def test_two_processes_on_one_folder_one_wins(tmp_path):
+    folder = tmp_path / "shared"
+    command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "4000"]
+    first = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "args.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        second = run(*command, "--resume", check=False)
+        assert second.returncode != 0
+        assert "in use by another process" in second.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
+    """A limit on the size of files stands for it; the copy is resumed under the limit, then without."""
+    folder = tmp_path / "full"
+    command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "96"]
+    kill_after(2, command, folder)
+    before = (folder / "checkpoint.pt").read_bytes()
+    limited = f"ulimit -f 8; exec {shlex.join([sys.executable, *command, '--resume'])}"
+    done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    run(*command, "--resume")
+    assert curve(folder) == curve(trained)
+
+
+def test_a_suite_is_learned_at_once(tmp_path):
+    folder = tmp_path / "suite"
+    command = [*TRAIN, "--suite", "train", "--num-envs", "28", "--selection-runs", "14", "--timesteps", "112"]
+    run(*command, "--output-dir", str(folder))
+    about = load_policy(folder).about
+    assert "quadratic" in about["tasks"]
+    assert "random-0" in about["tasks"]
+    done = run(*TRAIN, "--suite", "test", "--output-dir", str(tmp_path / "test"), check=False)
+    assert done.returncode != 0
+    assert "'test'" in done.stderr
+
+
+def test_pictures_and_certificate_come_with_the_policy(trained):
+    assert (trained / "layer_lr.png").stat().st_size > 1000
+    assert (trained / "episode.gif").stat().st_size > 1000
+    assert set(load_policy(trained).about["certificate"]["differences"]) == {"replay", "shuffled", "untrained"}
 
 
 def test_a_folder_with_a_run_is_never_overwritten(trained):
@@ -102,6 +203,12 @@ def test_nothing_to_resume(tmp_path):
         (["--agent", "sarsa"], ["sarsa", "ppo"]),
         (["--initial-lr", "0", "1"], ["initial_lr"]),
         (["--num-envs", "3", "--workers", "2"], ["num_envs=3", "workers=2"]),
+        (["--preset", "best"], ["best", "default", "source"]),
+        (["--suite", "everything"], ["everything", "train"]),
+        (["--config", "missing.yml"], ["missing.yml"]),
+        (["--agent", "dqn", "--action", "recursive"], ["discrete", "recursive"]),
+        (["--agent", "q_learning", "--action", "discrete"], ["continuous", "discrete"]),
+        (["--agent", "es", "--evolution.window", "9"], ["window", "9"]),
         (["--timesteps", "0"], ["timesteps"]),
         (["--reward", "gold"], ["gold", "log_loss"]),
     ],
@@ -118,5 +225,19 @@ def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):
     folder = tmp_path / "ppo"
     command = [part for part in TRAIN if part not in ("--wandb", "disabled")]
     clean = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
-    run(*command, "--output-dir", str(folder), "--timesteps", "16", **clean)
+    process(*command, "--output-dir", str(folder), "--timesteps", "16", **clean)
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_wandb_that_cannot_be_reached_or_imported_stops_nothing(trained, tmp_path):
+    """The curve is that of a training without it."""
+    command = [part for part in TRAIN if part != "disabled"]
+    nobody = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
+    done = process(*command, "online", "--output-dir", str(tmp_path / "down"), "--timesteps", "96", **nobody)
+    assert "wandb could not start" in done.stdout
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "wandb.py").write_text("raise ImportError('no wandb here')")
+    absent = {"PYTHONPATH": str(tmp_path / "empty")}
+    done = process(*command, "online", "--output-dir", str(tmp_path / "absent"), "--timesteps", "96", **absent)
+    assert "no wandb here" in done.stdout
+    assert curve(tmp_path / "down") == curve(tmp_path / "absent") == curve(trained)

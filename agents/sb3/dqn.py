@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import DQN
@@ -77,6 +78,10 @@ class DQNLearner(PolicyLearner):
     ) -> None:
         """See `PPOLearner`; the environment's actions must be discrete."""
         super().__init__(selection)
+        if not isinstance(env.action_space, gym.spaces.Discrete):
+            raise ValueError(
+                f"DQN needs action='discrete' or 'discrete_residual'; got {env.envs[0].control_spec.action!r}"
+            )
         self._decisions, self._gradient_steps, self._batch = env.decisions, config.gradient_steps, config.batch_size
         self.model = RowwiseDQN(
             "MlpPolicy",

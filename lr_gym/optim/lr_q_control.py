@@ -23,9 +23,19 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.gradient_entropy import MAX_ENTROPY
+from lr_gym.q_policy import QTablePolicy
 from lr_gym.q_table import QLearningController
 
-__all__ = ["ACTIONS", "EDGES", "LR_ACTIONS", "LearnedScales", "default_controller", "layer_means"]
+__all__ = [
+    "ACTIONS",
+    "EDGES",
+    "LR_ACTIONS",
+    "LearnedScales",
+    "controller_of",
+    "default_controller",
+    "layer_means",
+    "observed_edges",
+]
 
 EDGES = {
     "loss_trend": (-0.05, -0.005, 0.005, 0.05),  # relative change of the loss since the last decision
@@ -44,6 +54,51 @@ def default_controller(adaptive_momentum: bool = True, seed: int = 0, **options:
     """A controller for `EDGES`, with joint actions or, without adaptive momentum, those on lr alone."""
     actions = ACTIONS if adaptive_momentum else LR_ACTIONS
     return QLearningController(list(EDGES.values()), actions, seed=seed, **options)
+
+
+def observed_edges(decisions: int) -> dict[str, tuple[float, ...]]:
+    """`EDGES` in the units of the environment's observation, by its feature names; the entropy is not observed there.
+
+    loss_change = tanh(4 log(1 + loss_trend))      relative change of the loss
+    grad_trend = tanh(variance_change / 2)         against the running mean instead of the last decision
+    depth, progress                                from [-1, 1]; log10(decisions) becomes a share of all of them
+    """
+    return {
+        "loss_change": tuple(math.tanh(4 * math.log1p(x)) for x in EDGES["loss_trend"]),
+        "grad_trend": tuple(math.tanh(x / 2) for x in EDGES["variance_change"]),
+        "depth": tuple(2 * x - 1 for x in EDGES["depth"]),
+        "progress": tuple(2 * (10**x - 1) / decisions - 1 for x in EDGES["progress"]),
+    }
+
+
+def controller_of(policy: QTablePolicy, **options: Any) -> QLearningController:
+    """The controller that goes on with a table trained in the environment, for `EnhancedSGD(q_controller=...)`.
+
+    Every bin of the entropy, which is not observed there, starts with the same values.
+
+    Args:
+        policy: trained with `train_agent.py --agent q_learning --preset enhanced_sgd`.
+        options: of the controller.
+
+    Raises:
+        ValueError: where the policy has other features, bins or actions.
+    """
+    edges = observed_edges(policy.spec.decisions)
+    if policy.spec.features != tuple(edges) or policy.controller.edges != [list(row) for row in edges.values()]:
+        raise ValueError(
+            f"EnhancedSGD needs a table on {', '.join(edges)} with its own bins (preset enhanced_sgd); got one on "
+            f"{', '.join(policy.spec.features)}"
+        )
+    controller = default_controller("momentum" in policy.spec.controls, **options)
+    width = len(policy.spec.controls)
+    if not torch.equal(policy.controller.actions, controller.actions[:, :width]):
+        raise ValueError(f"EnhancedSGD needs the actions {controller.actions.tolist()}, got other ones")
+    bins = [len(row) + 1 for row in controller.edges]
+    place = list(EDGES).index("entropy")
+    observed = [count for i, count in enumerate(bins) if i != place]
+    for target, source in ((controller.q, policy.controller.q), (controller.visits, policy.controller.visits)):
+        target.view(*bins, -1).copy_(source.view(*observed, -1).unsqueeze(place))
+    return controller
 
 
 def layer_means(values: Sequence[float], layers: Sequence[int], count: int) -> Tensor:

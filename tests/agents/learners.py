@@ -11,7 +11,6 @@ from agents.garo import GaroLearner, GaroTrainings
 from agents.learner import Learner
 from agents.q_learning import QConfig, QLearner
 from agents.sb3 import DQNConfig, DQNLearner, LayerRowsVecEnv, PPOConfig, PPOLearner
-from lr_gym.q_policy import OBSERVED
 from lr_gym.vector_env import LRControlVectorEnv
 
 SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
@@ -34,7 +33,7 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     if agent == "dqn":
         setting["action"] = "discrete"
     if agent == "q_learning":
-        setting |= {"features": OBSERVED, "action_step": 0.2}
+        setting["features"] = ("update_ratio", "depth", "progress")
     env = LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **setting) for n in runs])
     env.seed(seed << 20)
     selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]

@@ -4,8 +4,8 @@ Trains each variant from several seeds (train_agent.py, resumable), then deploys
 learning rates on trainings that nobody learned from, and takes the test loss. Baselines choose their learning rate out
 of 13 on the selection split of the same trainings.
 
-    python experiments/agents.py --output-dir runs/agents              # train what is missing, then the tables
-    python experiments/agents.py --output-dir runs/agents --tables     # the tables of what is there
+    python experiments/compare_agents.py --output-dir runs/agents              # train what is missing, then the tables
+    python experiments/compare_agents.py --output-dir runs/agents --tables     # the tables of what is there
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def train_all(folder: Path, variants: dict[str, list[str]], seeds: int, timestep
             if (output / "done").exists():
                 continue
             resume = ["--resume"] if (output / "args.json").exists() else []
-            command = ["train_agent.py", *arguments, "--task", TASK, "--seed", str(seed), "--wandb", "disabled"]
-            command += ["--timesteps", str(timesteps), "--output-dir", str(output), *resume]
+            command = ["train_agent.py", *arguments, "--task", TASK, "--seed", str(seed), "--compile"]
+            command += ["--timesteps", str(timesteps), "--certificate-runs", "0", "--wandb", "disabled"]
+            command += ["--output-dir", str(output), *resume]
             print(" ".join(command), flush=True)
             subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             (output / "done").touch()
@@ -178,8 +179,8 @@ def main() -> None:
     torch.set_num_threads(1)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.tables:
+        train_all(args.output_dir, AGENTS | ABLATION, min(args.seeds, args.ablation_seeds), args.timesteps)
         train_all(args.output_dir, AGENTS, args.seeds, args.timesteps)
-        train_all(args.output_dir, ABLATION, args.ablation_seeds, args.timesteps)
     table(args.output_dir, [*AGENTS, *ABLATION], args.runs)
     certificates(args.output_dir, list(AGENTS))
 

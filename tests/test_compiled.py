@@ -1,0 +1,166 @@
+"""The compiled inner loop against the loop as it stands."""
+
+import functools
+import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, tiny_task
+from torch import nn
+
+from lr_gym.compiled import Compiler
+from lr_gym.inner_loop import InnerLoop
+from lr_gym.rng import Stream, normal, random_bits
+from lr_gym.rows import flatten, take_rows
+from lr_gym.tasks.modules import Dropout
+from lr_gym.types import Hyperparams
+from lr_gym.vector_env import LRControlVectorEnv
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+DROPOUT = tiny_task(lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Dropout(0.2), nn.Linear(8, 3)))
+RUNS = 4
+
+
+def loop_of(compile: bool) -> InnerLoop:
+    return InnerLoop(DROPOUT, noise=True, weight_decay=True, dtype=torch.float64, compile=compile)
+
+
+@pytest.fixture(scope="module")
+def loops() -> tuple[InnerLoop, InnerLoop]:
+    """As it stands, and compiled for four runs."""
+    pair = loop_of(False), loop_of(True)
+    pair[1].init(torch.arange(RUNS))
+    return pair
+
+
+def hyperparams(runs: int = RUNS) -> Hyperparams:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.rand(runs, 2, generator=generator, dtype=torch.float64)
+    return Hyperparams(0.03 * draw(), 0.99 * draw(), 0.3 * draw(), 0.1 * draw())
+
+
+def train(loop: InnerLoop, seeds, hyper, limit=None, steps: int = 6):
+    """All that a training gives: state, losses, statistics, loss on the reward split."""
+    factor = torch.linspace(1.0, 0.5, steps, dtype=torch.float64).unsqueeze(1).expand(steps, len(seeds)).contiguous()
+    state, losses = loop.advance(loop.init(seeds), hyper, factor, limit)
+    return state, losses, loop.stats(state, hyper), loop.evaluate(state, "reward")
+
+
+def assert_same(actual, expected, rows=slice(None), **tolerance) -> None:
+    tolerance = tolerance or {"rtol": 1e-9, "atol": 1e-14}
+    expected = flatten(expected)
+    for name, value in flatten(actual).items():
+        pick = (slice(None), rows) if name == "1" else rows  # losses are (K, B)
+        torch.testing.assert_close(
+            value[pick], expected[name][pick], equal_nan=True, msg=lambda m, name=name: f"{name}: {m}", **tolerance
+        )
+
+
+@needs_compiler
+def test_compiled_equals_plain_with_noise_dropout_and_decay(loops):
+    plain, compiled = loops
+    seeds = torch.tensor([3, 10, 4, 8])
+    assert_same(train(compiled, seeds, hyperparams()), train(plain, seeds, hyperparams()))
+    assert not compiled._compiler.failed
+
+
+@needs_compiler
+def test_compiled_limit_stops_each_run_where_it_says(loops):
+    plain, compiled = loops
+    seeds, limit = torch.tensor([1, 2, 3, 4]), np.array([0, 6, 2, 3])
+    assert_same(train(compiled, seeds, hyperparams(), limit), train(plain, seeds, hyperparams(), limit))
+
+
+@needs_compiler
+def test_compiled_row_equals_the_row_alone(loops):
+    _, compiled = loops
+    seeds, hyper = torch.tensor([3, 10, 4, 8]), hyperparams()
+    together = train(compiled, seeds, hyper)
+    for row in range(RUNS):
+        one = slice(row, row + 1)
+        state, losses, stats, loss = train(compiled, seeds[one], Hyperparams(*(h[one] for h in hyper)))
+        mine = take_rows((together[0], together[2], together[3]), torch.tensor([row]))
+        assert_same((state, losses, stats, loss), (mine[0], together[1][:, one], *mine[1:]))
+
+
+@needs_compiler
+def test_compiled_divergence_of_a_row_changes_no_other_bit(loops):
+    _, compiled = loops
+    seeds, hyper, broken = torch.tensor([3, 10, 4, 8]), hyperparams(), hyperparams()
+    broken.lr[2] = torch.inf
+    well, ill = train(compiled, seeds, hyper), train(compiled, seeds, broken)
+    assert not torch.isfinite(ill[1][-1, 2])
+    assert_same(ill, well, rows=[0, 1, 3], rtol=0, atol=0)
+
+
+@needs_compiler
+def test_threads_compile_and_step_loops_of_their_own(loops):
+    plain, _ = loops
+    seeds = [torch.arange(RUNS) + 10 * i for i in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda s: train(loop_of(True), s, hyperparams()), seeds))
+    for result, seed in zip(results, seeds, strict=True):
+        assert_same(result, train(plain, seed, hyperparams()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("count", [7, 1003])
+def test_compiled_random_bits_are_the_same_bits(count):
+    """Indices times 64-bit constants overflow: undefined in C++ unless the compiler is kept from folding them."""
+    seed, step = torch.arange(5) * 7919, torch.arange(5)
+    bits = lambda seed, step: (
+        random_bits(seed, Stream.NOISE, step, count, start=3),
+        normal(seed, Stream.NOISE, step, count, dtype=torch.float64),
+    )
+    exact, gaussian = Compiler().fixed(bits)(seed, step)
+    assert torch.equal(exact, bits(seed, step)[0])
+    torch.testing.assert_close(gaussian, bits(seed, step)[1], rtol=1e-12, atol=1e-14)
+
+
+@needs_compiler
+def test_environment_compiled_equals_environment(loops):
+    make = functools.partial(LRControlVectorEnv, DROPOUT, RUNS, horizon=6, decisions=2, dtype=torch.float64)
+    plain, compiled = make(), make(compile=True)
+    actions = np.random.default_rng(0).uniform(-1, 1, (3, *plain.action_space.shape)).astype(np.float32)
+    np.testing.assert_allclose(plain.reset(seed=1)[0], compiled.reset(seed=1)[0], atol=1e-6)
+    for action in actions:
+        expected, actual = plain.step(action), compiled.step(action)
+        for a, b in zip(actual[:3], expected[:3], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert not compiled.inner._compiler.failed
+
+
+def test_other_numbers_of_runs_run_as_they_stand():
+    """Neither compiled nor wrong: the compiled form is for the first shapes only."""
+    calls = []
+
+    class Pretend(Compiler):
+        def compile(self, function, inputs):
+            calls.append(len(inputs[0]))
+            function(*inputs)  # as tracing does
+            return lambda *leaves: function(*leaves)
+
+    double = Pretend().fixed(lambda x: x * 2)
+    for runs in (3, 2, 3):
+        assert torch.equal(double(torch.ones(runs)), torch.full((runs,), 2.0))
+    assert calls == [3]
+
+
+def test_without_a_compiler_one_warning_and_the_same_results(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    hyper = Hyperparams(*(torch.full((2, 2), value) for value in (0.01, 0.9, 0.0, 0.0)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop = InnerLoop(TINY, compile=True)
+        state, losses = loop.advance(loop.init(torch.arange(2)), hyper, torch.ones(3, 2))
+        loop.evaluate(state, "reward")
+    assert [warning.category for warning in caught] == [RuntimeWarning]
+    assert "compile=False" in str(caught[0].message)
+    plain = InnerLoop(TINY)
+    expected, expected_losses = plain.advance(plain.init(torch.arange(2)), hyper, torch.ones(3, 2))
+    assert torch.equal(losses, expected_losses)
+    assert all(torch.equal(a, b) for a, b in zip(flatten(state).values(), flatten(expected).values(), strict=True))
