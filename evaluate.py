@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -242,7 +243,14 @@ def main(args: Args) -> None:
         plan = build(args)
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
-    if failures := evaluate(args, plan)["failures"]:
+    again = f"continue with --resume --output-dir {args.output_dir}"
+    try:
+        failures = evaluate(args, plan)["failures"]
+    except BrokenProcessPool:
+        sys.exit(f"error: a worker process was killed, perhaps for its memory; {again} and fewer --workers")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; {again}")
+    if failures:
         sys.exit(f"{len(failures)} trainings raised an error; the first: {failures[0]['error']}")
 
 

@@ -67,7 +67,7 @@ def false_verdicts(
     for _ in range(draws):
         shared = SHAPES[shape](generator, seeds, tasks)
         rows = {str(i): 0.5 * shared + 0.5 * SHAPES[shape](generator, seeds, tasks) for i in range(contestants)}
-        pairs = compare_all(rows)
+        pairs = compare_all(list(rows), lambda first, second, rows=rows: rows[first] - rows[second])
         corrected += any(pair.better for pair in pairs)
         alone += any(pair.p < ALPHA for pair in pairs)
     return corrected / draws, alone / draws

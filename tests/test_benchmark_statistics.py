@@ -117,12 +117,16 @@ def test_holm_by_its_definition():
 
 def test_a_winner_beats_every_other():
     noise = np.random.default_rng(0).normal(0.0, 0.1, (3, 4, 10))
-    rows = compare_all({"a": noise[0] + 1.0, "b": noise[1], "c": noise[2]})
+
+    def compared(**scores):
+        return compare_all(list(scores), lambda first, second: scores[first] - scores[second])
+
+    rows = compared(a=noise[0] + 1.0, b=noise[1], c=noise[2])
     assert winner(rows) == "a"
     assert [(r.first, r.second) for r in rows] == list(combinations("abc", 2))
     assert rows[0].better == "a"
     assert rows[0].difference == pytest.approx(float((noise[0] + 1.0 - noise[1]).mean()))
-    assert winner(compare_all({"a": noise[0] + 1.0, "b": noise[1] + 1.0, "c": noise[2]})) == ""
+    assert winner(compared(a=noise[0] + 1.0, b=noise[1] + 1.0, c=noise[2])) == ""
 
 
 def test_area_is_the_mean_along_the_training():

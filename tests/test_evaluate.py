@@ -15,8 +15,10 @@ import tyro
 
 import evaluate
 from lr_gym.benchmark.cell_runs import log_cells
-from lr_gym.benchmark.contestants import OPTIMIZERS
+from lr_gym.benchmark.contestants import OPTIMIZERS, entrants
+from lr_gym.benchmark.results import summarise
 from lr_gym.benchmark.run import Cell, Contestant, run_cell
+from lr_gym.benchmark.significance import Comparison, winner
 
 ROOT = Path(__file__).parent.parent
 GRID = [
@@ -32,9 +34,11 @@ def command(folder: Path, *more: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, *GRID, "--output-dir", str(folder), *more], environment
 
 
-def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run_here(folder: Path, *more: str) -> None:
     words, environment = command(folder, *more)
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LR_GYM_CACHE", environment["LR_GYM_CACHE"])
+        evaluate.main(tyro.cli(evaluate.Args, args=words[2:]))
 
 
 def results_of(folder: Path) -> dict[str, object]:
@@ -63,10 +67,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "whole"
-    words, environment = command(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LR_GYM_CACHE", environment["LR_GYM_CACHE"])
-        evaluate.main(tyro.cli(evaluate.Args, args=words[2:]))
+    run_here(folder)
     return folder
 
 
@@ -104,8 +105,7 @@ def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
     process.wait()
     assert not (folder / "results.json").exists()
     kept = file.read_bytes()[: file.read_bytes().rindex(b"\n") + 1]
-    done = run(folder, "--resume")
-    assert done.returncode == 0, done.stderr
+    run_here(folder, "--resume")
     assert file.read_bytes().startswith(kept)
     keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
     assert len(keys) == len(set(keys))
@@ -113,15 +113,13 @@ def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
     assert results_of(folder) == results_of(whole)
 
 
-def test_a_complete_evaluation_is_shown_and_never_overwritten(whole, capsys, monkeypatch):
-    monkeypatch.setenv("LR_GYM_CACHE", str(whole.parent / "cache-whole"))
+def test_a_complete_evaluation_is_shown_and_never_overwritten(whole, capsys):
     names = ("results.json", "report.html", "cells.jsonl", "progress.jsonl")
     before = {name: (whole / name).read_bytes() for name in names}
-    words, _ = command(whole, "--resume")
-    evaluate.main(tyro.cli(evaluate.Args, args=words[2:]))
+    run_here(whole, "--resume")
     assert "nothing was run again" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--resume"):
-        evaluate.main(tyro.cli(evaluate.Args, args=words[2:-1]))
+        run_here(whole)
     assert {name: (whole / name).read_bytes() for name in names} == before
 
 
@@ -188,3 +186,20 @@ def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
     assert (run["run_group"], run["display_name"]) == ("quadratic", "adam-lr0.001-seed3")
     assert [json.dumps(outcome.test_loss) in line for line in text.splitlines() if '"history"' in line][-1]
     assert "final_test_loss" in text
+
+
+def test_the_summary_names_losses_as_it_names_wins():
+    rows = entrants(["adam", "sgd", "radam"], ["builtin:default"])[0:1] + entrants(["adam", "sgd", "radam"], [])
+    pairs = [
+        Comparison("policy default", "adam", 0.5, 0.0, 0.001, "policy default"),
+        Comparison("policy default", "sgd", -0.5, 0.0, 0.001, "sgd"),
+        Comparison("policy default", "radam", 0.1, 0.5, 1.0, ""),
+        Comparison("adam", "sgd", -0.5, 0.0, 0.001, "sgd"),
+    ]
+    across = {"ranking": [{"name": "sgd"}], "winner": winner(pairs), "pairs": pairs}
+    lines = summarise(rows, across, 2, [])
+    assert lines[0].startswith("No winner over 2 tasks: sgd ranks first")
+    expected = "better than 1 (adam), worse than 1 (sgd), no difference shown to 1."
+    assert lines[1] == f"policy default, of 3 baselines: {expected}"
+    won = summarise(rows, {**across, "winner": "sgd"}, 1, [])
+    assert won[0] == "sgd is the winner on this task: better than every other entrant."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,12 +33,24 @@ class Plot(NamedTuple):
     figure: Any
 
 
-def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """A colour and a dash for each entrant, the same in every plot."""
+def _styles(names: Sequence[str], bold: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """A colour and a dash for each name, the same in every plot, and thick lines for some."""
     count = len(_COLOURS)
     return {
-        name: {"color": _COLOURS[i % count], "dash": _DASHES[i // count % len(_DASHES)]} for i, name in enumerate(names)
+        name: {
+            "color": _COLOURS[i % count],
+            "dash": _DASHES[i // count % len(_DASHES)],
+            "width": 4.0 if name in bold else 1.8,
+        }
+        for i, name in enumerate(names)
     }
+
+
+def _entrant_styles(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`_styles` of all entrants by rank, policies thick."""
+    entries = results["ranking"]
+    policies = {entry["name"] for entry in entries if entry["kind"] == "policy"}
+    return _styles([entry["name"] for entry in entries], policies)
 
 
 def _layout(title_x: str, title_y: str, rows: int = 0, **options: Any) -> go.Layout:
@@ -153,12 +165,14 @@ def _rates(row: Mapping[str, Any]) -> go.Figure:
 
 def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
     """Plots over all tasks by name: ranking, profiles, and misset where it was measured."""
-    styles = _styles([entry["name"] for entry in results["ranking"]])
+    styles = _entrant_styles(results)
     bars = "Interquartile mean of all tasks and seeds, with its 95 % interval."
     plots = {
         "ranking": Plot("Ranking", bars, _ranking(results)),
         "profiles": Plot(
-            "Performance profile", "Higher is better everywhere along the axis.", _profiles(results, styles)
+            "Performance profile",
+            "The share of trainings that score at least so much; policies are thick.",
+            _profiles(results, styles),
         ),
     }
     if results["misset"]:
@@ -169,7 +183,7 @@ def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
 
 def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
     """Plots of one task: losses of all, and the learning rates that each policy set."""
-    styles = _styles([entry["name"] for entry in results["ranking"]])
+    styles = _entrant_styles(results)
     rows = [row for row in results["tasks"][task]["rows"] if row["curves"]]
     plots = [Plot("Test loss while training", "Mean over seeds; the band spans the middle half.", _band(rows, styles))]
     for row in rows:

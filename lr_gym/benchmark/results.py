@@ -89,7 +89,7 @@ def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -
     reference = reference_of(rows)
     losses = {row.name: _losses(row.name, tasks, outcomes) for row in rows}
     normal = {name: scores(loss, losses[reference]) for name, loss in losses.items()}
-    pairs = compare_all(normal)
+    pairs = compare_all(list(losses), lambda first, second: scores(losses[first], losses[second]))
     ranking: list[dict[str, Any]] = [
         {
             "name": row.name,
@@ -211,8 +211,8 @@ def assemble(
     return {**plain(content), "summary": summarise(rows, across, len(tasks), failures)}
 
 
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "none"
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
 def summarise(
@@ -235,9 +235,11 @@ def summarise(
             if row.name in (pair.first, pair.second) and other in baselines:
                 key = "level" if not pair.better else "better" if pair.better == row.name else "worse"
                 verdicts[key].append(other)
+        better, worse = (_counted(verdicts[key]) for key in ("better", "worse"))
+        level = len(verdicts["level"])
         lines.append(
-            f"{row.name}: better than {_list(verdicts['better'])}; worse than {_list(verdicts['worse'])}; "
-            f"no difference shown to {_list(verdicts['level'])}."
+            f"{row.name}, of {len(baselines)} baselines: better than {better}, worse than {worse}, "
+            f"no difference shown to {level or 'none'}."
         )
     if failures:
         lines.append(f"{len(failures)} trainings raised an error and count as diverged: see below.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ class Comparison(NamedTuple):
     Attributes:
         first: name.
         second: name.
-        difference: mean score of the first minus that of the second, nats; above 0 the first is better.
+        difference: mean over tasks and seeds of how much better the first is, nats; above 0 it is better.
         p: of the test alone.
         p_holm: corrected for all pairs of the table.
         better: name of the better one where p_holm is below ALPHA, else "".
@@ -66,14 +66,15 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def compare_all(scores: Mapping[str, NDArray[np.float64]]) -> list[Comparison]:
+def compare_all(names: Sequence[str], difference_of: Callable[[str, str], NDArray[np.float64]]) -> list[Comparison]:
     """Every pair of entrants.
 
     Args:
-        scores: name -> (T, S), larger is better.
+        names: of the entrants.
+        difference_of: (first, second) -> (T, S), how much better the first is with the same seed.
     """
-    pairs = list(itertools.combinations(scores, 2))
-    differences = [scores[first] - scores[second] for first, second in pairs]
+    pairs = list(itertools.combinations(names, 2))
+    differences = [difference_of(first, second) for first, second in pairs]
     ps = [paired_test(difference) for difference in differences]
     rows = []
     for (first, second), difference, p, corrected in zip(pairs, differences, ps, holm(ps), strict=True):
