@@ -26,6 +26,7 @@ import tyro
 
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.cell_runs import log_cells
+from lr_gym.benchmark.certificate import describe
 from lr_gym.benchmark.contestants import Entrant, entrants
 from lr_gym.benchmark.engine import Engine, local_engine
 from lr_gym.benchmark.environment import environment
@@ -74,6 +75,8 @@ class Args:
     """local is processes of this machine, ray a Ray cluster (the extra `ray`)."""
     ray_address: str = ""
     """Of a running Ray cluster; by default one of `workers` cores is started here."""
+    data_dir: Path | None = None
+    """Folder with data that cannot be downloaded, such as cifar-10-batches-py; LR_GYM_DATA by default."""
     resume: bool = False
     """Continue an evaluation that was stopped; no cell runs twice. One that is complete is only shown."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -82,7 +85,7 @@ class Args:
     """Also log every reported training to wandb as a run of its own, grouped by task."""
 
 
-MAY_CHANGE = ("workers", "engine", "ray_address", "wandb", "wandb_cells", "resume")
+MAY_CHANGE = ("workers", "data_dir", "engine", "ray_address", "wandb", "wandb_cells", "resume")
 
 
 class Plan(NamedTuple):
@@ -197,6 +200,10 @@ def show(results: dict[str, Any]) -> None:
     rich.console.Console().print(table)
     for line in results["summary"]:
         print(line)
+    for path, about in results["policies"].items():
+        if "certificate" in about:
+            print(f"feedback or schedule? {path} on {about['certificate']['task']}:")
+            print(*(f"  {line}" for line in describe(about["certificate"])), sep="\n")
     for name, reason in results["skipped"].items():
         print(f"skipped {name}: {reason}")
 
@@ -239,6 +246,8 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     """Build, then evaluate; the exit status is 1 where a training raised an error."""
+    if args.data_dir is not None:
+        os.environ["LR_GYM_DATA"] = str(args.data_dir)  # worker processes read it too
     try:
         plan = build(args)
     except (ValueError, ImportError) as error:

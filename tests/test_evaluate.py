@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ from lr_gym.benchmark.contestants import OPTIMIZERS, entrants
 from lr_gym.benchmark.results import summarise
 from lr_gym.benchmark.run import Cell, Contestant, run_cell
 from lr_gym.benchmark.significance import Comparison, winner
+from lr_gym.control import ControlSpec
+from lr_gym.policy import constant_policy, save_policy
 
 ROOT = Path(__file__).parent.parent
 GRID = [
@@ -203,3 +206,25 @@ def test_the_summary_names_losses_as_it_names_wins():
     assert lines[1] == f"policy default, of 3 baselines: {expected}"
     won = summarise(rows, {**across, "winner": "sgd"}, 1, [])
     assert won[0] == "sgd is the winner on this task: better than every other entrant."
+
+
+def test_a_certificate_is_printed(cache, tmp_path, capsys):
+    gap = {"mean": -0.1, "low": -0.2, "high": -0.05}
+    made = {"task": "quadratic", "seeds": 4, "differences": dict.fromkeys(("replay", "shuffled", "untrained"), gap)}
+    policy = dataclasses.replace(constant_policy(ControlSpec(), 5), about={"certificate": made})
+    file = save_policy(policy, tmp_path / "policy.safetensors")
+    evaluate.main(args(tmp_path / "out", optimizers="adam", policy=(str(file),), seeds=1, budget=1))
+    printed = capsys.readouterr().out
+    assert "better than its own replayed mean schedule" in printed
+    assert "It is feedback." in printed
+
+
+def test_data_dir_is_where_data_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("LR_GYM_DATA", "elsewhere")  # restored afterwards
+
+    def read(folder: Path) -> None:
+        raise FileNotFoundError(f"looked in {folder}")  # spares a download
+
+    monkeypatch.setattr("lr_gym.tasks.images.read_cifar10", read)
+    with pytest.raises(SystemExit, match=f"looked in {tmp_path}"):
+        evaluate.main(args(tmp_path / "out", task=("cifar10-resnet18",), data_dir=tmp_path))
