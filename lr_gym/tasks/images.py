@@ -51,8 +51,8 @@ def read_cifar10(folder: Path, download: bool = True) -> Data:
         raise FileNotFoundError(
             f"CIFAR-10 is not in {folder} and could not be downloaded ({error}). On a machine with a connection run\n"
             f"  python -c \"import torchvision; torchvision.datasets.CIFAR10('{folder}', download=True)\"\n"
-            f"or unpack cifar-10-python.tar.gz there, or name the folder that holds cifar-10-batches-py by --data-dir (or "
-            f"LR_GYM_DATA)"
+            f"or unpack cifar-10-python.tar.gz there, or name the folder that holds cifar-10-batches-py "
+            f"by --data-dir or LR_GYM_DATA"
         ) from error
     (x, y), (x_test, y_test) = (_tensors(part.data, part.targets) for part in parts)
     reward, selection = len(x) * 4 // 100, len(x) * 6 // 100
