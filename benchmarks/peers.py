@@ -165,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        packages = ["dacbench[sgd]"] if args.dacbench else ["jax"]
+        packages = ["dacbench", "torch", "torchvision"] if args.dacbench else ["jax"]
         python = args.python or environment(Path(folder), packages)
         if not args.dacbench:
             against_jax(python, args.runs, args.batch_size, args.rounds)

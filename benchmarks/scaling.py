@@ -86,9 +86,11 @@ def main(args: Args) -> None:
     figure, panels = plt.subplots(1, len(AXES), figsize=(3 * len(AXES), 3), sharey=True)
     for panel, (axis, values) in zip(panels, AXES.items(), strict=True):
         panel.loglog(values, [medians[axis, value] for value in values], marker="o")
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.minorticks_off()
         panel.set_xlabel(axis)
         print(f"| {axis} | " + " | ".join(f"{value}: {medians[axis, value]:.1f}" for value in values) + " |")
-    panels[0].set_ylabel("microseconds per inner step of one run")
+    panels[0].set_ylabel("microseconds per step")
     figure.tight_layout()
     figure.savefig(args.output_dir / "scaling.png", dpi=120)
     table = {axis: {str(value): medians[axis, value] for value in values} for axis, values in AXES.items()}

@@ -44,6 +44,8 @@ class Args:
     """Rounds; medians are reported."""
     compile: bool = True
     """Compiled loops."""
+    intra_op: tuple[int, ...] = (1, 2)
+    """Intra-op threads of each worker."""
 
 
 class Worker:
@@ -109,7 +111,7 @@ def main(args: Args) -> None:
     table = rich.table.Table(title=f"{args.task}, {args.runs} runs a worker, {os.cpu_count()} cores")
     for heading in ("intra-op threads", "workers", "inner steps/s", "over one worker"):
         table.add_column(heading)
-    for threads in (1, 2):
+    for threads in args.intra_op:
         speeds = rounds_of(args, threads)
         for name, values in speeds.items():
             ratios = [a / b for a, b in zip(values, speeds["one worker"], strict=True)]

@@ -306,7 +306,9 @@ class PolicyOptimizer(Optimizer):
         stats = measure(
             self._rule,
             Layout(live.layout.names, tuple(layers), sizes),
-            *columns[:3],
+            columns[0],
+            columns[1],
+            columns[2],
             columns[3] if len(columns) > 3 else [None] * len(pieces),
             scales,
             [hyper.momentum[:, layer] for layer in layers],
@@ -354,7 +356,9 @@ class PolicyOptimizer(Optimizer):
             rows = [tensor.unsqueeze(0) for tensor in piece]
             step_(
                 rule,
-                *rows[:3],
+                rows[0],
+                rows[1],
+                rows[2],
                 rows[3] if second is not None else None,
                 scale,
                 lr=lr,

@@ -171,10 +171,10 @@ def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     """The GRU of torch: the input's share of all steps in one product, with every bias that can ride along."""
     w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     runs, examples, length, _ = x.shape
-    gates, new = b_h.split((2 * w_h.shape[2], w_h.shape[2]), dim=1)
-    bias = b_x + nn.functional.pad(gates, (0, w_h.shape[2]))
+    hidden = w_h.shape[2]
+    bias = b_x + nn.functional.pad(b_h[:, : 2 * hidden], (0, hidden))
     share = _affine(x.transpose(1, 2).flatten(1, 2), w_x, bias).view(runs, length, examples, -1)
-    out: Tensor = _Recurrence.apply(share, w_h, new)
+    out: Tensor = _Recurrence.apply(share, w_h, b_h[:, 2 * hidden :])
     return out
 
 
