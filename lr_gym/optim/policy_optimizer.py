@@ -28,6 +28,7 @@ __all__ = ["PolicyOptimizer"]
 
 _CONTROLLER = "controller"  # key in the state of each layer's first parameter
 _MASSES = ("first_mass", "second_mass")
+_BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 _RUN = 16  # elements side by side that are sampled together
 _PER_RUN = len(Memory._fields) - 2  # fields of Memory that have no layers
 
@@ -296,7 +297,9 @@ class PolicyOptimizer(Optimizer):
             first, second, scale = self._moments(slot, dtype)
             tensors = (slot.param, _descent(slot), first, *([] if second is None else [second]))
             stride = _stride(slot.param.numel(), self._sample)
-            blocks = [tuple(_sampled(t, stride) for t in tensors)] if stride > 1 else list(in_blocks(*tensors))
+            blocks = (
+                [tuple(_sampled(t, stride) for t in tensors)] if stride > 1 else list(in_blocks(*tensors, size=_BLOCK))
+            )
             pieces += blocks
             layers += [slot.layer] * len(blocks)
             scales += [scale] * len(blocks)
@@ -352,7 +355,7 @@ class PolicyOptimizer(Optimizer):
             level = hyper.noise[:, layer]
             tensors.append(gradient_noise(grad.unsqueeze(0), level, seed, step, slot.start)[0])
         weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
-        for piece in in_blocks(*tensors):
+        for piece in in_blocks(*tensors, size=_BLOCK):
             rows = [tensor.unsqueeze(0) for tensor in piece]
             step_(
                 rule,
