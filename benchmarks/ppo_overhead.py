@@ -1,4 +1,4 @@
-"""Share of a training's time that PPO itself takes: choosing actions and updating, not the inner trainings.
+"""Share of a training's time that is not the inner trainings: PPO's own, and that of checkpoints and logs.
 
 python benchmarks/ppo_overhead.py
 """
@@ -14,7 +14,8 @@ import torch
 import tyro
 
 import train_agent
-from agents.sb3 import make_ppo
+from agents.sb3 import make_ppo, ppo_state
+from lr_gym.tracking import Tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         settings = train_agent.Args(output_dir=Path(folder), workers=args.workers, wandb="disabled")
-        env, _, run_folder, _ = train_agent.build(settings)
+        env, _, run_folder, config = train_agent.build(settings)
         model = make_ppo(env, settings.ppo, seed=0)
         per_update = model.n_steps * env.num_envs
         model.learn(per_update)
@@ -49,13 +50,20 @@ def main(args: Args) -> None:
         start = time.perf_counter()
         model.learn(args.updates * per_update, reset_num_timesteps=False)
         total = time.perf_counter() - start
+        tracker = Tracker(settings.output_dir, config, wandb="disabled", name="overhead")
+        start = time.perf_counter()
+        for update in range(args.updates):
+            run_folder.save_checkpoint({"ppo": ppo_state(model), "progress": {"updates": update}})
+            tracker.log({"reward_loss": 1.0, "return": 1.0, "diverged": 0.0, "inner_steps": update}, update)
+        saving = time.perf_counter() - start
+        tracker.close()
         env.close()
         run_folder.close()
     steps = args.updates * settings.num_envs * env.envs[0].horizon
     print(
         f"{args.updates} updates of {settings.num_envs} runs, {args.workers} workers: "
         f"{total / args.updates:.2f} s each, {steps / inside:.0f} inner steps/s, "
-        f"PPO itself {1 - inside / total:.1%} of the time"
+        f"PPO itself {1 - inside / total:.1%} of the time, checkpoints and logs {saving / total:.1%}"
     )
 
 

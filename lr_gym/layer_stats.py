@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lr_gym.layers import Layout
 from lr_gym.types import LayerStats
-from lr_gym.update import BaseRule, MomentScale, advance_moments_, direction
+from lr_gym.update import BaseRule, MomentScale, advanced_moments, direction
 
 __all__ = ["measure"]
 
@@ -33,6 +33,7 @@ def measure(
     seconds: Sequence[Tensor | None],
     scales: Sequence[MomentScale],
     momenta: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
 ) -> LayerStats:
     """Measure every layer, changing nothing.
 
@@ -45,38 +46,38 @@ def measure(
         seconds: per tensor (B, *shape) second moments, None for SGD.
         scales: per tensor masses of those moments.
         momenta: per tensor (B,) momentum.
+        weights: per tensor how many elements each of its elements stands for, 1 by default; more for a sample.
     """
-    sums: list[list[Tensor]] = [[] for _ in range(6)]
-    for param, grad, first, second, scale, momentum in zip(
-        params, grads, firsts, seconds, scales, momenta, strict=True
+    sums: list[list[Tensor]] = [[] for _ in range(7)]
+    for i, (param, grad, first, second, scale, momentum) in enumerate(
+        zip(params, grads, firsts, seconds, scales, momenta, strict=True)
     ):
         mass = scale.mass.clamp_min(1e-15)
         grad_square = _square_sum(grad)
         second_sum = grad_square if second is None else _total(second)
         second_mass = torch.ones_like(mass) if second is None else scale.second.clamp_min(1e-15)
-        next_first = first.clone()
-        next_second = None if second is None else second.clone()
-        advance_moments_(rule, grad, next_first, next_second, momentum)
+        first_square = _square_sum(first)
+        next_first, next_second = advanced_moments(rule, grad, first, second, momentum)
         way, factor = direction(rule, next_first, next_second, scale.advanced(rule, momentum))
         for column, value in zip(
             sums,
             (
                 _square_sum(param),
                 grad_square,
-                _square_sum(first),
-                _square_sum(first) / mass.square(),
+                first_square,
+                first_square / mass.square(),
                 second_sum / second_mass,
                 _square_sum(way) * (factor * factor),
+                _total(grad * first),
             ),
             strict=True,
         ):
-            column.append(value)
-    dots = [_total(g * m) for g, m in zip(grads, firsts, strict=True)]
+            column.append(value if weights is None else value * weights[i])
 
     count = params[0].new_tensor(layout.layer_sizes())
-    param_square, grad_square, first_square, momentum_square, second_sum, update_square = map(layout.pool, sums)
+    param_square, grad_square, first_square, momentum_square, second_sum, update_square, dots = map(layout.pool, sums)
     length = (grad_square * first_square).sqrt()
-    cosine = torch.where(length > 0, layout.pool(dots) / length, torch.zeros_like(length)).clamp(-1.0, 1.0)
+    cosine = torch.where(length > 0, dots / length, torch.zeros_like(length)).clamp(-1.0, 1.0)
     return LayerStats(
         param_rms=(param_square / count).sqrt(),
         grad_rms=(grad_square / count).sqrt(),

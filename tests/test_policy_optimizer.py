@@ -564,3 +564,74 @@ def test_wrong_argument_is_named(options, named):
 def test_no_parameters_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         PolicyOptimizer([], constant())
+
+
+@pytest.mark.parametrize("base", ["adam", "adamw"])
+def test_fused_equals_plain_also_where_one_takes_over_from_the_other(base):
+    """Two tensors take blocks or the kernel, the transposed one never the kernel."""
+    policy = random_policy(spec_of(), interval=3)
+    make_params = lambda: [
+        p.requires_grad_()
+        for p in (torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), torch.ones(300_000), torch.ones(4, 3).t())
+    ]
+
+    def run(plan):
+        params = make_params()
+        saved = None
+        for fused in plan:
+            optimizer = PolicyOptimizer(params, policy, 0.01, 20, base, 0.1, fused=fused)
+            if saved is not None:
+                optimizer.load_state_dict(saved)
+            for step in range(4):
+                for i, p in enumerate(params):
+                    p.grad = torch.cos(p.detach() * (i + 1) + step)
+                optimizer.step()
+            saved = copy.deepcopy(optimizer.state_dict())
+        return params
+
+    plain = run([False, False, False])
+    for plan in ([True, True, True], [True, False, True], [False, True, True]):
+        for a, b in zip(run(plan), plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
+
+
+def test_fused_continues_a_state_of_torchs_adamw():
+    params = [torch.linspace(-1, 1, 50).requires_grad_()]
+    results = []
+    for fused in (False, True):
+        p = [params[0].detach().clone().requires_grad_()]
+        torchs = torch.optim.AdamW(p, lr=0.01)
+        p[0].grad = torch.cos(p[0].detach())
+        torchs.step()
+        optimizer = PolicyOptimizer(p, constant(), 0.01, fused=fused)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": torchs.state_dict()["state"]})
+        optimizer.step()
+        results.append(p[0].detach())
+    torch.testing.assert_close(results[1], results[0], rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("options", "base"), [({"controls": ("lr", "momentum")}, "adamw"), ({"base": "sgd"}, "sgd")])
+def test_fused_refuses_what_the_kernel_cannot_do(options, base):
+    with pytest.raises(ValueError, match=r"fused=True takes.*leave fused out"):
+        PolicyOptimizer([torch.ones(2).requires_grad_()], constant(**options), base=base, fused=True)
+
+
+def test_sampled_statistics_are_near_those_of_every_element():
+    """A tensor of 40,000 elements with heavy tails and structure in its columns, sampled by a sixteenth."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(100, 400, generator=generator) * torch.linspace(0.1, 3.0, 400)
+    observed = []
+    for sample in (None, 2500):
+        param = values.clone().requires_grad_()
+        seen = []
+        policy = constant(decisions=1)
+        optimizer = PolicyOptimizer([param], policy, 0.01, sample=sample)
+        optimizer._policy = type("Spy", (), {"spec": policy.spec, "interval": 1, "to": lambda self, device: self})()
+        optimizer._policy.predict = lambda o, seen=seen: (seen.append(o), constant().predict(o))[1]
+        optimizer._interval = 1
+        for step in range(3):
+            param.grad = torch.randn(100, 400, generator=torch.Generator().manual_seed(step)) * 0.1
+            optimizer.step()
+        observed.append(torch.stack(seen))
+    assert not torch.equal(*observed)
+    torch.testing.assert_close(*observed, rtol=0, atol=0.02)

@@ -18,6 +18,7 @@ from lr_gym.control import ControlState, apply_action, decide_observation, initi
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
 from lr_gym.observation import Memory
+from lr_gym.optim.base import in_blocks
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
 from lr_gym.types import Hyperparams, check_count
@@ -27,6 +28,8 @@ __all__ = ["PolicyOptimizer"]
 
 _CONTROLLER = "controller"  # key in the state of each layer's first parameter
 _MASSES = ("first_mass", "second_mass")
+_BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
+_RUN = 16  # elements side by side that are sampled together
 _PER_RUN = len(Memory._fields) - 2  # fields of Memory that have no layers
 
 
@@ -89,6 +92,8 @@ class PolicyOptimizer(Optimizer):
         eps: float | None = None,
         maximize: bool = False,
         seed: int = 0,
+        fused: bool = False,
+        sample: int | None = 2**15,
     ) -> None:
         """Load the policy.
 
@@ -104,6 +109,10 @@ class PolicyOptimizer(Optimizer):
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
             seed: of the gradient noise, where the policy uses noise.
+            fused: update by torch's fused kernels, which equal the others to rounding; for adam and adamw under a
+                policy that sets the learning rate only. Tensors that are not contiguous are updated the other way.
+            sample: statistics of a tensor of more than 4 times as many elements are those of about so many of its
+                elements, evenly spaced; None measures every element.
 
         Raises:
             ValueError: for a value out of range or a base that the policy was not trained on.
@@ -127,6 +136,13 @@ class PolicyOptimizer(Optimizer):
         self._total_steps = total_steps
         self._interval = policy.interval if total_steps is None else spec.interval(total_steps)
         self._seed = seed
+        self._fused = fused
+        self._sample = None if sample is None else check_count("sample", sample)
+        if fused and (rule.family != "adam" or spec.controls != ("lr",)):
+            raise ValueError(
+                f"fused=True takes base='adam' or 'adamw' and a policy that controls lr only; got base={base!r} and "
+                f"controls={spec.controls}: leave fused out"
+            )
         self._live: _Live | None = None  # None until the first step, and again after parameters or state change
         defaults = {
             "lr": lr,
@@ -207,16 +223,18 @@ class PolicyOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Everything that a copy or a pickle needs; torch's own keeps only groups and state."""
         self._store_controller()
-        own = ("_rule", "_policy", "_total_steps", "_interval", "_seed")
+        own = ("_rule", "_policy", "_total_steps", "_interval", "_seed", "_fused", "_sample")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, filling in what an older state lacks."""
         super().__setstate__(state)
+        for name, value in (("_fused", False), ("_sample", None)):
+            self.__dict__.setdefault(name, value)
         self._live = None
         for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            for key, default in self.defaults.items():
+                group.setdefault(key, default)
 
     def _prepare(self) -> _Live:
         """Lay out the layers and set up the controller, where that is still to be done."""
@@ -271,16 +289,33 @@ class PolicyOptimizer(Optimizer):
         def row(tensor: Tensor) -> Tensor:
             return tensor.to(dtype).unsqueeze(0)
 
-        moments = [self._moments(slot, dtype) for slot in live.slots]
+        pieces: list[tuple[Tensor, ...]] = []
+        layers: list[int] = []
+        scales: list[MomentScale] = []
+        weights: list[float] = []
+        for slot in live.slots:
+            first, second, scale = self._moments(slot, dtype)
+            tensors = (slot.param, _descent(slot), first, *([] if second is None else [second]))
+            stride = _stride(slot.param.numel(), self._sample)
+            blocks = (
+                [tuple(_sampled(t, stride) for t in tensors)] if stride > 1 else list(in_blocks(*tensors, size=_BLOCK))
+            )
+            pieces += blocks
+            layers += [slot.layer] * len(blocks)
+            scales += [scale] * len(blocks)
+            weights += [slot.param.numel() / blocks[0][0].numel() if stride > 1 else 1.0] * len(blocks)
+        sizes = tuple(round(w * piece[0].numel()) for w, piece in zip(weights, pieces, strict=True))
+        columns = [[row(tensor) for tensor in column] for column in zip(*pieces, strict=True)]
         stats = measure(
             self._rule,
-            live.layout,
-            [row(slot.param) for slot in live.slots],
-            [row(_descent(slot)) for slot in live.slots],
-            [row(first) for first, _, _ in moments],
-            [None if second is None else row(second) for _, second, _ in moments],
-            [scale for _, _, scale in moments],
-            [hyper.momentum[:, slot.layer] for slot in live.slots],
+            Layout(live.layout.names, tuple(layers), sizes),
+            columns[0],
+            columns[1],
+            columns[2],
+            columns[3] if len(columns) > 3 else [None] * len(pieces),
+            scales,
+            [hyper.momentum[:, layer] for layer in layers],
+            weights,
         )
         one = torch.ones_like(live.control.loss_sum)
         known = 0.0 if self._total_steps is None else 1.0
@@ -293,34 +328,87 @@ class PolicyOptimizer(Optimizer):
 
     def _update(self, live: _Live, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
-        hyper, factor = live.multiplier, self._factor(step)
-        noisy = "noise" in self._policy.spec.controls
-        for slot in live.slots:
-            param, group, layer = slot.param, slot.group, slot.layer
-            if param.grad is None or param.numel() == 0:
-                continue
-            rule = dataclasses.replace(self._rule, beta2=group["betas"][1], eps=group["eps"])
-            grad = _descent(slot).unsqueeze(0)
-            first, second, scale = self._moments(slot, live.control.offset.dtype)
-            momentum, lr = hyper.momentum[:, layer], hyper.lr[:, layer] * (group["lr"] * factor)
-            scale = scale.advanced(rule, momentum)
-            noise = None
-            if noisy:
-                seed = torch.full((1,), self._seed, dtype=torch.int64, device=param.device)
-                noise = gradient_noise(grad, hyper.noise[:, layer], seed, step, slot.start)
+        slots = [slot for slot in live.slots if slot.param.grad is not None and slot.param.numel() > 0]
+        factor = self._factor(step)
+        if self._fused:
+            suited = [slot for slot in slots if self._fits_kernel(slot)]
+            self._fused_update(live, suited, factor)
+            taken = {id(slot.param) for slot in suited}
+            slots = [slot for slot in slots if id(slot.param) not in taken]
+        for slot in slots:
+            self._plain_update(live, slot, step, factor)
+
+    def _plain_update(self, live: _Live, slot: _Slot, step: int, factor: float) -> None:
+        """One step on one tensor, in blocks that fit a CPU's cache."""
+        hyper, noisy = live.multiplier, "noise" in self._policy.spec.controls
+        param, group, layer = slot.param, slot.group, slot.layer
+        rule = dataclasses.replace(self._rule, beta2=group["betas"][1], eps=group["eps"])
+        grad = _descent(slot)
+        first, second, scale = self._moments(slot, live.control.offset.dtype)
+        momentum, lr = hyper.momentum[:, layer], hyper.lr[:, layer] * (group["lr"] * factor)
+        scale = scale.advanced(rule, momentum)
+        self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
+        self.state[param].pop("step", None)
+        tensors = [param, grad, first] + ([] if second is None else [second])
+        if noisy:
+            seed = torch.full((1,), self._seed, dtype=torch.int64, device=param.device)
+            level = hyper.noise[:, layer]
+            tensors.append(gradient_noise(grad.unsqueeze(0), level, seed, step, slot.start)[0])
+        weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
+        for piece in in_blocks(*tensors, size=_BLOCK):
+            rows = [tensor.unsqueeze(0) for tensor in piece]
             step_(
                 rule,
-                param.unsqueeze(0),
-                grad,
-                first.unsqueeze(0),
-                None if second is None else second.unsqueeze(0),
+                rows[0],
+                rows[1],
+                rows[2],
+                rows[3] if second is not None else None,
                 scale,
                 lr=lr,
                 momentum=momentum,
-                weight_decay=torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None,
-                noise=noise,
+                weight_decay=weight_decay,
+                noise=rows[-1] if noisy else None,
             )
-            self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
+
+    def _fits_kernel(self, slot: _Slot) -> bool:
+        """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs."""
+        state, grad = self.state[slot.param], slot.param.grad
+        if "exp_avg" not in state:
+            self._moments(slot, torch.float32)
+        assert grad is not None
+        tensors = (slot.param, grad, state["exp_avg"], state["exp_avg_sq"])
+        if grad.is_sparse or not all(t.is_contiguous() and t.dtype == slot.param.dtype for t in tensors):
+            return False
+        if "first_mass" in state:  # both follow from the number of steps
+            del state["first_mass"]
+            state["step"] = _steps_of(state.pop("second_mass"), slot.group["betas"][1])
+        return True
+
+    def _fused_update(self, live: _Live, slots: list[_Slot], factor: float) -> None:
+        """One call of torch's fused kernel for each layer and group."""
+        calls: dict[tuple[int, int], list[_Slot]] = {}
+        for slot in slots:
+            calls.setdefault((slot.layer, id(slot.group)), []).append(slot)
+        if slots:
+            torch._foreach_add_([self.state[slot.param]["step"] for slot in slots], 1)
+        kernel = torch._fused_adamw_ if self._rule.decoupled else torch._fused_adam_
+        for (layer, _), members in calls.items():
+            group, states = members[0].group, [self.state[slot.param] for slot in members]
+            kernel(
+                [slot.param for slot in members],
+                [slot.param.grad for slot in members if slot.param.grad is not None],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                lr=live.multiplier.lr[0, layer] * (group["lr"] * factor),
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=group["maximize"],
+            )
 
     def _moments(self, slot: _Slot, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, MomentScale]:
         """A tensor's moments and their masses in the controller's dtype; without a gradient none is kept."""
@@ -331,12 +419,14 @@ class PolicyOptimizer(Optimizer):
             state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
             if adam:
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        if "first_mass" not in state:
-            steps = state.pop("step", torch.zeros(())).double()  # of torch's Adam, where its state was loaded
+        masses = {key: state[key] for key in _MASSES if key in state}
+        if not masses:
+            steps = state.get("step", torch.zeros(())).double()  # of a fused step, or of torch's Adam
             for key, beta in zip(_MASSES, slot.group["betas"], strict=True):
-                state[key] = (1.0 - beta**steps).to(param.device, dtype).reshape(1)
-        masses = MomentScale(state["first_mass"].to(dtype), state["second_mass"].to(dtype))
-        return state[first], state.get("exp_avg_sq"), masses
+                masses[key] = (1.0 - beta**steps).to(param.device, dtype).reshape(1)
+            if "step" not in state:
+                state.update(masses)
+        return state[first], state.get("exp_avg_sq"), MomentScale(*(masses[key].to(dtype) for key in _MASSES))
 
     def _store_controller(self) -> None:
         """Write the controller's state where `state_dict` and copies look: a vector for each layer."""
@@ -363,6 +453,31 @@ class PolicyOptimizer(Optimizer):
                 for target, value in zip(per_layer, row[len(per_run) :], strict=True):
                     target[0, layer] = value
         return control
+
+
+def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
+    """Number of steps t of a mass (1,) that is 1 - beta2^t, as torch counts it; exact until the mass rounds to 1."""
+    left = (1.0 - second_mass.double()).clamp_min(torch.finfo(torch.float32).eps / 2)
+    steps = torch.round(torch.log(left) / math.log(beta2)) if beta2 > 0.0 else torch.ones_like(left)
+    return steps.to(torch.float32).reshape(())
+
+
+def _stride(elements: int, sample: int | None) -> int:
+    """Distance of the runs of elements that are measured, in runs; 1 for all.
+
+    It shares no divisor with their number, so that no column of a matrix is missed each time.
+    """
+    if sample is None or elements <= 4 * sample:
+        return 1
+    stride, runs = elements // sample, elements // _RUN
+    while math.gcd(stride, runs) > 1:
+        stride += 1
+    return stride
+
+
+def _sampled(tensor: Tensor, stride: int) -> Tensor:
+    """Every stride-th run of elements, flat; a run is what a CPU's cache reads at once."""
+    return tensor.reshape(-1)[: tensor.numel() // _RUN * _RUN].view(-1, _RUN)[::stride].reshape(-1)
 
 
 def _descent(slot: _Slot) -> Tensor:

@@ -125,18 +125,57 @@ def _position(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tens
     return x + _spread(values[prefix + "weight"], x)
 
 
+class _Recurrence(torch.autograd.Function):
+    """GRU of torch over time: input's share (B, T, n, 3h), W (B, 3h, h), b (B, h) -> last hidden state (B, n, h).
+
+    r, z = sigmoid(x + W h) of the first two thirds, new = tanh(x + r (W h + b)) of the last, h = new + z (h - new).
+    Backward, the weight's gradient is one product over all steps, where autograd would add up one for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        saved: list[Tensor] = []
+        h = x.new_zeros(x.shape[0], x.shape[2], weight.shape[2])
+        for step in x.unbind(1):
+            reset_x, update_x, new_x = step.chunk(3, dim=-1)
+            reset_h, update_h, new_h = torch.bmm(h, weight.transpose(1, 2)).chunk(3, dim=-1)
+            new_h = new_h + bias.unsqueeze(1)
+            reset, update = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
+            new = torch.tanh(torch.addcmul(new_x, reset, new_h))
+            saved += [h, reset, update, new, new_h]
+            h = torch.lerp(new, h, update)
+        ctx.save_for_backward(weight, *saved)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, *saved = ctx.saved_tensors
+        (grad,) = grads
+        inputs: list[Tensor] = []
+        products: list[Tensor] = []
+        for t in reversed(range(0, len(saved), 5)):
+            h, reset, update, new, new_h = saved[t : t + 5]
+            grad_new = grad * (1.0 - update) * (1.0 - new * new)
+            grad_update = grad * (h - new) * update * (1.0 - update)
+            grad_reset = grad_new * new_h * reset * (1.0 - reset)
+            inputs.append(torch.cat((grad_reset, grad_update, grad_new), dim=-1))
+            products.append(torch.cat((grad_reset, grad_update, grad_new * reset), dim=-1))
+            grad = grad * update + torch.bmm(products[-1], weight)
+        product = torch.stack(products[::-1], dim=1).flatten(1, 2)
+        hidden = torch.stack(saved[::5], dim=1).flatten(1, 2)
+        grad_weight = torch.bmm(product.transpose(1, 2), hidden)
+        return torch.stack(inputs[::-1], dim=1), grad_weight, product[..., -weight.shape[2] :].sum(1)
+
+
 def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """The GRU of torch, the input's share of all steps in one product; unbinding time beats indexing it 3 times."""
+    """The GRU of torch: the input's share of all steps in one product, with every bias that can ride along."""
     w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    steps = _affine(x.flatten(1, 2), w_x, b_x).view(*x.shape[:3], -1).unbind(2)
-    h = x.new_zeros(*x.shape[:2], w_h.shape[2])
-    for step in steps:
-        reset_x, update_x, new_x = step.chunk(3, dim=-1)
-        reset_h, update_h, new_h = _affine(h, w_h, b_h).chunk(3, dim=-1)
-        reset, update = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
-        new = torch.tanh(torch.addcmul(new_x, reset, new_h))
-        h = torch.lerp(new, h, update)
-    return h
+    runs, examples, length, _ = x.shape
+    hidden = w_h.shape[2]
+    bias = b_x + nn.functional.pad(b_h[:, : 2 * hidden], (0, hidden))
+    share = _affine(x.transpose(1, 2).flatten(1, 2), w_x, bias).view(runs, length, examples, -1)
+    out: Tensor = _Recurrence.apply(share, w_h, b_h[:, 2 * hidden :])
+    return out
 
 
 def _dropout(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:

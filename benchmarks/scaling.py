@@ -1,0 +1,102 @@
+"""How the cost of an inner step grows with runs, width, layers, batch and horizon: measured, tabled, plotted.
+
+    python benchmarks/scaling.py --output-dir docs/results
+
+Fully connected networks 40-w-...-w-10 on MNIST-1D, AdamW, statistics every 10 steps, one thread, processor time,
+median over rounds in which all points take turns. One variable moves at a time from B = 64, w = 100, 3 layers,
+batch 32, horizon 500. Writes scaling.png and scaling.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+
+from lr_gym.tasks import find_task
+from lr_gym.tasks.models import mlp
+from lr_gym.vector_env import LRControlVectorEnv
+
+AXES: dict[str, tuple[int, ...]] = {
+    "runs": (1, 4, 16, 64, 256),
+    "width": (25, 50, 100, 200, 400),
+    "layers": (2, 3, 5, 9),
+    "batch": (8, 32, 128),
+    "horizon": (100, 500, 2500),
+}
+BASE = {"runs": 64, "width": 100, "layers": 3, "batch": 32, "horizon": 500}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """How the cost of an inner step grows."""
+
+    output_dir: Path
+    """Where scaling.png and scaling.json go."""
+    rounds: int = 5
+    """Rounds; medians are reported."""
+    compile: bool = False
+    """Compiled trainings; each of the points takes its time to compile."""
+
+
+def contestant(point: dict[str, int], compile: bool) -> Callable[[], float]:
+    """An environment; a call is one decision, which gives seconds per inner step of one run, reward included."""
+    widths = (40, *[point["width"]] * (point["layers"] - 1), 10)
+    task = dataclasses.replace(
+        find_task("mnist1d-mlp"), model=functools.partial(mlp, widths), batch_size=point["batch"]
+    )
+    decisions = point["horizon"] // 10
+    options = {"horizon": point["horizon"], "decisions": decisions, "compile": compile}
+    env = LRControlVectorEnv(task, point["runs"], **options)
+    env.reset(seed=0)
+    action = np.zeros(env.action_space.shape or (), dtype=np.float32)
+    env.step(action)
+
+    def measure() -> float:
+        start = time.process_time()
+        env.step(action)
+        return (time.process_time() - start) / (point["runs"] * 10)
+
+    return measure
+
+
+def main(args: Args) -> None:
+    """Measure, write, plot."""
+    torch.set_num_threads(1)
+    points = {(axis, value): BASE | {axis: value} for axis, values in AXES.items() for value in values}
+    measures = {key: contestant(point, args.compile) for key, point in points.items()}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in points}
+    for _ in range(args.rounds):
+        for key, measure in measures.items():
+            times[key].append(1e6 * measure())
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    figure, panels = plt.subplots(1, len(AXES), figsize=(3 * len(AXES), 3), sharey=True)
+    for panel, (axis, values) in zip(panels, AXES.items(), strict=True):
+        panel.loglog(values, [medians[axis, value] for value in values], marker="o")
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.minorticks_off()
+        panel.set_xlabel(axis)
+        print(f"| {axis} | " + " | ".join(f"{value}: {medians[axis, value]:.1f}" for value in values) + " |")
+    panels[0].set_ylabel("microseconds per step")
+    figure.tight_layout()
+    figure.savefig(args.output_dir / "scaling.png", dpi=120)
+    table = {axis: {str(value): medians[axis, value] for value in values} for axis, values in AXES.items()}
+    result = {"unit": "microseconds per inner step of one run", "base": BASE, "compile": args.compile, "medians": table}
+    (args.output_dir / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
