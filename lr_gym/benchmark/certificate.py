@@ -6,11 +6,14 @@
     untrained   no action at all: the base optimizer and its schedule
 
 All play the same seeds from the same initial learning rates, and are compared seed by seed in log loss.
+
+    python -m lr_gym.benchmark.certificate builtin:default mnist1d-mlp
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from lr_gym.benchmark.metrics import paired_difference
 from lr_gym.control import ControlSpec
-from lr_gym.policy import Policy
+from lr_gym.policy import Policy, load_policy
 from lr_gym.rollout import controlled_env
 from lr_gym.tasks import Task, find_task
 from lr_gym.vector_env import LRControlVectorEnv
@@ -150,3 +153,9 @@ def describe(certificate: Mapping[str, Any]) -> list[str]:
     feedback = certificate["differences"]["replay"]["high"] < 0
     lines.append("It is feedback." if feedback else "It is not shown to be more than a schedule.")
     return lines
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _, path, *names = sys.argv
+    print(*describe(certificate(load_policy(path), *names)), sep="\n")
