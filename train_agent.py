@@ -21,7 +21,7 @@ import torch
 
 import lr_gym
 from agents.arguments import Args, parse
-from agents.build import build_learner, task_names
+from agents.build import build_learner, selection_tasks
 from agents.learner import Learner
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.certificate import certificate, describe
@@ -38,7 +38,7 @@ MAY_CHANGE = ("wandb", "tensorboard", "resume", "config", "data_dir", "certifica
 
 def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
     """Agent, its updates, output folder and the arguments as plain values; a ValueError says what is wrong."""
-    for name in ("timesteps", "num_envs", "workers", "selection_runs", "selection_every"):
+    for name in ("timesteps", "num_envs", "slots", "workers", "selection_runs", "selection_every"):
         check_count(name, getattr(args, name))
     if not 0 <= args.seed < 1 << 20:
         raise ValueError(f"seed must lie in [0, {1 << 20}); got {args.seed}")
@@ -51,7 +51,8 @@ def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
 def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
     """Where a policy comes from."""
     return {
-        "tasks": task_names(args),
+        "tasks": args.suite or args.task,
+        "selection_tasks": [task.name for task in selection_tasks(args)],
         "agent": args.agent,
         "seed": args.seed,
         "updates": update,
@@ -82,7 +83,7 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         args.output_dir, config, wandb=args.wandb, tensorboard=args.tensorboard, name=name, resume_step=resume_step
     )
     start, begun = time.monotonic(), progress["updates"]
-    runs = max(1, args.selection_runs // len(task_names(args)))
+    runs = max(1, args.selection_runs // len(selection_tasks(args)))
 
     for update in range(begun + 1, updates + 1):
         row = learner.update()
@@ -101,7 +102,7 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
     file = args.output_dir / POLICY_FILE
     if args.agent != "garo" and args.certificate_runs:
         look_at(file, args)
-        tracker.save_pictures(draw(load_policy(file), task_names(args)[0], args.output_dir, horizon=args.horizon))
+        tracker.save_pictures(draw(load_policy(file), selection_tasks(args)[0], args.output_dir, horizon=args.horizon))
     tracker.save_file(file, "policy")
     tracker.close()
     folder.close()
@@ -112,7 +113,7 @@ def look_at(file: Path, args: Args) -> None:
     """Find out whether the selected policy is feedback, print it, and store it with the policy."""
     print("is it feedback, or a schedule?", flush=True)
     policy = load_policy(file)
-    result = certificate(policy, *task_names(args), runs=args.certificate_runs, horizon=args.horizon)
+    result = certificate(policy, *selection_tasks(args), runs=args.certificate_runs, horizon=args.horizon)
     save_policy(dataclasses.replace(policy, about={**policy.about, "certificate": result}), file)
     print(*describe(result), sep="\n")
 

@@ -35,8 +35,12 @@ class Args:
     """YAML file of settings, named as these arguments are; the command line overrides it."""
     task: str = "mnist1d-mlp"
     """What is trained, a name of lr_gym.tasks.TASKS or random-<number>."""
-    suite: str | None = None
-    """All tasks of a suite at once instead of one task: train."""
+    suite: Literal["train", "random"] | None = None
+    """All training tasks at once instead of one task, or random tasks, new ones for every batch of trainings."""
+    slots: int = 8
+    """Random tasks at a time."""
+    selection_suite: Literal["train", "validation"] | None = None
+    """Tasks by which the policy is selected; those learned on by default, which random ones cannot be."""
     seed: int = 0
     """Of the agent and of its trainings."""
     timesteps: int = 128_000

@@ -9,34 +9,50 @@ from agents.evolved_policy import EvolutionLearner
 from agents.garo import GaroLearner, GaroTrainings
 from agents.learner import Learner
 from agents.q_learning import QLearner
+from agents.random_suite import random_batch
 from agents.sb3 import DQNLearner, LayerRowsVecEnv, PPOLearner
-from lr_gym.tasks import SUITES, find_task
+from lr_gym.tasks import SUITES, Task, find_task
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["build_learner", "task_names"]
+__all__ = ["build_learner", "selection_tasks"]
+
+RANDOM = "random"
 
 
-def task_names(args: Args) -> list[str]:
+def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
     """The tasks that are learned on; a ValueError lists the suites."""
     if args.suite is None:
-        return [args.task]
+        return [find_task(args.task)]
+    if args.suite == RANDOM:
+        return random_batch(args.seed, generation, args.slots, args.decisions, args.horizon)
     if args.suite != "train":
-        raise ValueError(f"suite must be train, the one that agents may learn on; got {args.suite!r}")
-    return list(SUITES[args.suite])
+        raise ValueError(f"suite must be train or {RANDOM}, those that agents may learn on; got {args.suite!r}")
+    return [find_task(name) for name in SUITES[args.suite]]
 
 
-def shares(args: Args) -> list[tuple[str, int]]:
+def selection_tasks(args: Args) -> list[Task]:
+    """The tasks by which the policy is selected: those learned on, or a suite of their own."""
+    if args.selection_suite is None:
+        if args.suite == RANDOM:
+            raise ValueError(f"--suite {RANDOM} needs --selection-suite validation: its own tasks are never seen twice")
+        return learning_tasks(args)
+    if args.selection_suite not in ("train", "validation"):
+        raise ValueError(f"selection_suite must be train or validation; got {args.selection_suite!r}")
+    return [find_task(name) for name in SUITES[args.selection_suite]]
+
+
+def shares(args: Args, generation: int = 0) -> list[tuple[Task, int]]:
     """Task and number of trainings of each environment: one task is cut among the workers, a suite among its tasks."""
-    names = task_names(args)
-    if len(names) == 1:
+    tasks = learning_tasks(args, generation)
+    if len(tasks) == 1:
         if args.num_envs % args.workers:
             raise ValueError(f"num_envs={args.num_envs} must be a multiple of workers={args.workers}")
-        return [(names[0], args.num_envs // args.workers)] * args.workers
-    even = max(2, args.num_envs // len(names) // 2 * 2)
-    return [(name, even) for name in names]
+        return [(tasks[0], args.num_envs // args.workers)] * args.workers
+    even = max(2, args.num_envs // len(tasks) // 2 * 2)
+    return [(task, even) for task in tasks]
 
 
-def make_env(args: Args, task: str, num_envs: int, *, selection: bool) -> LRControlVectorEnv:
+def make_env(args: Args, task: Task, num_envs: int, *, selection: bool) -> LRControlVectorEnv:
     """The environment that the arguments describe; the one for selection masks nothing and plays each run once."""
     return LRControlVectorEnv(
         task,
@@ -49,7 +65,7 @@ def make_env(args: Args, task: str, num_envs: int, *, selection: bool) -> LRCont
         schedule=args.schedule,
         decisions=args.decisions,
         features=args.features,
-        horizon=args.horizon,
+        horizon=task.horizon if args.suite == RANDOM else args.horizon,
         initial_lr=args.initial_lr,
         reward=args.reward,
         mask_loss=0.0 if selection else args.mask_loss,
@@ -64,11 +80,15 @@ def build_learner(args: Args) -> tuple[Learner, int]:
     """The agent, and how many updates `args.timesteps` decisions make."""
     if args.agent == "garo":
         return _garo(args)
-    env = LayerRowsVecEnv([make_env(args, *share, selection=False) for share in shares(args)], args.workers)
+
+    def make(generation: int) -> list[LRControlVectorEnv]:
+        return [make_env(args, *share, selection=False) for share in shares(args, generation)]
+
+    env = LayerRowsVecEnv(make(0), args.workers, renew=make if args.suite == RANDOM else None)
     env.seed(args.seed << 20)  # row seeds of different seeds never meet
-    names = task_names(args)
-    runs = max(1, args.selection_runs // len(names))
-    selection = [make_env(args, name, runs, selection=True) for name in names]
+    tasks = selection_tasks(args)
+    runs = max(1, args.selection_runs // len(tasks))
+    selection = [make_env(args, task, runs, selection=True) for task in tasks]
     window = args.evolution.window if args.agent == "es" else None
     updates = max(1, round(args.timesteps / (env.num_runs * (window or env.decisions))))
     if args.agent == "ppo":
@@ -81,15 +101,17 @@ def build_learner(args: Args) -> tuple[Learner, int]:
 
 
 def _garo(args: Args) -> tuple[Learner, int]:
-    names = task_names(args)
-    runs = max(1, args.selection_runs // len(names))
+    if args.suite == RANDOM:
+        raise ValueError(f"garo learns on tasks that stay: --suite {RANDOM} is for the other agents")
+    tasks = selection_tasks(args)
+    runs = max(1, args.selection_runs // len(tasks))
 
-    def trainings(name: str, count: int) -> GaroTrainings:
+    def trainings(task: Task, count: int) -> GaroTrainings:
         layerwise = args.control == "per_layer"
-        return GaroTrainings(find_task(name), count, layerwise=layerwise, horizon=args.horizon, compile=args.compile)
+        return GaroTrainings(task, count, layerwise=layerwise, horizon=args.horizon, compile=args.compile)
 
     learning = [trainings(*share) for share in shares(args)]
-    selection = [trainings(name, runs) for name in names]
+    selection = [trainings(task, runs) for task in tasks]
     per_update = sum(share.runs for share in learning) * (args.evolution.window or args.decisions)
     updates = max(1, round(args.timesteps / per_update))
     learner = GaroLearner(

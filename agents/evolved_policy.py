@@ -68,7 +68,8 @@ class PolicyPopulation:
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def start(self, row_seeds: Sequence[int]) -> None:
-        """Start a training in every run."""
+        """Start a training in every run, on other tasks where there are any."""
+        self._env.renew()
         self._observation = self._env.reset_to(row_seeds)
         self._over = torch.zeros_like(self._over)
 

@@ -96,6 +96,8 @@ class QLearner(PolicyLearner):
         """Act, watch and learn for as many decisions as the longest training has."""
         first, last = self._config.exploration
         share = min(1.0, self._done / max(1.0, self._config.exploration_fraction * self._updates))
+        if self._env.renew():
+            self._observation = self._env.reset()
         table = self._controller
         table.epsilon = first + (last - first) * share
         states = self._states(self._observation)

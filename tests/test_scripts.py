@@ -77,7 +77,8 @@ def trained(tmp_path_factory) -> Path:
 
 def test_training_saves_a_policy_and_a_curve(trained):
     policy = load_policy(trained)
-    assert policy.about["tasks"] == ["mnist1d-mlp"]
+    assert policy.about["tasks"] == "mnist1d-mlp"
+    assert policy.about["selection_tasks"] == ["mnist1d-mlp"]
     assert policy.about["selection_loss"] == min(r["selection_loss"] for r in curve(trained) if "selection_loss" in r)
     assert [row["step"] for row in curve(trained)] == [1, 2, 3, 4, 5, 6]
 
@@ -166,11 +167,23 @@ def test_a_suite_is_learned_at_once(tmp_path):
     command = [*TRAIN, "--suite", "train", "--num-envs", "28", "--selection-runs", "14", "--timesteps", "112"]
     run(*command, "--output-dir", str(folder))
     about = load_policy(folder).about
-    assert "quadratic" in about["tasks"]
-    assert "random-0" in about["tasks"]
-    done = run(*TRAIN, "--suite", "test", "--output-dir", str(tmp_path / "test"), check=False)
-    assert done.returncode != 0
-    assert "'test'" in done.stderr
+    assert about["tasks"] == "train"
+    assert {"quadratic", "random-0"} <= set(about["selection_tasks"])
+
+
+def test_random_tasks_resume_bit_for_bit(tmp_path):
+    """New tasks at every update, selected by tasks that stay."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [*TRAIN, "--agent", "es", "--suite", "random", "--slots", "2", "--selection-suite", "train"]
+    command += ["--selection-runs", "14", "--timesteps", "64"]
+    run(*command, "--output-dir", str(whole))
+    command += ["--output-dir", str(killed)]
+    kill_after(2, command, killed)
+    run(*command, "--resume")
+    assert curve(killed) == curve(whole)
+    assert len(curve(whole)) == 4
+    alone = run(*TRAIN, "--suite", "random", "--output-dir", str(tmp_path / "alone"), check=False)
+    assert "--selection-suite" in alone.stderr
 
 
 def test_a_look_at_the_policy(tmp_path):
@@ -208,7 +221,8 @@ def test_nothing_to_resume(tmp_path):
         (["--initial-lr", "0", "1"], ["initial_lr"]),
         (["--num-envs", "3", "--workers", "2"], ["num_envs=3", "workers=2"]),
         (["--preset", "best"], ["best", "default", "source"]),
-        (["--suite", "everything"], ["everything", "train"]),
+        (["--suite", "test"], ["test", "train", "random"]),
+        (["--agent", "garo", "--suite", "random", "--selection-suite", "train"], ["garo", "random"]),
         (["--config", "missing.yml"], ["missing.yml"]),
         (["--agent", "dqn", "--action", "recursive"], ["discrete", "recursive"]),
         (["--agent", "q_learning", "--action", "discrete"], ["continuous", "discrete"]),

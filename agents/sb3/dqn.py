@@ -16,7 +16,7 @@ from torch import nn
 from agents.learner import PolicyLearner
 from agents.sb3.ppo import mlp_policy
 from agents.sb3.rows import LayerRowsVecEnv
-from agents.sb3.state import algorithm_state, load_algorithm_state, rows_of
+from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -108,6 +108,7 @@ class DQNLearner(PolicyLearner):
         model, env = self.model, rows_of(self.model)
         once = TrainFreq(1, TrainFrequencyUnit.STEP)
         assert model.replay_buffer is not None
+        renew(model)
         for _ in range(self._decisions):
             model.collect_rollouts(env, self._callback, once, model.replay_buffer)
             model.train(self._gradient_steps, self._batch)

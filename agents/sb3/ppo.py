@@ -13,7 +13,7 @@ from torch import nn
 
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
-from agents.sb3.state import algorithm_state, load_algorithm_state, rows_of
+from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -94,6 +94,7 @@ class PPOLearner(PolicyLearner):
     def update(self) -> dict[str, float]:
         """One rollout, then `n_epochs` passes over it."""
         model, env = self.model, rows_of(self.model)
+        renew(model)
         model.collect_rollouts(env, self._callback, model.rollout_buffer, model.n_steps)
         model._update_current_progress_remaining(model.num_timesteps, self._total)
         model.train()

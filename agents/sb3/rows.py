@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,12 +25,18 @@ class LayerRowsVecEnv(VecEnv):
     not touch each other the result does not depend on how runs are shared out.
     """
 
-    def __init__(self, envs: Sequence[LRControlVectorEnv], threads: int | None = None) -> None:
+    def __init__(
+        self,
+        envs: Sequence[LRControlVectorEnv],
+        threads: int | None = None,
+        renew: Callable[[int], Sequence[LRControlVectorEnv]] | None = None,
+    ) -> None:
         """Wrap environments that share features and actions; their tasks and numbers of layers may differ.
 
         Args:
             envs: at least one, with equal control specs.
             threads: that step them, one for each environment by default.
+            renew: makes the environments of generation 1, 2, ... on other tasks, with as many rows; None keeps them.
         """
         if not envs:
             raise ValueError("envs is empty: give at least one LRControlVectorEnv")
@@ -39,6 +45,8 @@ class LayerRowsVecEnv(VecEnv):
             if env.control_spec != first.control_spec:
                 raise ValueError("all environments must have the same control spec")
         self.envs = list(envs)
+        self.generation = 0
+        self._renew = renew
         self._pool = ThreadPoolExecutor(threads or len(self.envs))
         self._actions: list[Any] = []
         self._seed = 0
@@ -76,9 +84,26 @@ class LayerRowsVecEnv(VecEnv):
         """Inner steps that one decision of every run takes, all runs together."""
         return float(sum(env.num_envs * env.inner_steps_per_decision for env in self.envs))
 
+    def renew(self) -> bool:
+        """Go on to other tasks, where there are any; then `reset` or `reset_to` has to follow."""
+        if self._renew is None:
+            return False
+        self._make(self.generation + 1)
+        return True
+
+    def _make(self, generation: int) -> None:
+        if self._renew is None:
+            raise ValueError("these environments keep their tasks: make LayerRowsVecEnv with renew")
+        envs = list(self._renew(generation))
+        rows = [(env.num_envs, env.num_layers, env.control_spec) for env in envs]
+        if rows != [(env.num_envs, env.num_layers, env.control_spec) for env in self.envs]:
+            raise ValueError("renewed environments must have the runs, layers and control spec of those before")
+        self.envs, self.generation = envs, generation
+
     def reset(self) -> np.ndarray:
-        """Start a new training in every run, from the seed."""
-        return self.reset_to(range(self._seed, self._seed + self.num_runs))
+        """Start a new training in every run, from the seed and the generation."""
+        first = self._seed + self.generation * self.num_runs
+        return self.reset_to(range(first, first + self.num_runs))
 
     def reset_to(self, row_seeds: Sequence[int]) -> np.ndarray:
         """Start each run's first training of a row seed of its own."""
@@ -158,6 +183,7 @@ class LayerRowsVecEnv(VecEnv):
     def state_dict(self) -> dict[str, Any]:
         """Rows of all environments and what was counted of their trainings, as tensors."""
         return {
+            "generation": self.generation,
             "envs": [env.state_dict() for env in self.envs],
             "returns": [torch.from_numpy(returns.copy()) for returns in self._returns],
             "lengths": [torch.from_numpy(lengths.copy()) for lengths in self._lengths],
@@ -165,6 +191,8 @@ class LayerRowsVecEnv(VecEnv):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`, in environments made with the same options."""
+        if self.generation != state["generation"]:
+            self._make(state["generation"])
         for env, saved in zip(self.envs, state["envs"], strict=True):
             env.load_state_dict(saved)
         self._returns = [returns.numpy().copy() for returns in state["returns"]]

@@ -10,13 +10,21 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.sb3.rows import LayerRowsVecEnv
 
-__all__ = ["algorithm_state", "load_algorithm_state", "rows_of"]
+__all__ = ["algorithm_state", "load_algorithm_state", "renew", "rows_of"]
 
 
 def rows_of(model: BaseAlgorithm) -> LayerRowsVecEnv:
     """The environment that a model learns in."""
     assert isinstance(model.env, LayerRowsVecEnv)
     return model.env
+
+
+def renew(model: BaseAlgorithm) -> None:
+    """Between two updates: go on to other tasks, where the environments have any."""
+    env = rows_of(model)
+    if env.renew():
+        model._last_obs = env.reset()
+        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 
 
 def algorithm_state(model: BaseAlgorithm) -> dict[str, Any]:

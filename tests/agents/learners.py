@@ -46,3 +46,12 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     }
     learner, config = kinds[agent]
     return learner(env, selection, config, seed=seed, updates=UPDATES)
+
+
+def flat_state(state, name=""):
+    """Leaves of a nested state by path."""
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat_state(value, f"{name}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return {k: v for i, value in enumerate(state) for k, v in flat_state(value, f"{name}.{i}").items()}
+    return {name: state}

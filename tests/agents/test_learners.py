@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from learners import AGENTS, SETTING, UPDATES, make_learner
+from learners import AGENTS, SETTING, UPDATES, flat_state, make_learner
 from tiny import TINY
 
 from lr_gym.optim.garo_cell import load_weights
@@ -20,17 +20,8 @@ from lr_gym.vector_env import LRControlVectorEnv
 SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]
 
 
-def flat(state, name=""):
-    """Leaves of a nested state by path."""
-    if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flat(value, f"{name}.{key}").items()}
-    if isinstance(state, (list, tuple)):
-        return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{name}.{i}").items()}
-    return {name: state}
-
-
 def assert_equal_states(one, other):
-    one, other = flat(one), flat(other)
+    one, other = flat_state(one), flat_state(other)
     assert one.keys() == other.keys()
     for name, value in one.items():
         if isinstance(value, torch.Tensor):

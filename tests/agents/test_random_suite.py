@@ -1,0 +1,85 @@
+"""The endless suite: slots keep their layers, everything else changes, and the same number is the same batch."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from learners import flat_state
+from tiny import TINY
+
+from agents.random_suite import layers_of, random_batch
+from agents.sb3 import LayerRowsVecEnv, PPOConfig, PPOLearner
+from lr_gym.layers import layout_of_named
+from lr_gym.tasks.models import build_model
+from lr_gym.tasks.random_tasks import random_task
+from lr_gym.vector_env import LRControlVectorEnv
+
+
+def layers(task) -> int:
+    return layout_of_named(build_model(task).named_parameters()).num_layers
+
+
+def test_slots_keep_their_layers():
+    batches = [random_batch(3, generation, 4, 10) for generation in range(4)]
+    for slot in range(4):
+        assert len({layers(batch[slot]) for batch in batches}) == 1
+    assert len({task.name for batch in batches for task in batch}) == 16
+    assert len({task.batch_size for batch in batches for task in batch}) > 8
+    assert all(task.horizon % 10 == 0 for batch in batches for task in batch)
+    assert [task.name for task in random_batch(3, 2, 4, 10)] == [task.name for task in batches[2]]
+    assert {task.name for task in random_batch(4, 0, 4, 10)}.isdisjoint({task.name for task in batches[0]})
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_layers_are_known_before_a_model_is_built(number):
+    assert layers_of(number) == layers(random_task(number).task)
+
+
+def renewing(seed: int = 0) -> LayerRowsVecEnv:
+    def make(generation: int) -> list[LRControlVectorEnv]:
+        tasks = random_batch(1, generation, 2, 4, horizon=8)
+        return [LRControlVectorEnv(task, 2, horizon=8, decisions=4) for task in tasks]
+
+    env = LayerRowsVecEnv(make(0), renew=make)
+    env.seed(seed)
+    return env
+
+
+def test_an_agent_goes_from_task_to_task_and_resumes():
+    config = PPOConfig(hidden=(8,), n_epochs=1, minibatches=1)
+    learner, other = (PPOLearner(renewing(seed), [], config, seed=seed, updates=5) for seed in (0, 0))
+    rows = learner.model.env
+    names = []
+    for _ in range(2):
+        learner.update()
+        names.append([env.task.name for env in rows.envs])
+    assert not set(names[0]) & set(names[1])
+    state = copy.deepcopy(learner.state_dict())
+    expected, one = learner.update(), flat_state(learner.state_dict())
+    other.load_state_dict(state)
+    assert other.update() == expected
+    two = flat_state(other.state_dict())
+    assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(two[k])) for k, v in one.items())
+
+
+def test_what_cannot_be_renewed_says_so():
+    assert not LayerRowsVecEnv([LRControlVectorEnv(TINY, 1)]).renew()
+
+    def other_rows(generation: int) -> list[LRControlVectorEnv]:
+        return [LRControlVectorEnv(TINY, 1 + generation)]
+
+    with pytest.raises(ValueError, match="runs, layers"):
+        LayerRowsVecEnv(other_rows(0), renew=other_rows).renew()
+
+
+def test_every_generation_has_row_seeds_of_its_own():
+    env = renewing(5)
+    seeds = []
+    for _ in range(3):
+        env.reset()
+        seeds += [seed for part in env.envs for seed in part.runs.inner.run_seed.tolist()]
+        env.renew()
+    assert len(np.unique(seeds)) == 12
