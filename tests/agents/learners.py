@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from gymnasium.vector import AutoresetMode
 from tiny import TINY
 
@@ -55,3 +58,15 @@ def flat_state(state, name=""):
     if isinstance(state, (list, tuple)):
         return {k: v for i, value in enumerate(state) for k, v in flat_state(value, f"{name}.{i}").items()}
     return {name: state}
+
+
+def assert_equal_states(one, other):
+    one, other = flat_state(one), flat_state(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value.nan_to_num(), other[name].nan_to_num()), name
+        elif isinstance(value, float) and math.isnan(value):
+            assert math.isnan(other[name]), name
+        else:
+            assert value == other[name], name

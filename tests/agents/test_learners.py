@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import math
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from learners import AGENTS, SETTING, UPDATES, flat_state, make_learner
+from learners import AGENTS, SETTING, UPDATES, assert_equal_states, make_learner
 from tiny import TINY
 
 from lr_gym.optim.garo_cell import load_weights
@@ -18,18 +17,6 @@ from lr_gym.rollout import final_losses
 from lr_gym.vector_env import LRControlVectorEnv
 
 SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]
-
-
-def assert_equal_states(one, other):
-    one, other = flat_state(one), flat_state(other)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value.nan_to_num(), other[name].nan_to_num()), name
-        elif isinstance(value, float) and math.isnan(value):
-            assert math.isnan(other[name]), name
-        else:
-            assert value == other[name], name
 
 
 @pytest.mark.parametrize("stop", [1, 3])
