@@ -1,8 +1,8 @@
 """Every agent at an equal budget of inner steps on mnist1d-mlp, against tuned baselines; and what to control, and how.
 
-Trains each variant from several seeds (train_agent.py, resumable), then deploys what was selected from five initial
-learning rates on trainings that nobody learned from, and takes the test loss. Baselines choose their learning rate out
-of 13 on the selection split of the same trainings.
+Trains each variant from several seeds (train_agent.py, resumable), then deploys what was selected on trainings that
+nobody learned from, each from an initial learning rate of its own (log-uniform in 1e-4..3e-2), and takes the test loss.
+Baselines choose their learning rate out of 13 on the selection split of other trainings.
 
     python experiments/compare_agents.py --output-dir runs/agents              # train what is missing, then the tables
     python experiments/compare_agents.py --output-dir runs/agents --tables     # the tables of what is there
@@ -14,7 +14,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from agents.garo import GaroTrainings, garo_losses
+from agents.garo import HIDDEN, GaroTrainings, garo_losses
 from lr_gym.benchmark.certificate import certificate, describe
 from lr_gym.control import ControlSpec
 from lr_gym.optim.garo_cell import initial_weights, load_weights
@@ -47,8 +47,9 @@ ABLATION = {
     "ppo-noise": ["--agent", "ppo", "--controls", "lr", "momentum", "noise"],
 }
 LRS = tuple(float(lr) for lr in np.geomspace(1e-4, 1e-1, 13))
-INITIAL_LRS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RANGE = (1e-4, 3e-2)  # from which each training of a policy draws its initial learning rate
 FIRST_SEED = 1 << 42  # row seeds of the final comparison
+TUNING_SEED = 1 << 43  # row seeds by which baselines choose their learning rate
 
 
 class RandomPolicy:
@@ -63,11 +64,12 @@ class RandomPolicy:
         return torch.rand(shape, generator=self._generator) * 2 - 1, state
 
 
-def deployed(policy: Policy | RandomPolicy, lr: float, runs: int, split: str) -> NDArray[np.float64]:
-    """Final losses (runs,) from one initial learning rate; a diverged training counts as 1e3."""
+def final(
+    policy: Policy | RandomPolicy, lr: float | tuple[float, float], runs: int, split: str, seed: int = FIRST_SEED
+) -> NDArray[np.float64]:
+    """Final losses (runs,); a diverged training counts as 1e3."""
     env = controlled_env(policy.spec, TASK, runs, lr)
-    seeds = [FIRST_SEED + i for i in range(runs)]
-    return np.minimum(final_losses(env, policy, seeds, split), 1e3)  # type: ignore[arg-type]
+    return np.minimum(final_losses(env, policy, [seed + i for i in range(runs)], split), 1e3)  # type: ignore[arg-type]
 
 
 def interval(values: Sequence[float]) -> str:
@@ -99,69 +101,84 @@ def train_all(folder: Path, variants: dict[str, list[str]], seeds: int, timestep
         list(pool.map(one, [(seed, name, words) for seed in range(seeds) for name, words in variants.items()]))
 
 
-def baselines(runs: int) -> dict[str, NDArray[np.float64]]:
-    """Test losses (runs,) of each baseline, its learning rate chosen on the selection split."""
-    rows = {"Adam, lr 1e-3": deployed(constant_policy(ControlSpec(schedule="constant"), 10), 1e-3, runs, "test")}
-    for schedule in ("constant", "cosine", "wsd"):
-        policy = constant_policy(ControlSpec(schedule=schedule), 10)
-        lr = min(LRS, key=lambda lr, p=policy: float(deployed(p, lr, runs, "selection").mean()))  # type: ignore[misc]
-        rows[f"Adam, {schedule}, best of 13 lrs ({lr:.2g})"] = deployed(policy, lr, runs, "test")
-    return rows
+def baseline(schedule: str, runs: int) -> tuple[str, NDArray[np.float64]]:
+    """Name and test losses (runs,) of Adam under a schedule; its learning rate is chosen on the selection split."""
+    policy = constant_policy(ControlSpec(schedule=schedule), 10)
+    lr = min(LRS, key=lambda lr: float(final(policy, lr, 20, "selection", TUNING_SEED).mean()))
+    return f"AdamW, {schedule}, best of 13 lrs ({lr:.2g})", final(policy, lr, runs, "test")
 
 
-def policy_rows(folder: Path, name: str, runs: int) -> list[NDArray[np.float64]]:
-    """Test losses (initial lrs, runs) of each trained policy of a variant; (1, runs) for GARO, which has one lr."""
-    rows = []
-    for file in sorted(folder.glob(f"{name}-[0-9]/{POLICY_FILE}")):
-        if not (file.parent / "done").exists():
-            continue
-        if name.startswith("garo"):
-            trainings = GaroTrainings(find_task(TASK), runs, layerwise=name == "garo", horizon=None)
-            seeds = [FIRST_SEED + i for i in range(runs)]
-            losses = garo_losses(trainings, load_weights(file), seeds, "test")
-            rows.append(np.minimum(losses, 1e3)[None])
-        else:
-            policy = load_policy(file)
-            rows.append(np.stack([deployed(policy, lr, runs, "test") for lr in INITIAL_LRS]))
-    return rows
+def fixed(optimizer: str, runs: int) -> tuple[str, NDArray[np.float64]]:
+    """Name and test losses (runs,) of an optimizer at its usual learning rate."""
+    base, lr = optimizer.split()
+    spec = ControlSpec(schedule="constant", base=base)
+    return f"{optimizer}" + ", momentum 0.9" * (base == "sgd"), final(
+        constant_policy(spec, 10), float(lr), runs, "test"
+    )
 
 
-def garo_controls(runs: int) -> dict[str, NDArray[np.float64]]:
-    """Plain SGD at lr 0.01, and GARO with random, frozen weights."""
-    trainings = GaroTrainings(find_task(TASK), runs, layerwise=True, horizon=None)
-    seeds = [FIRST_SEED + i for i in range(runs)]
-    still = initial_weights(16, torch.Generator().manual_seed(0))
-    still = still._replace(head=torch.zeros_like(still.head))
-    rows = {"SGD, lr 0.01": garo_losses(trainings, still, seeds, "test")}
-    frozen = [
-        garo_losses(trainings, initial_weights(16, torch.Generator().manual_seed(s)), seeds, "test") for s in range(5)
-    ]
-    rows["GARO, frozen random weights (mean of 5)"] = np.mean(frozen, axis=0)
-    return rows
-
-
-def table(folder: Path, variants: Sequence[str], runs: int) -> None:
-    """Markdown: test loss, and the difference to the best constant learning rate on the same trainings."""
-    reference = baselines(runs)
-    constant = next(losses for name, losses in reference.items() if "constant" in name)
-    print("| contestant | test loss | from lr 1e-3 | minus best constant lr |\n|---|---|---|---|")
-    for name, losses in {**reference, **garo_controls(runs)}.items():
-        gap = interval(list(losses - constant)) if losses is not constant else ""
-        print(f"| {name} | {losses.mean():.3f} | | {gap} |")
+def untrained(kind: str, runs: int) -> tuple[str, NDArray[np.float64]]:
+    """Name and test losses (2, runs) without learning: from any initial lr, and from 1e-3."""
     spec = ControlSpec()
-    for name, policy in {"random policy": RandomPolicy(spec), "untrained policy": constant_policy(spec, 10)}.items():
-        losses = np.stack([deployed(policy, lr, runs, "test") for lr in INITIAL_LRS])
-        print(
-            f"| {name} | {losses.mean():.3f} | {losses[1].mean():.3f} | {interval(list(losses.mean(0) - constant))} |"
-        )
+    policy = RandomPolicy(spec) if kind == "random" else constant_policy(spec, 10)
+    return f"{kind} policy", np.stack([final(policy, lr, runs, "test") for lr in (RANGE, 1e-3)])
+
+
+def garo(file: Path | None, layerwise: bool, runs: int) -> tuple[str, NDArray[np.float64]]:
+    """Name and test losses (runs,) of GARO: trained, or without a file the mean over five frozen random cells."""
+    trainings = GaroTrainings(find_task(TASK), runs, layerwise=layerwise, horizon=None)
+    seeds = [FIRST_SEED + i for i in range(runs)]
+    if file is not None:
+        return file.parent.name, np.minimum(garo_losses(trainings, load_weights(file), seeds, "test"), 1e3)
+    cells = [initial_weights(HIDDEN, torch.Generator().manual_seed(seed)) for seed in range(5)]
+    losses = np.stack([garo_losses(trainings, cell, seeds, "test") for cell in cells])
+    return "GARO, frozen random weights, mean of 5", np.minimum(losses, 1e3).mean(0)
+
+
+def plain_sgd(runs: int) -> tuple[str, NDArray[np.float64]]:
+    """Name and test losses (runs,) of SGD at lr 0.01 without momentum: GARO whose cell never moves."""
+    trainings = GaroTrainings(find_task(TASK), runs, layerwise=True, horizon=None)
+    cell = initial_weights(HIDDEN, torch.Generator().manual_seed(0))
+    still = cell._replace(head=torch.zeros_like(cell.head))
+    return "sgd 1e-2, no momentum", garo_losses(trainings, still, [FIRST_SEED + i for i in range(runs)], "test")
+
+
+def trained(file: Path, runs: int) -> tuple[str, NDArray[np.float64]]:
+    """Folder and test losses (2, runs) of a trained policy: from any initial lr, and from 1e-3."""
+    policy = load_policy(file)
+    return file.parent.name, np.stack([final(policy, lr, runs, "test") for lr in (RANGE, 1e-3)])
+
+
+def table(folder: Path, variants: Sequence[str], runs: int, jobs: int) -> None:
+    """Markdown: test loss, and the difference to the best constant learning rate on the same trainings."""
+    files = [file for name in variants for file in sorted(folder.glob(f"{name}-[0-9]/{POLICY_FILE}"))]
+    files = [file for file in files if (file.parent / "done").exists()]
+    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        calls = [pool.submit(fixed, name, runs) for name in ("adam 1e-3", "adamw 1e-3", "sgd 1e-2")]
+        calls += [pool.submit(baseline, schedule, runs) for schedule in ("constant", "cosine", "wsd")]
+        calls += [pool.submit(untrained, kind, runs) for kind in ("random", "untrained")]
+        calls += [pool.submit(plain_sgd, runs), pool.submit(garo, None, True, runs)]
+        policies = [
+            pool.submit(garo, file, not file.parent.name.startswith("garo-global"), runs)
+            if file.parent.name.startswith("garo")
+            else pool.submit(trained, file, runs)
+            for file in files
+        ]
+        rows = [call.result() for call in calls]
+        learned = dict(call.result() for call in policies)
+    constant = next(losses for name, losses in rows if "constant" in name)
+    print("| contestant | trainings | test loss | from lr 1e-3 | minus best constant lr |\n|---|---|---|---|---|")
+    for name, losses in rows:
+        every = np.atleast_2d(losses)
+        one = f"{every[1].mean():.3f}" if len(every) > 1 else ""
+        gap = interval(list(every[0] - constant)) if losses is not constant else ""
+        print(f"| {name} | | {every[0].mean():.3f} | {one} | {gap} |")
     for name in variants:
-        rows = policy_rows(folder, name, runs)
-        if not rows:
-            continue
-        means = [float(row.mean()) for row in rows]
-        one = interval([float(row[1].mean()) for row in rows]) if len(rows[0]) > 1 else ""
-        gap = interval([mean - float(constant.mean()) for mean in means])
-        print(f"| {name}, {len(rows)} trainings | {interval(means)} | {one} | {gap} |", flush=True)
+        found = [np.atleast_2d(losses) for key, losses in learned.items() if key.rpartition("-")[0] == name]
+        if found:
+            one = interval([float(losses[1].mean()) for losses in found]) if len(found[0]) > 1 else ""
+            gap = interval([float((losses[0] - constant).mean()) for losses in found])
+            print(f"| {name} | {len(found)} | {interval([float(x[0].mean()) for x in found])} | {one} | {gap} |")
 
 
 def certificates(folder: Path, names: Sequence[str]) -> None:
@@ -178,7 +195,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each agent")
     parser.add_argument("--ablation-seeds", type=int, default=3)
     parser.add_argument("--timesteps", type=int, default=64_000, help="decisions of each training, 10 inner steps each")
-    parser.add_argument("--runs", type=int, default=20, help="trainings of the comparison, per initial lr")
+    parser.add_argument("--runs", type=int, default=50, help="trainings of each row of the tables")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--tables", action="store_true", help="train nothing")
     args = parser.parse_args()
@@ -187,7 +204,7 @@ def main() -> None:
     if not args.tables:
         train_all(args.output_dir, AGENTS, args.seeds, args.timesteps, args.jobs)
         train_all(args.output_dir, ABLATION, args.ablation_seeds, args.timesteps, args.jobs)
-    table(args.output_dir, [*AGENTS, *ABLATION], args.runs)
+    table(args.output_dir, [*AGENTS, *ABLATION], args.runs, args.jobs)
     certificates(args.output_dir, list(AGENTS))
 
 

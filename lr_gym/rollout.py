@@ -21,12 +21,21 @@ def controlled_env(
     spec: ControlSpec,
     task: str | Task,
     runs: int,
-    lr: float,
+    lr: float | tuple[float, float],
     *,
     horizon: int | None = None,
     render_mode: str | None = None,
 ) -> LRControlVectorEnv:
-    """Trainings from one initial learning rate under a saved policy's controls: nothing masked, autoreset DISABLED."""
+    """Trainings under a saved policy's controls, nothing masked, autoreset DISABLED.
+
+    Args:
+        spec: of the policy.
+        task: what is trained.
+        runs: how many trainings.
+        lr: their initial learning rate, or the range from which each run draws its own.
+        horizon: inner steps, the task's own by default.
+        render_mode: of the environment.
+    """
     return LRControlVectorEnv(
         task,
         runs,
@@ -39,7 +48,7 @@ def controlled_env(
         decisions=spec.decisions,
         features=spec.features,
         horizon=horizon,
-        initial_lr=(lr, lr),
+        initial_lr=lr if isinstance(lr, tuple) else (lr, lr),
         render_mode=render_mode,
         autoreset_mode=AutoresetMode.DISABLED,
     )
