@@ -27,14 +27,14 @@ __all__ = ["EvolutionConfig", "Population", "Strategy"]
 class EvolutionConfig:
     """Hyperparameters of the evolution strategy."""
 
-    learning_rate: float = 0.05
+    learning_rate: float = 0.15
     """Of Adam on theta; falls linearly to a tenth."""
     sigma: float = 0.1
     """Standard deviation of the perturbations."""
     window: int | None = None
     """Decisions per update; None for whole trainings."""
-    hidden: tuple[int, ...] = (16,)
-    """Widths of the policy's tanh network; GARO has its own."""
+    hidden: tuple[int, ...] = ()
+    """Widths of the policy's tanh network, none for a linear policy; GARO has its own."""
 
 
 class Population(Protocol):

@@ -27,7 +27,7 @@ def initial_theta(widths: Sequence[int], seed: int) -> Tensor:
     parts = []
     for inputs, outputs in itertools.pairwise(widths):
         parts += [torch.randn(outputs * inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs)]
-    parts[-2].zero_()
+    parts[-2].zero_()  # the last layer, or the only one
     return torch.cat(parts)
 
 

@@ -42,7 +42,7 @@ class QConfig:
     """Hyperparameters of Watkins' Q-learning (1992)."""
 
     learning_rate: float = 0.1
-    """Step of a cell towards its target."""
+    """Step of a cell towards its target; falls linearly to a tenth."""
     discount: float = 0.9
     """Per decision."""
     levels: tuple[float, ...] = (-1.0, -0.5, -0.15, 0.0, 0.15, 0.5, 1.0)
@@ -100,6 +100,7 @@ class QLearner(PolicyLearner):
             self._observation = self._env.reset()
         table = self._controller
         table.epsilon = first + (last - first) * share
+        table.learning_rate = self._config.learning_rate * (1.0 - 0.9 * self._done / self._updates)
         states = self._states(self._observation)
         errors = []
         for _ in range(self._env.decisions):
