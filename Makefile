@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.installed  ## train a controller on MNIST-1D, deploy it, compare it with Adam; continues where it was stopped
-	$(BIN)/python train_agent.py --agent ppo --task mnist1d-mlp --seed 0 --output-dir $(DEMO)/ppo \
+	$(BIN)/python train_agent.py --agent ppo --task mnist1d-mlp --seed 0 --compile --output-dir $(DEMO)/ppo \
 	  $(if $(wildcard $(DEMO)/ppo/args.json),--resume)
 	$(BIN)/python evaluate.py --policy $(DEMO)/ppo --task mnist1d-mlp --seeds 10 --misset --output-dir $(DEMO)/eval \
 	  $(if $(wildcard $(DEMO)/eval/args.json),--resume)

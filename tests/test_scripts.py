@@ -174,8 +174,8 @@ def test_a_suite_is_learned_at_once(tmp_path):
 def test_random_tasks_resume_bit_for_bit(tmp_path):
     """New tasks at every update, selected by tasks that stay."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [*TRAIN, "--agent", "es", "--suite", "random", "--slots", "2", "--selection-suite", "train"]
-    command += ["--selection-runs", "14", "--timesteps", "64"]
+    command = [*TRAIN, "--agent", "es", "--suite", "random", "--slots", "2", "--selection-suite", "validation"]
+    command += ["--selection-runs", "3", "--timesteps", "64"]
     run(*command, "--output-dir", str(whole))
     command += ["--output-dir", str(killed)]
     kill_after(2, command, killed)
