@@ -86,6 +86,7 @@ _ROWS = (
         source="mnist1d",
         chunk=256,
         sizes=(3000, 500, 500, 1000),
+        best="accuracy 0.742, Adam, cosine from lr 0.01",
     ),
     Task(
         name="mnist1d-gru",
