@@ -33,6 +33,7 @@ EDGES = {
     "snr": (-0.5, 0.0, 0.5),
     "cosine": (-0.2, 0.2),
     "loss_trend": (-0.3, -0.05, 0.05),
+    "depth": (-1 / 3, 1 / 3),
     "progress": (-0.9, -0.6, 0.0, 0.6),
 }
 
@@ -143,10 +144,9 @@ class QLearner(PolicyLearner):
 
 
 def edges(spec: ControlSpec) -> list[tuple[float, ...]]:
-    """Bins of each feature of a spec; a ValueError names a feature that has none."""
-    known = observed_edges(spec.decisions) | EDGES
-    if "loss_change" in spec.features:
-        known |= observed_edges(spec.decisions)  # EnhancedSGD's, all of them
+    """Bins of each feature, EnhancedSGD's where the spec has its features; a ValueError names one without bins."""
+    enhanced = observed_edges(spec.decisions)
+    known = enhanced if spec.features == tuple(enhanced) else EDGES
     for name in spec.features:
         if name not in known:
             raise ValueError(f"tabular Q-learning has no bins for the feature {name!r}; choose from {', '.join(known)}")

@@ -36,7 +36,7 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     if agent == "dqn":
         setting["action"] = "discrete"
     if agent == "q_learning":
-        setting["features"] = ("update_ratio", "depth", "progress")
+        setting.setdefault("features", ("update_ratio", "depth", "progress"))
     env = LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **setting) for n in runs])
     env.seed(seed << 20)
     selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]

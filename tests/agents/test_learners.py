@@ -112,3 +112,33 @@ def test_window_must_fit_the_training():
                 seed=0,
                 updates=1,
             )
+
+
+def test_enhanced_sgd_goes_on_with_what_its_preset_learned(tmp_path):
+    """The preset's features, bins and actions are those that `controller_of` asks for."""
+    from agents.arguments import parse
+    from agents.build import build_learner
+    from lr_gym.optim.lr_q_control import controller_of
+
+    words = [
+        "--agent",
+        "q_learning",
+        "--preset",
+        "enhanced_sgd",
+        "--horizon",
+        "8",
+        "--decisions",
+        "4",
+        "--num-envs",
+        "4",
+    ]
+    learner, _ = build_learner(parse([*words, "--selection-runs", "1", "--output-dir", str(tmp_path)]))
+    learner.update()
+    learner.save(tmp_path / "policy.safetensors", {})
+    controller = controller_of(load_policy(tmp_path / "policy.safetensors"))
+    assert controller.visits.sum() > 0
+
+
+def test_a_feature_without_bins_is_named():
+    with pytest.raises(ValueError, match="'weight_growth'"):
+        make_learner("q_learning", features=("weight_growth",))
