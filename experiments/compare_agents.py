@@ -40,6 +40,7 @@ AGENTS = {  # name -> arguments of train_agent.py
     "garo": ["--agent", "garo"],
 }
 ABLATION = {
+    "q_learning-per_layer": ["--agent", "q_learning", "--control", "per_layer"],
     "garo-global": ["--agent", "garo", "--control", "global"],
     "ppo-global": ["--agent", "ppo", "--control", "global"],
     "ppo-residual": ["--agent", "ppo", "--action", "residual"],
