@@ -53,6 +53,12 @@ class GaroTrainings:
     """B trainings of one task under GARO, each with a cell of its own, or all with the same.
 
     A diverged training stays where it is until the next start.
+
+    Attributes:
+        loss: (B,) on the reward split after the last `play` that the training survived.
+        over: (B,) whether it has diverged or reached the horizon.
+        diverged: (B,)
+        step: inner steps made.
     """
 
     def __init__(self, task: Task, runs: int, *, layerwise: bool, horizon: int | None, compile: bool = False) -> None:
@@ -67,7 +73,7 @@ class GaroTrainings:
         self._inner = self._loop.init(seeds)
         self._cell = initial_state((self.runs, self._loop.layout.num_layers), HIDDEN)
         self._first, self._initial = self._inner.loss.clone(), self._loop.evaluate(self._inner, "reward")
-        self._loss, self._gain = self._initial.clone(), torch.zeros(self.runs)
+        self.loss, self._gain = self._initial.clone(), torch.zeros(self.runs)
         self.over, self.diverged = (torch.zeros(self.runs, dtype=torch.bool) for _ in range(2))
         self.step = 0
 
@@ -88,13 +94,13 @@ class GaroTrainings:
         self.step += steps
         loss = self._loop.evaluate(self._inner, "reward")
         alive = (worst <= loss_limit(self._first)) & (loss <= loss_limit(self._initial))  # False for NaN
-        gain = potential(self._loss, self.task.optimum) - potential(loss, self.task.optimum)
+        gain = potential(self.loss, self.task.optimum) - potential(loss, self.task.optimum)
         floor = diverged_return(self._initial, self.task.optimum, REWARDS["log_loss"]) - self._gain
         gain = torch.where(self.over, 0.0, torch.where(alive, gain, floor))
         self.diverged |= ~self.over & ~alive
         self.over |= ~alive | (self.step >= self.horizon)
         self._gain = self._gain + gain
-        self._loss = torch.where(alive, loss, self._loss)
+        self.loss = torch.where(alive, loss, self.loss)
         return gain
 
     def losses(self, split: str) -> Tensor:
@@ -103,7 +109,7 @@ class GaroTrainings:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""
-        own = (self._first, self._initial, self._loss, self._gain, self.over, self.diverged)
+        own = (self._first, self._initial, self.loss, self._gain, self.over, self.diverged)
         return {
             "inner": {k: v.clone() for k, v in flatten(self._inner, "inner").items()},
             "cell": {k: v.clone() for k, v in flatten(self._cell, "cell").items()},
@@ -116,7 +122,7 @@ class GaroTrainings:
         self._inner = unflatten(self._inner, {k: v.clone() for k, v in state["inner"].items()}, "inner")
         self._cell = unflatten(self._cell, {k: v.clone() for k, v in state["cell"].items()}, "cell")
         own = [value.clone() for value in state["own"]]
-        self._first, self._initial, self._loss, self._gain, self.over, self.diverged = own
+        self._first, self._initial, self.loss, self._gain, self.over, self.diverged = own
         self.step = state["step"]
 
 
@@ -138,7 +144,9 @@ class GaroPopulation:
         for share in shares:
             if share.runs % 2:
                 raise ValueError(f"evolution plays runs in pairs: each share needs an even number; got {share.runs}")
-        self.shares, self.decisions = shares, decisions
+        self.shares = shares
+        self._intervals = [max(1, share.horizon // decisions) for share in shares]
+        self.decisions = max(-(-s.horizon // steps) for s, steps in zip(shares, self._intervals, strict=True))
         self._like, self._pool = like, ThreadPoolExecutor(threads)
         self._ended: list[dict[str, float]] = []
         self._bounds = np.cumsum([0] + [share.runs for share in shares])
@@ -156,19 +164,18 @@ class GaroPopulation:
         list(self._pool.map(lambda pair: pair[0].start(pair[1]), zip(self.shares, self._split(seeds), strict=True)))
 
     def play(self, weights: Tensor, decisions: int) -> Tensor:
-        """Gains (N,); a decision is the same fraction of every task's horizon."""
+        """Gains (N,); a decision is the same fraction of every task's horizon, the last one shorter."""
 
-        def one(pair: tuple[GaroTrainings, Tensor]) -> Tensor:
-            share, part = pair
+        def one(job: tuple[GaroTrainings, int, Tensor]) -> Tensor:
+            share, interval, part = job
             with torch.no_grad():  # a thread's own
-                steps = max(1, share.horizon // self.decisions) * decisions
-                return share.play(unflatten_weights(part, self._like), steps)
+                return share.play(unflatten_weights(part, self._like), interval * decisions)
 
         before = [share.over.clone() for share in self.shares]
-        gains = list(self._pool.map(one, zip(self.shares, self._split(weights), strict=True)))
+        gains = list(self._pool.map(one, zip(self.shares, self._intervals, self._split(weights), strict=True)))
         for share, over in zip(self.shares, before, strict=True):
             new = share.over & ~over
-            for loss, diverged in zip(share._loss[new].tolist(), share.diverged[new].tolist(), strict=True):
+            for loss, diverged in zip(share.loss[new].tolist(), share.diverged[new].tolist(), strict=True):
                 self._ended.append({"reward_loss": loss, "diverged": float(diverged)})
         return torch.cat(gains)
 
@@ -210,7 +217,7 @@ class GaroLearner:
             shares: the trainings it learns from.
             selection: one for each task, by which it is judged.
             config: hyperparameters; `hidden` is not used.
-            decisions: into which a horizon is cut for `config.window`.
+            decisions: into which a horizon is cut for `config.window`; a remainder makes one more.
             threads: that step the shares.
             seed: of weights, perturbations and trainings.
             updates: how many there will be.

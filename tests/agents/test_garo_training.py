@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import TINY, plain_run
 
-from agents.garo import GaroTrainings, flatten_weights, garo_losses, unflatten_weights
+from agents.evolution import EvolutionConfig
+from agents.garo import GaroLearner, GaroTrainings, flatten_weights, garo_losses, unflatten_weights
 from lr_gym.optim import GlobalAdaptiveSGD
 from lr_gym.optim.garo_cell import GaroWeights, initial_weights
 from lr_gym.rng import run_seeds
@@ -61,3 +62,15 @@ def test_a_diverged_training_is_out_and_touches_no_other():
     torch.testing.assert_close(torch.stack(gains)[:, 1], torch.stack(single)[:, 0])
     again = garo_losses(alone, calm, [7], "selection")
     np.testing.assert_array_equal(again, garo_losses(alone, calm, [7], "selection"))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_horizon_with_a_remainder_is_played_to_its_end(window):
+    """14 steps in 4 decisions are intervals of 3 and a fifth one of 2."""
+    shares = [GaroTrainings(TINY, 2, layerwise=True, horizon=horizon) for horizon in (14, 8)]
+    config = EvolutionConfig(window=window)
+    learner = GaroLearner(shares, shares, config, decisions=4, threads=1, seed=0, updates=3)
+    figures = [learner.update() for _ in range(1 if window is None else 3)]
+    assert [share.step for share in shares] == [14, 8]
+    assert all(share.over.all() for share in shares)
+    assert "reward_loss" in figures[-1]
