@@ -27,12 +27,12 @@ from agents.run_folder import RunFolder
 from lr_gym.benchmark.certificate import certificate, describe
 from lr_gym.benchmark.pictures import draw
 from lr_gym.policy import POLICY_FILE, load_policy, save_policy
+from lr_gym.rollout import DIVERGED
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 
 SHOWN = ("reward_loss", "diverged", "selection_loss")  # figures that are printed at every update
 SELECTION_SEED = 1 << 40  # row seeds of the trainings that select the policy: no training ever learns from them
-DIVERGED = 1e3  # what a diverged training counts as where policies are selected
 MAY_CHANGE = ("wandb", "tensorboard", "resume", "config", "data_dir", "certificate_runs")
 
 
@@ -64,7 +64,7 @@ def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
 
 
 def select(learner: Learner, runs: int) -> float:
-    """Selection loss: mean over trainings, and the geometric mean over tasks; a diverged training counts as 1e3."""
+    """Selection loss: mean over trainings, then geometric mean over tasks; a diverged training counts as DIVERGED."""
     losses = learner.selection_losses([SELECTION_SEED + i for i in range(runs)])
     means = np.minimum(losses, DIVERGED).mean(1)
     return float(means[0]) if len(means) == 1 else float(np.exp(np.log(np.maximum(means, 1e-8)).mean()))

@@ -133,7 +133,7 @@ class EvolutionLearner(PolicyLearner):
         weights, biases = unflatten(self._strategy.theta.clone(), self._widths)
         return MLPPolicy(
             spec=self._env.envs[0].control_spec,
-            interval=int(np.median([env.inner_steps_per_decision for env in self._env.envs])),
+            interval=self._env.interval,
             weights=tuple(weight.clone() for weight in weights),
             biases=tuple(bias.clone() for bias in biases),
             mean=torch.zeros(self._widths[0]),

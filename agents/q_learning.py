@@ -124,8 +124,7 @@ class QLearner(PolicyLearner):
 
     def policy(self, about: dict[str, Any]) -> QTablePolicy:
         """The greedy policy of a copy of the table."""
-        interval = int(np.median([env.inner_steps_per_decision for env in self._env.envs]))
-        return QTablePolicy(self._spec, interval, copy.deepcopy(self._controller), about)
+        return QTablePolicy(self._spec, self._env.interval, copy.deepcopy(self._controller), about)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

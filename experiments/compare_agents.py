@@ -27,7 +27,7 @@ from lr_gym.benchmark.certificate import certificate, describe
 from lr_gym.control import ControlSpec
 from lr_gym.optim.garo_cell import initial_weights, load_weights
 from lr_gym.policy import POLICY_FILE, Policy, constant_policy, load_policy
-from lr_gym.rollout import controlled_env, final_losses
+from lr_gym.rollout import DIVERGED, controlled_env, final_losses
 from lr_gym.tasks import find_task
 
 TASK = "mnist1d-mlp"
@@ -68,9 +68,9 @@ class RandomPolicy:
 def final(
     policy: Policy | RandomPolicy, lr: float | tuple[float, float], runs: int, split: str, seed: int = FIRST_SEED
 ) -> NDArray[np.float64]:
-    """Final losses (runs,); a diverged training counts as 1e3."""
+    """Final losses (runs,); a diverged training counts as DIVERGED."""
     env = controlled_env(policy.spec, TASK, runs, lr)
-    return np.minimum(final_losses(env, policy, [seed + i for i in range(runs)], split), 1e3)  # type: ignore[arg-type]
+    return np.minimum(final_losses(env, policy, [seed + i for i in range(runs)], split), DIVERGED)  # type: ignore[arg-type]
 
 
 def interval(values: Sequence[float]) -> str:
@@ -130,10 +130,10 @@ def garo(file: Path | None, layerwise: bool, runs: int) -> tuple[str, NDArray[np
     trainings = GaroTrainings(find_task(TASK), runs, layerwise=layerwise, horizon=None)
     seeds = [FIRST_SEED + i for i in range(runs)]
     if file is not None:
-        return file.parent.name, np.minimum(garo_losses(trainings, load_weights(file), seeds, "test"), 1e3)
+        return file.parent.name, np.minimum(garo_losses(trainings, load_weights(file), seeds, "test"), DIVERGED)
     cells = [initial_weights(HIDDEN, torch.Generator().manual_seed(seed)) for seed in range(5)]
     losses = np.stack([garo_losses(trainings, cell, seeds, "test") for cell in cells])
-    return "GARO, frozen random weights, mean of 5", np.minimum(losses, 1e3).mean(0)
+    return "GARO, frozen random weights, mean of 5", np.minimum(losses, DIVERGED).mean(0)
 
 
 def plain_sgd(runs: int) -> tuple[str, NDArray[np.float64]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lr_gym.control import ControlSpec
 from lr_gym.policy import Policy
 from lr_gym.tasks import Task
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["controlled_env", "final_losses"]
+__all__ = ["DIVERGED", "controlled_env", "final_losses", "play"]
+
+DIVERGED = 1e3  # loss that a diverged training counts as, where losses are averaged
 
 
 def controlled_env(
@@ -54,23 +57,31 @@ def controlled_env(
     )
 
 
-def final_losses(env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], split: str) -> NDArray[np.float64]:
-    """Loss on a split at the end of each training, inf where it diverged: (B,).
+def play(
+    env: LRControlVectorEnv, seeds: Sequence[int], act: Callable[[NDArray[np.float32], int], Tensor], split: str
+) -> tuple[NDArray[np.float64], Tensor]:
+    """Play whole trainings.
 
     Args:
         env: made with autoreset_mode=DISABLED.
-        policy: plays deterministically.
         seeds: row seed of each training.
+        act: observation (B, L, F) and number of the decision -> control values (B, L, A).
         split: one of SPLITS.
+
+    Returns:
+        Loss (B,) on the split at the end of each training, inf where it diverged, and offsets (T, B, L, A) of the
+        controls after each decision.
     """
     if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
-        raise ValueError("final_losses needs an environment made with autoreset_mode=AutoresetMode.DISABLED")
+        raise ValueError("whole trainings need an environment made with autoreset_mode=AutoresetMode.DISABLED")
     observation, _ = env.reset(seed=seeds)
     losses = np.full(env.num_envs, np.inf)
     finished = np.zeros(env.num_envs, dtype=bool)
+    offsets: list[Tensor] = []
     while not finished.all():
-        action, _ = policy.predict(torch.from_numpy(observation))
+        action = act(observation, len(offsets))
         observation, _, terminated, _, infos = env.step(action.numpy())
+        offsets.append(env.runs.control.offset.clone())
         ended = terminated & ~finished
         if ended.any():
             survived = ended & ~infos["diverged"]
@@ -78,4 +89,9 @@ def final_losses(env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], 
             finished |= ended
             if not finished.all():  # diverged runs start over and are not looked at again
                 observation, _ = env.reset(options={"reset_mask": terminated})
-    return losses
+    return losses, torch.stack(offsets)
+
+
+def final_losses(env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], split: str) -> NDArray[np.float64]:
+    """Final losses (B,) of `play` under a deterministic policy."""
+    return play(env, seeds, lambda observation, _: policy.predict(torch.from_numpy(observation))[0], split)[0]

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3 import PPO
 from torch import nn
@@ -121,7 +120,7 @@ def mlp_policy(network: list[nn.Module], env: LayerRowsVecEnv, about: dict[str, 
     features = len(spec.features)
     return MLPPolicy(
         spec=spec,
-        interval=int(np.median([e.inner_steps_per_decision for e in env.envs])),
+        interval=env.interval,
         weights=tuple(m.weight.detach().cpu().clone() for m in linears),
         biases=tuple(m.bias.detach().cpu().clone() for m in linears),
         mean=torch.zeros(features),

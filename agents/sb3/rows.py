@@ -80,9 +80,9 @@ class LayerRowsVecEnv(VecEnv):
         return max(-(-env.horizon // env.inner_steps_per_decision) for env in self.envs)
 
     @property
-    def inner_steps(self) -> float:
-        """Inner steps that one decision of every run takes, all runs together."""
-        return float(sum(env.num_envs * env.inner_steps_per_decision for env in self.envs))
+    def interval(self) -> int:
+        """Inner steps between two decisions, the median over the environments."""
+        return int(np.median([env.inner_steps_per_decision for env in self.envs]))
 
     def renew(self) -> bool:
         """Go on to other tasks, where there are any; then `reset` or `reset_to` has to follow."""

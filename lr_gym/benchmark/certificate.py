@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,47 +25,13 @@ from torch import Tensor
 from lr_gym.benchmark.metrics import paired_difference
 from lr_gym.control import ControlSpec
 from lr_gym.policy import Policy, load_policy
-from lr_gym.rollout import controlled_env
+from lr_gym.rollout import DIVERGED, controlled_env, play
 from lr_gym.tasks import Task, find_task
-from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["CONTROLS", "FIRST_SEED", "certificate", "certificate_losses", "describe"]
 
 CONTROLS = ("replay", "shuffled", "untrained")
 FIRST_SEED = 1 << 41  # row seeds that no agent learns from and by which no policy is selected
-DIVERGED = 1e3  # loss that a diverged training counts as
-
-
-def play(
-    env: LRControlVectorEnv, seeds: Sequence[int], act: Callable[[NDArray[np.float32], int], Tensor], split: str
-) -> tuple[NDArray[np.float64], Tensor]:
-    """Play whole trainings.
-
-    Args:
-        env: with autoreset DISABLED.
-        seeds: row seed of each run.
-        act: observation (B, L, F) and number of the decision -> control values (B, L, A).
-        split: one of SPLITS.
-
-    Returns:
-        Final loss (B,), `DIVERGED` where the training diverged, and offsets (T, B, L, A) after each decision.
-    """
-    observation, _ = env.reset(seed=seeds)
-    losses = np.full(env.num_envs, DIVERGED)
-    finished = np.zeros(env.num_envs, dtype=bool)
-    offsets: list[Tensor] = []
-    while not finished.all():
-        action = act(observation, len(offsets))
-        observation, _, terminated, _, infos = env.step(action.numpy())
-        offsets.append(env.runs.control.offset.clone())
-        ended = terminated & ~finished
-        if ended.any():
-            survived = ended & ~infos["diverged"]
-            losses[survived] = np.minimum(env.evaluate(split)[survived], DIVERGED)
-            finished |= ended
-            if not finished.all():
-                observation, _ = env.reset(options={"reset_mask": terminated})
-    return losses, torch.stack(offsets)
 
 
 def mean_of_others(offsets: Tensor, spec: ControlSpec, valid: Tensor) -> Tensor:
@@ -112,13 +78,12 @@ def certificate_losses(
             return policy.predict(torch.from_numpy(observation))[0]
 
         losses, offsets = play(env, seeds, follow, split)
-        valid = torch.from_numpy(losses < DIVERGED)
-        replayed = mean_of_others(offsets, spec, valid).float()
+        replayed = mean_of_others(offsets, spec, torch.from_numpy(np.isfinite(losses))).float()
         columns["policy"].append(losses)
         columns["replay"].append(play(env, seeds, lambda _, t: replayed[min(t, len(replayed) - 1)], split)[0])  # noqa: B023
         columns["shuffled"].append(play(env, seeds, lambda o, t: follow(np.roll(o, 1, axis=0), t), split)[0])
         columns["untrained"].append(play(env, seeds, lambda *_: torch.zeros_like(replayed[0]), split)[0])  # noqa: B023
-    return {name: np.stack(column) for name, column in columns.items()}
+    return {name: np.minimum(np.stack(column), DIVERGED) for name, column in columns.items()}
 
 
 def certificate(policy: Policy, *tasks: str | Task, **options: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_runs_of_rows_and_seeds_of_runs():
     env = make_env(2, 1)
     layers = env.envs[0].num_layers
     np.testing.assert_array_equal(env.run_of_row, np.repeat([0, 1, 2], layers))
-    assert (env.num_runs, env.decisions, env.inner_steps) == (3, 4, 9.0)
+    assert (env.num_runs, env.decisions, env.interval) == (3, 4, 3)
     observation = env.reset_to([5, 9, 5])
     np.testing.assert_array_equal(observation[env.run_of_row == 0], observation[env.run_of_row == 2])
     assert (observation[env.run_of_row == 0] != observation[env.run_of_row == 1]).any()
