@@ -77,6 +77,8 @@ class Args:
     """Of a running Ray cluster; by default one of `workers` cores is started here."""
     data_dir: Path | None = None
     """Folder with data that cannot be downloaded, such as cifar-10-batches-py; LR_GYM_DATA by default."""
+    reuse: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Earlier evaluation from which trainings are taken over where they are the same; give the option once for each."""
     resume: bool = False
     """Continue an evaluation that was stopped; no cell runs twice. One that is complete is only shown."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -85,7 +87,8 @@ class Args:
     """Also log every reported training to wandb as a run of its own, grouped by task."""
 
 
-MAY_CHANGE = ("workers", "data_dir", "engine", "ray_address", "wandb", "wandb_cells", "resume")
+CELLS = "cells.jsonl"  # in the output folder
+MAY_CHANGE = ("workers", "data_dir", "engine", "ray_address", "wandb", "wandb_cells", "reuse", "resume")
 
 
 class Plan(NamedTuple):
@@ -102,6 +105,9 @@ def build(args: Args) -> Plan:
     """Rows, tasks and output folder; a ValueError or ImportError says what is wrong with the arguments."""
     for name in ("seeds", "budget", "tuning_seeds", "workers"):
         check_count(name, getattr(args, name))
+    for earlier in args.reuse:
+        if not (earlier / CELLS).is_file():
+            raise ValueError(f"--reuse {earlier}: no {CELLS} there; name the output folder of an evaluation")
     if args.horizon is not None:
         check_count("horizon", args.horizon)
     if args.engine == "ray":
@@ -110,7 +116,8 @@ def build(args: Args) -> Plan:
         raise ValueError("give --task or --suite, not both")
     rows = entrants([name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy)
     tasks, skipped = suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
+    values = dataclasses.asdict(args) | {"reuse": [str(earlier) for earlier in args.reuse]}
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return Plan(rows, tasks, skipped, folder, config)
 
@@ -218,7 +225,8 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         print(f"report: {report} (complete; nothing was run again)")
         return results
     tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
-    with CellStore(args.output_dir / "cells.jsonl") as store, open_engine(args) as engine:
+    earlier = [folder / CELLS for folder in args.reuse]
+    with CellStore(args.output_dir / CELLS, earlier) as store, open_engine(args) as engine:
         tuning, failures = find_learning_rates(args, plan, engine, store)
         results, outcomes = compare(args, plan, tuning, failures, engine, store)
     results |= {

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import lr_gym
 from agents.arguments import Args, parse
@@ -63,16 +64,31 @@ def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
     }
 
 
-def select(learner: Learner, runs: int) -> float:
-    """Selection loss: mean over trainings, then geometric mean over tasks; a diverged training counts as DIVERGED."""
-    losses = learner.selection_losses([SELECTION_SEED + i for i in range(runs)])
-    means = np.minimum(losses, DIVERGED).mean(1)
-    return float(means[0]) if len(means) == 1 else float(np.exp(np.log(np.maximum(means, 1e-8)).mean()))
+def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = None) -> float:
+    """How good the policy is on the selection split, less is better; a diverged training counts as DIVERGED.
+
+    On one task the mean loss. On several the geometric mean, over tasks and trainings, of the loss over the task's
+    median loss before anything was learned, each ratio within a factor e: no task outweighs the others.
+
+    Args:
+        learner: with a policy.
+        runs: trainings of each task.
+        before: (tasks, runs) losses before anything was learned, of which None is one task's.
+    """
+    losses = np.minimum(learner.selection_losses([SELECTION_SEED + i for i in range(runs)]), DIVERGED)
+    if before is None:
+        return float(losses.mean())
+    ratios = np.log(losses + 1e-12) - np.log(np.median(before, axis=1, keepdims=True) + 1e-12)
+    return float(np.exp(ratios.clip(-1.0, 1.0).mean()))
 
 
 def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any]) -> None:
     """Update after update, selecting and saving the policy on the way."""
+    runs = max(1, args.selection_runs // len(selection_tasks(args)))
     progress: dict[str, Any] = {"updates": 0, "best": math.inf}
+    before = None
+    if len(selection_tasks(args)) > 1:  # known again after a resume: nothing here depends on what was learned
+        before = np.minimum(learner.selection_losses([SELECTION_SEED + i for i in range(runs)]), DIVERGED)
     checkpoint = folder.load_checkpoint() if args.resume else None
     if checkpoint is not None:
         learner.load_state_dict(checkpoint["learner"])
@@ -83,13 +99,12 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         args.output_dir, config, wandb=args.wandb, tensorboard=args.tensorboard, name=name, resume_step=resume_step
     )
     start, begun = time.monotonic(), progress["updates"]
-    runs = max(1, args.selection_runs // len(selection_tasks(args)))
 
     for update in range(begun + 1, updates + 1):
         row = learner.update()
         progress["updates"] = update
         if update % args.selection_every == 0 or update == updates:
-            row["selection_loss"] = select(learner, runs)
+            row["selection_loss"] = select(learner, runs, before)
             if row["selection_loss"] < progress["best"]:
                 progress["best"] = row["selection_loss"]
                 learner.save(args.output_dir / POLICY_FILE, about(args, update, row["selection_loss"]))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
+import lr_gym
 from lr_gym.benchmark import tuning
 from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, entrants
 from lr_gym.benchmark.engine import here, local_engine
@@ -18,7 +21,7 @@ from lr_gym.benchmark.grid import MISSET, misset_cells, named_tasks, reported_ce
 from lr_gym.benchmark.progress import remaining
 from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.run import Cell, attempt, evaluation_seed, run_cell
-from lr_gym.benchmark.store import CellStore, complete, fingerprint
+from lr_gym.benchmark.store import CellStore, _code, complete, fingerprint
 from lr_gym.benchmark.tuning import Study, Trial, learning_rates, tune
 from lr_gym.rng import run_seeds
 from lr_gym.tasks import SUITES, TASKS, datasets
@@ -134,8 +137,55 @@ def test_everything_that_decides_an_outcome_is_in_its_key(monkeypatch):
     ]
     keys = {fingerprint(cell) for cell in (base, *others)}
     assert len(keys) == 8
-    monkeypatch.setattr("lr_gym.benchmark.store._code", lambda: "other code")
+    monkeypatch.setattr("lr_gym.benchmark.store._code", lambda optimizer: "other code")
     assert fingerprint(base) not in keys
+
+
+def test_a_change_of_code_concerns_those_that_it_trains(monkeypatch, tmp_path):
+    package = tmp_path / "lr_gym"
+    shutil.copytree(Path(lr_gym.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("lr_gym.benchmark.store._PACKAGE", package)
+
+    def codes() -> dict[str, str]:
+        _code.cache_clear()
+        return {name: _code(name) for name in ("", *OPTIMIZERS)}
+
+    def changed(file: str) -> set[str]:
+        before = codes()
+        (package / file).write_text((package / file).read_text() + "\n# changed\n")
+        after = codes()
+        return {name for name in before if before[name] != after[name]}
+
+    own = {"gradient-agreement", "adaptive-upgd", "garo", "enhanced-sgd"}
+    try:
+        assert changed("observation.py") == {""}
+        assert changed("optim/garo.py") == own
+        assert changed("optim/policy_optimizer.py") == own | {""}
+        assert changed("benchmark/hypergradient.py") == {"hypergradient"}
+        assert changed("benchmark/run.py") == changed("tasks/models.py") == {"", *OPTIMIZERS}
+        assert changed("vector_env.py") == set()
+    finally:
+        _code.cache_clear()
+
+
+def test_trainings_of_an_earlier_evaluation_are_taken_over(tmp_path):
+    with CellStore(tmp_path / "a.jsonl") as store:
+        first = complete(CELLS[:2], here, store)
+    read = (tmp_path / "a.jsonl").read_bytes()
+    runs = []
+
+    def counting(cells):
+        for cell, outcome in here(cells):
+            runs.append(cell)
+            yield cell, outcome
+
+    with CellStore(tmp_path / "b.jsonl", [tmp_path / "a.jsonl"]) as store:
+        again = complete(CELLS, counting, store)
+    assert runs == CELLS[2:]
+    assert {cell: again[cell] for cell in first} == first
+    assert (tmp_path / "a.jsonl").read_bytes() == read
+    with CellStore(tmp_path / "b.jsonl") as store:
+        assert len(store) == len(CELLS)  # the new file needs the old one no longer
 
 
 # Tuning

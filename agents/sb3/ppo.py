@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from torch import nn
 
@@ -16,7 +18,9 @@ from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["PPOConfig", "PPOLearner"]
+__all__ = ["PPOConfig", "PPOLearner", "relative_rewards"]
+
+LIMIT = 5.0  # spreads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,8 @@ class PPOConfig:
     """Entropy bonus."""
     log_std_init: float = -2.0
     """Initial log std of the actions."""
+    relative: bool = False
+    """Rewards less their mean over the trainings of the same task, in units of their returns' spread: for suites."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of actor and critic, tanh."""
 
@@ -88,6 +94,7 @@ class PPOLearner(PolicyLearner):
         with torch.no_grad():
             for param in self.model.policy.action_net.parameters():
                 param.zero_()
+        self._relative = config.relative
         self._total, self._callback = self.model._setup_learn(samples * updates)
 
     def update(self) -> dict[str, float]:
@@ -95,9 +102,21 @@ class PPOLearner(PolicyLearner):
         model, env = self.model, rows_of(self.model)
         renew(model)
         model.collect_rollouts(env, self._callback, model.rollout_buffer, model.n_steps)
+        if self._relative:
+            self._judge_by_task()
         model._update_current_progress_remaining(model.num_timesteps, self._total)
         model.train()
         return env.figures() | {"action_std": float(model.policy.log_std.detach().exp().mean())}
+
+    def _judge_by_task(self) -> None:
+        """Make the rollout's rewards relative, and its advantages and returns anew."""
+        model, env = self.model, rows_of(self.model)
+        buffer = model.rollout_buffer
+        buffer.rewards[:] = relative_rewards(buffer.rewards, [e.num_envs * e.num_layers for e in env.envs])
+        with torch.no_grad():
+            values = model.policy.predict_values(torch.as_tensor(model._last_obs))
+        assert model._last_episode_starts is not None
+        buffer.compute_returns_and_advantage(values, model._last_episode_starts)
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The deterministic policy: what SB3's `predict(deterministic=True)` does."""
@@ -111,6 +130,25 @@ class PPOLearner(PolicyLearner):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
         load_algorithm_state(self.model, state)
+
+
+def relative_rewards(rewards: NDArray[np.float32], sizes: Sequence[int]) -> NDArray[np.float32]:
+    """Rewards by which every task counts alike, however far its loss can fall.
+
+    A training that diverges is `LIMIT` spreads below the others at most.
+
+    Args:
+        rewards: (decisions, rows).
+        sizes: rows of each task, in order.
+    """
+    relative = rewards.copy()
+    for part in np.split(np.arange(rewards.shape[1]), np.cumsum(sizes)[:-1]):
+        task = rewards[:, part]
+        task = task - np.median(task, axis=1, keepdims=True)
+        returns = task.sum(0)
+        spread = 1.4826 * np.median(np.abs(returns - np.median(returns))) + 1e-6
+        relative[:, part] = (task / spread).clip(-LIMIT, LIMIT)
+    return relative
 
 
 def mlp_policy(network: list[nn.Module], env: LayerRowsVecEnv, about: dict[str, Any]) -> MLPPolicy:

@@ -33,6 +33,7 @@ class Baseline(NamedTuple):
         lr: fixed learning rate; None is tuned.
         space: (low, high) of the learning rates that tuning may try, log-uniform.
         package: optional module that it needs; "" for none.
+        code: files of lr_gym that it consists of, patterns; trainings are done anew where they change.
     """
 
     about: str
@@ -41,6 +42,7 @@ class Baseline(NamedTuple):
     lr: float | None = None
     space: tuple[float, float] = ADAM_RANGE
     package: str = ""
+    code: tuple[str, ...] = ()
 
 
 class Contestant(NamedTuple):
@@ -139,6 +141,7 @@ def _plain(rule: Callable[..., Optimizer], **options: Any) -> Callable[[nn.Modul
 _SGD = _plain(torch.optim.SGD)
 _MOMENTUM = _plain(torch.optim.SGD, momentum=0.9)
 _ADAM = _plain(torch.optim.Adam)
+_OWN = ("optim/*.py", "layers.py", "q_table.py", "q_policy.py")
 _ADAMW = _plain(torch.optim.AdamW)
 
 OPTIMIZERS: dict[str, Baseline] = {
@@ -161,14 +164,15 @@ OPTIMIZERS: dict[str, Baseline] = {
     "schedule-free": Baseline("Schedule-free AdamW", _schedule_free, package="schedulefree"),
     "prodigy": Baseline("Prodigy, lr 1, cosine", _prodigy, "cosine", lr=1.0, package="prodigyopt"),
     "d-adaptation": Baseline("D-Adaptation of Adam, lr 1", _d_adaptation, lr=1.0, package="pytorch_optimizer"),
-    "hypergradient": Baseline("Adam, hypergradient descent", _plain(HypergradientAdam)),
+    "hypergradient": Baseline("Adam, hypergradient descent", _plain(HypergradientAdam), code=("benchmark/hypergradient.py",)),
     "gradient-agreement": Baseline(
         "Gradient Agreement of Adam",
         lambda model, lr, horizon: GradientAgreementOptimizer(torch.optim.Adam(model.parameters(), lr)),
+        code=_OWN,
     ),
-    "adaptive-upgd": Baseline("AdaptiveUPGD", _plain(AdaptiveUPGD)),
-    "garo": Baseline("GARO (GlobalAdaptiveSGD)", _plain(GlobalAdaptiveSGD), space=SGD_RANGE),
-    "enhanced-sgd": Baseline("EnhancedSGD", _plain(EnhancedSGD), space=SGD_RANGE),
+    "adaptive-upgd": Baseline("AdaptiveUPGD", _plain(AdaptiveUPGD), code=_OWN),
+    "garo": Baseline("GARO (GlobalAdaptiveSGD)", _plain(GlobalAdaptiveSGD), space=SGD_RANGE, code=_OWN),
+    "enhanced-sgd": Baseline("EnhancedSGD", _plain(EnhancedSGD), space=SGD_RANGE, code=_OWN),
 }
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -22,16 +22,16 @@ from lr_gym.policy import load_policy
 __all__ = ["CellStore", "complete", "fingerprint"]
 
 _PACKAGE = Path(lr_gym.__file__).parent
-# What a training depends on: changed code asks for new trainings.
-_CODE = (
+# What a training depends on: changed code asks for new trainings. A baseline adds its own code, a policy the controller.
+_COMMON = (
     "tasks/*.py",
-    "optim/*.py",
-    "benchmark/run.py",
-    "benchmark/contestants.py",
-    "benchmark/schedulers.py",
-    "benchmark/hypergradient.py",
-    *(f"{name}.py" for name in ("action", "control", "inner_loop", "layers", "layer_stats", "observation", "policy")),
-    *(f"{name}.py" for name in ("mlp_policy", "q_policy", "q_table", "rng", "schedules", "update")),
+    *(f"benchmark/{name}.py" for name in ("run", "contestants", "schedulers")),
+    *(f"{name}.py" for name in ("inner_loop", "reward", "rng", "schedules")),
+)
+_CONTROLLER = (
+    *(f"optim/{name}.py" for name in ("base", "policy_optimizer")),
+    *(f"{name}.py" for name in ("action", "control", "layers", "layer_stats", "observation", "update")),
+    *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table")),
 )
 
 
@@ -40,8 +40,10 @@ def _sha(value: Any) -> str:
 
 
 @functools.cache
-def _code() -> str:
-    files = sorted(file for pattern in _CODE for file in _PACKAGE.glob(pattern))
+def _code(optimizer: str) -> str:
+    """Digest of the code that trains an optimizer of OPTIMIZERS, or a policy ("")."""
+    own = OPTIMIZERS[optimizer].code if optimizer else _CONTROLLER
+    files = sorted(file for pattern in (*_COMMON, *own) for file in _PACKAGE.glob(pattern))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -56,7 +58,7 @@ def _policy(path: str) -> str:
 
 
 def _versions(optimizer: str) -> dict[str, str]:
-    found = {"lr_gym": lr_gym.__version__, "torch": str(torch.__version__), "code": _code()}
+    found = {"lr_gym": lr_gym.__version__, "torch": str(torch.__version__), "code": _code(optimizer)}
     package = OPTIMIZERS[optimizer].package if optimizer else ""
     if package:
         try:
@@ -74,21 +76,34 @@ def fingerprint(cell: Cell) -> str:
     return _sha([what, _versions(who.optimizer)])
 
 
+def _read(path: Path) -> tuple[dict[str, Outcome], int]:
+    """Outcomes by key, and how many bytes of the file are whole lines."""
+    outcomes: dict[str, Outcome] = {}
+    whole = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n"):
+            break
+        row = json.loads(line)
+        outcomes[row["key"]] = Outcome(**row["outcome"])
+        whole += len(line)
+    return outcomes, whole
+
+
 class CellStore:
     """An append-only file of outcomes, a context manager; only one process may write it (see RunFolder)."""
 
-    def __init__(self, path: Path) -> None:
-        """Read what is there and drop a last line that a kill cut short."""
-        self._outcomes: dict[str, Outcome] = {}
+    def __init__(self, path: Path, reuse: Sequence[Path] = ()) -> None:
+        """Read what is there and drop a last line that a kill cut short.
+
+        Args:
+            path: of the file.
+            reuse: files of earlier evaluations, which are only read: what they hold counts as done.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                row = json.loads(line)
-                self._outcomes[row["key"]] = Outcome(**row["outcome"])
-                whole += len(line)
+        self._outcomes, whole = _read(path)
+        self._earlier: dict[str, Outcome] = {}
+        for file in reuse:
+            self._earlier |= _read(file)[0]
         self._file = path.open("ab")
         self._file.truncate(whole)
 
@@ -96,8 +111,11 @@ class CellStore:
         return len(self._outcomes)
 
     def get(self, cell: Cell) -> Outcome | None:
-        """The outcome of a cell that has run, else None."""
-        return self._outcomes.get(fingerprint(cell))
+        """The outcome of a cell that has run, else None; one of an earlier evaluation is taken over into this file."""
+        key = fingerprint(cell)
+        if key not in self._outcomes and key in self._earlier:
+            self.put(cell, self._earlier[key])
+        return self._outcomes.get(key)
 
     def put(self, cell: Cell, outcome: Outcome) -> None:
         """Keep an outcome; on the disk when this returns."""

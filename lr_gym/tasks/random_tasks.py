@@ -32,9 +32,9 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "norm": (False, False, True),
     "scale": (0.25, 4.0),
     "batch_size": (8, 128),
-    "examples": (200, 1000),
+    "examples": (200, 3000),
     "label_noise": (0.0, 0.0, 0.1, 0.3),
-    "horizon": (100, 500),
+    "horizon": (100, 1500),
     "base": ("sgd", "adam", "adamw"),
     "initial_lr": (1e-5, 1e-1),
 }
