@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from experiments.interval_coverage import coverage, false_verdicts
-from lr_gym.benchmark.curves import area_under_curve, steps_to_target
+from lr_gym.benchmark.curves import area_under_curve, speed_up, steps_to_target
 from lr_gym.benchmark.scores import (
     BOUND,
     iqm,
@@ -135,6 +135,23 @@ def test_area_is_the_mean_along_the_training():
     assert area_under_curve(steps, losses) == pytest.approx(fine.mean(), abs=1e-3)
     assert area_under_curve(steps, losses[:2]) == INF
     assert area_under_curve(steps, [4.0, 2.0, 1.0, INF]) == INF
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "expected"),
+    [
+        ([4.0, 3.0, 2.0, 1.0], [4.0, 3.5, 3.2, 3.0], 3.0),  # at 10 of 30
+        ([4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0], 1.0),
+        ([4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 0.5], 0.0),
+        ([4.0, 1.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.5], 3.0),  # what comes after does not matter
+        ([4.0, 3.9, 3.8, 3.7], [4.0, 9.0, 9.0, 9.0], 3.0),  # the other ended above its start
+        ([4.0, 3.9, 3.8, 3.7], [4.0, 9.0], 3.0),  # it diverged
+        ([4.0, 3.9, 3.8, 3.7], [4.0, 9.0, 9.0, INF], 3.0),
+        ([], [4.0, 3.0, 2.0, 1.0], 0.0),
+    ],
+)
+def test_speed_up(mine, other, expected):
+    assert speed_up([0, 10, 20, 30][: len(mine)], mine, other) == expected
 
 
 def test_steps_to_target():

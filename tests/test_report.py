@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from lr_gym.benchmark.figures import write_figures
 from lr_gym.benchmark.markdown import tables as tables_of
 from lr_gym.benchmark.report import write_report
 from lr_gym.benchmark.results import plain
@@ -124,4 +125,20 @@ def test_markdown_holds_the_same_figures(results):
     for task in results["tasks"].values():
         for row in task["rows"]:
             assert f"| {row['name']} | {row['lr']:.3g} | {row['test_loss']['mean']:.4g}" in text
-    assert text.count("\n### ") == len(results["tasks"]) + 1
+    for policy, others in results["speed_up"].items():
+        assert f"### {policy} against each baseline" in text
+        assert all(f"{figure['mean']:.2f}" in text for figure in others.values())
+    assert text.count("\n### ") == len(results["tasks"]) + len(results["speed_up"]) + 1
+
+
+def test_figures_are_written_for_documents(results, tmp_path):
+    files = write_figures(results, tmp_path / "new" / "figures")
+    assert {file.name for file in files} == {
+        f"{n}.{e}" for n in ("ranking", "profiles", "misset") for e in ("png", "svg")
+    }
+    for file in files:
+        content = file.read_bytes()
+        assert content.startswith(b"\x89PNG" if file.suffix == ".png" else b"<?xml")
+    svg = (tmp_path / "new" / "figures" / "ranking.svg").read_text()
+    assert all(entry["name"] in svg for entry in results["ranking"])  # drawn in the order of the ranking
+    assert len(write_figures({**results, "misset": []}, tmp_path)) == 4

@@ -164,7 +164,9 @@ OPTIMIZERS: dict[str, Baseline] = {
     "schedule-free": Baseline("Schedule-free AdamW", _schedule_free, package="schedulefree"),
     "prodigy": Baseline("Prodigy, lr 1, cosine", _prodigy, "cosine", lr=1.0, package="prodigyopt"),
     "d-adaptation": Baseline("D-Adaptation of Adam, lr 1", _d_adaptation, lr=1.0, package="pytorch_optimizer"),
-    "hypergradient": Baseline("Adam, hypergradient descent", _plain(HypergradientAdam), code=("benchmark/hypergradient.py",)),
+    "hypergradient": Baseline(
+        "Adam, hypergradient descent", _plain(HypergradientAdam), code=("benchmark/hypergradient.py",)
+    ),
     "gradient-agreement": Baseline(
         "Gradient Agreement of Adam",
         lambda model, lr, horizon: GradientAgreementOptimizer(torch.optim.Adam(model.parameters(), lr)),

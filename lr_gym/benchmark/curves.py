@@ -1,4 +1,4 @@
-"""Figures of one training's curve: the area under it, and when it reaches a target."""
+"""Figures of one training's curve: the area under it, when it reaches a target, and how much sooner than another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["area_under_curve", "steps_to_target"]
+__all__ = ["area_under_curve", "speed_up", "steps_to_target"]
 
 
 def area_under_curve(steps: Sequence[int], losses: Sequence[float]) -> float:
@@ -30,3 +30,20 @@ def steps_to_target(steps: Sequence[int], losses: Sequence[float], target: float
         target: loss.
     """
     return next((float(step) for step, loss in zip(steps, losses, strict=False) if loss <= target), float("inf"))
+
+
+def speed_up(steps: Sequence[int], losses: Sequence[float], other: Sequence[float]) -> float:
+    """How many times fewer updates it takes to first come down to the loss at which another training ended.
+
+    0 where it never does; at most the number of intervals of the curve, which is what is counted where the other
+    diverged.
+
+    Args:
+        steps: updates done where the losses were read, from 0 to the horizon; [] where the training diverged.
+        losses: at each of them.
+        other: the other training's at the same steps; fewer where it ended early.
+    """
+    if len(steps) < 2:
+        return 0.0
+    end = other[-1] if len(other) == len(steps) and np.isfinite(other[-1]) else float("inf")
+    return float(steps[-1] / max(steps_to_target(steps, losses, end), steps[1]))

@@ -38,6 +38,14 @@ def tables(results: Mapping[str, Any]) -> str:
         f"Score: log of {results['reference']}'s test loss over one's own, same seed; interquartile mean and interval.",
         _table(["contestant", "score", "diverged", "better than (Holm)"], ranking),
     ]
+    for policy, chances in results["probability_of_improvement"].items():
+        against = [
+            [other, _interval(chance, ".2f"), _interval(results["speed_up"][policy][other], ".2f")]
+            for other, chance in chances.items()
+        ]
+        if against:
+            head = ["against", "probability of a lower test loss", "speed-up to where it ended"]
+            parts += [f"### {policy} against each baseline", _table(head, against)]
     for task, entry in results["tasks"].items():
         metrics = entry["metrics"]
         rows = [

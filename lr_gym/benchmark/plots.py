@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-__all__ = ["Plot", "plots_of", "task_plots"]
+__all__ = ["Plot", "entrant_styles", "plots_of", "task_plots"]
 
 _COLOURS = (
     "#0072b2",
@@ -46,7 +46,7 @@ def _styles(names: Sequence[str], bold: Collection[str] = ()) -> dict[str, dict[
     }
 
 
-def _entrant_styles(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def entrant_styles(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """`_styles` of all entrants by rank, policies thick."""
     entries = results["ranking"]
     policies = {entry["name"] for entry in entries if entry["kind"] == "policy"}
@@ -165,7 +165,7 @@ def _rates(row: Mapping[str, Any]) -> go.Figure:
 
 def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
     """Plots over all tasks by name: ranking, profiles, and misset where it was measured."""
-    styles = _entrant_styles(results)
+    styles = entrant_styles(results)
     bars = "Interquartile mean of all tasks and seeds, with its 95 % interval."
     plots = {
         "ranking": Plot("Ranking", bars, _ranking(results)),
@@ -183,7 +183,7 @@ def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
 
 def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
     """Plots of one task: losses of all, and the learning rates that each policy set."""
-    styles = _entrant_styles(results)
+    styles = entrant_styles(results)
     rows = [row for row in results["tasks"][task]["rows"] if row["curves"]]
     plots = [Plot("Test loss while training", "Mean over seeds; the band spans the middle half.", _band(rows, styles))]
     for row in rows:

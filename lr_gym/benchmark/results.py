@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lr_gym.benchmark.contestants import Entrant
-from lr_gym.benchmark.curves import area_under_curve, steps_to_target
-from lr_gym.benchmark.metrics import mean_interval, paired_difference
+from lr_gym.benchmark.curves import area_under_curve, speed_up, steps_to_target
+from lr_gym.benchmark.metrics import Interval, mean_interval, paired_difference
 from lr_gym.benchmark.run import Cell, Outcome
 from lr_gym.benchmark.scores import iqm_interval, performance_profile, probability_of_improvement, scores
 from lr_gym.benchmark.significance import compare_all, winner
@@ -84,6 +84,17 @@ def _losses(name: str, tasks: Sequence[str], outcomes: Outcomes) -> NDArray[np.f
     return np.array([[o.test_loss for o in outcomes[task, name]] for task in tasks])
 
 
+def _speed_ups(name: str, other: str, tasks: Sequence[str], outcomes: Outcomes) -> list[list[float]]:
+    """Of one entrant over another with the same seed (T, S)."""
+    return [
+        [
+            speed_up(mine.steps if math.isfinite(mine.test_loss) else [], mine.curve, theirs.curve)
+            for mine, theirs in zip(outcomes[task, name], outcomes[task, other], strict=True)
+        ]
+        for task in tasks
+    ]
+
+
 def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -> dict[str, Any]:
     """Ranking, pairs and profiles over all tasks."""
     reference = reference_of(rows)
@@ -102,18 +113,20 @@ def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -
         for row in rows
     ]
     policies = [row.name for row in rows if row.policy]
-    improvement = {
-        name: {
-            other: probability_of_improvement(losses[name], losses[other]) for other in losses if other not in policies
-        }
-        for name in policies
-    }
+    baselines = [row.name for row in rows if not row.policy]
+
+    def against_baselines(figure: Callable[[str, str], Interval]) -> dict[str, dict[str, Interval]]:
+        return {name: {other: figure(name, other) for other in baselines} for name in policies}
+
     return {
         "reference": reference,
         "ranking": sorted(ranking, key=lambda entry: -entry["score"].mean),
         "pairs": pairs,
         "winner": winner(pairs),
-        "probability_of_improvement": improvement,
+        "probability_of_improvement": against_baselines(
+            lambda name, other: probability_of_improvement(losses[name], losses[other])
+        ),
+        "speed_up": against_baselines(lambda name, other: iqm_interval(_speed_ups(name, other, tasks, outcomes))),
         "profiles": {
             "thresholds": THRESHOLDS,
             "fractions": {name: performance_profile(values, THRESHOLDS) for name, values in normal.items()},

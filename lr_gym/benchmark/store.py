@@ -22,7 +22,7 @@ from lr_gym.policy import load_policy
 __all__ = ["CellStore", "complete", "fingerprint"]
 
 _PACKAGE = Path(lr_gym.__file__).parent
-# What a training depends on: changed code asks for new trainings. A baseline adds its own code, a policy the controller.
+# What every training depends on; a baseline adds its own code, a policy the controller. Changed code trains anew.
 _COMMON = (
     "tasks/*.py",
     *(f"benchmark/{name}.py" for name in ("run", "contestants", "schedulers")),
