@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import train_agent
@@ -262,3 +263,30 @@ def test_a_wandb_that_cannot_be_reached_or_imported_stops_nothing(trained, tmp_p
     done = process(*command, "online", "--output-dir", str(tmp_path / "absent"), "--timesteps", "96", **absent)
     assert "no wandb here" in done.stdout
     assert curve(tmp_path / "down") == curve(tmp_path / "absent") == curve(trained)
+
+
+class Judged:
+    """A learner of which only the selection losses are known."""
+
+    def __init__(self, losses):
+        self.losses = np.array(losses)
+
+    def selection_losses(self, seeds):
+        return self.losses[:, : len(seeds)]
+
+
+def test_selection_on_one_task_is_the_mean_loss():
+    assert train_agent.select(Judged([[1.0, 3.0]]), 2) == 2.0
+    assert train_agent.select(Judged([[1.0, np.inf]]), 2) == (1.0 + train_agent.DIVERGED) / 2
+
+
+def test_no_task_outweighs_the_others_in_selection():
+    before = np.array([[2.0, 2.0, 1e3], [1.0, 1e-3, 2.0]])
+
+    def judge(losses):
+        return train_agent.select(Judged(losses), 3, before)
+
+    assert judge([[2.0] * 3, [1.0] * 3]) == pytest.approx(1.0)
+    assert judge([[1.8] * 3, [1.0] * 3]) == pytest.approx(0.9**0.5)
+    assert judge([[2.0] * 3, [1e-9] * 3]) == pytest.approx(np.exp(-0.5))  # a factor e at most
+    assert judge([[2.0, 2.0, np.inf], [1.0] * 3]) == pytest.approx(np.exp(1 / 6))

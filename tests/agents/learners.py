@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -40,8 +41,10 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     env = LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **setting) for n in runs])
     env.seed(seed << 20)
     selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]
+    ppo = PPOConfig(hidden=(16, 16), n_epochs=2, minibatches=2, learning_rate=0.02)
     kinds = {
-        "ppo": (PPOLearner, PPOConfig(hidden=(16, 16), n_epochs=2, minibatches=2, learning_rate=0.02)),
+        "ppo": (PPOLearner, ppo),
+        "ppo_relative": (PPOLearner, dataclasses.replace(ppo, relative=True)),
         "dqn": (DQNLearner, DQNConfig(hidden=(16,), batch_size=32, buffer_size=150, target_update=3)),
         "q_learning": (QLearner, QConfig()),
         "es": (EvolutionLearner, evolution),

@@ -19,6 +19,12 @@ def test_every_agent_has_its_presets(agent):
         assert parse([*BASE, "--agent", agent, "--preset", preset]).preset == preset
 
 
+@pytest.mark.parametrize("agent", ["ppo", "es"])
+def test_the_generalist_learns_on_random_tasks_and_is_selected_on_others(agent):
+    args = parse([*BASE, "--agent", agent, "--preset", "generalist"])
+    assert (args.suite, args.selection_suite) == ("random", "validation")
+
+
 def test_source_preset_holds_the_values_of_the_source():
     args = parse([*BASE, "--agent", "dqn", "--preset", "source"])
     assert (args.dqn.exploration, args.dqn.gamma, args.dqn.learning_rate) == ((0.1, 0.1), 0.99, 1e-4)
