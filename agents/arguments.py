@@ -41,6 +41,8 @@ class Args:
     """Random tasks at a time."""
     selection_suite: Literal["train", "validation"] | None = None
     """Tasks by which the policy is selected; those learned on by default, which random ones cannot be."""
+    init: str | None = None
+    """Policy to go on from, builtin:NAME or a file, of the same controls and network; ppo only."""
     seed: int = 0
     """Of the agent and of its trainings."""
     timesteps: int = 128_000

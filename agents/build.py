@@ -11,6 +11,7 @@ from agents.learner import Learner
 from agents.q_learning import QLearner
 from agents.random_suite import random_batch
 from agents.sb3 import DQNLearner, LayerRowsVecEnv, PPOLearner
+from lr_gym.policy import load_policy
 from lr_gym.tasks import SUITES, Task, find_task
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -78,6 +79,8 @@ def make_env(args: Args, task: Task, num_envs: int, *, selection: bool) -> LRCon
 
 def build_learner(args: Args) -> tuple[Learner, int]:
     """The agent, and how many updates `args.timesteps` decisions make."""
+    if args.init is not None and args.agent != "ppo":
+        raise ValueError(f"--init is for the agent ppo; got {args.agent}")
     if args.agent == "garo":
         return _garo(args)
 
@@ -92,7 +95,10 @@ def build_learner(args: Args) -> tuple[Learner, int]:
     window = args.evolution.window if args.agent == "es" else None
     updates = max(1, round(args.timesteps / (env.num_runs * (window or env.decisions))))
     if args.agent == "ppo":
-        return PPOLearner(env, selection, args.ppo, seed=args.seed, updates=updates), updates
+        learner = PPOLearner(env, selection, args.ppo, seed=args.seed, updates=updates)
+        if args.init is not None:
+            learner.go_on_from(load_policy(args.init))
+        return learner, updates
     if args.agent == "dqn":
         return DQNLearner(env, selection, args.dqn, seed=args.seed, updates=updates), updates
     if args.agent == "q_learning":

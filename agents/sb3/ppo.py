@@ -15,7 +15,7 @@ from torch import nn
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
 from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
-from lr_gym.policy import MLPPolicy
+from lr_gym.policy import MLPPolicy, SavedPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["PPOConfig", "PPOLearner", "relative_rewards"]
@@ -97,6 +97,23 @@ class PPOLearner(PolicyLearner):
         self._relative = config.relative
         self._total, self._callback = self.model._setup_learn(samples * updates)
 
+    def go_on_from(self, policy: SavedPolicy) -> None:
+        """Start with the actor of a trained policy instead; a ValueError where controls or network differ."""
+        spec = rows_of(self.model).envs[0].control_spec
+        linears = linears_of(self._actor())
+        shapes = [tuple(m.weight.shape) for m in linears]
+        if not isinstance(policy, MLPPolicy) or [tuple(w.shape) for w in policy.weights] != shapes:
+            raise ValueError(f"init must be a network of shapes {shapes}, as ppo.hidden makes; got {policy.about}")
+        if policy.spec != spec:
+            raise ValueError(f"init has the controls {policy.spec}, this training {spec}")
+        with torch.no_grad():
+            for module, weight, bias in zip(linears, policy.weights, policy.biases, strict=True):
+                module.weight.copy_(weight)
+                module.bias.copy_(bias)
+
+    def _actor(self) -> list[nn.Module]:
+        return [*self.model.policy.mlp_extractor.policy_net, self.model.policy.action_net]
+
     def update(self) -> dict[str, float]:
         """One rollout, then `n_epochs` passes over it."""
         model, env = self.model, rows_of(self.model)
@@ -120,8 +137,7 @@ class PPOLearner(PolicyLearner):
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The deterministic policy: what SB3's `predict(deterministic=True)` does."""
-        network = [*self.model.policy.mlp_extractor.policy_net, self.model.policy.action_net]
-        return mlp_policy(network, rows_of(self.model), about)
+        return mlp_policy(self._actor(), rows_of(self.model), about)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
@@ -151,9 +167,14 @@ def relative_rewards(rewards: NDArray[np.float32], sizes: Sequence[int]) -> NDAr
     return relative
 
 
+def linears_of(network: list[nn.Module]) -> list[nn.Linear]:
+    """The linear layers of a network, in order."""
+    return [module for module in network if isinstance(module, nn.Linear)]
+
+
 def mlp_policy(network: list[nn.Module], env: LayerRowsVecEnv, about: dict[str, Any]) -> MLPPolicy:
     """A policy with copies of a tanh network's linear layers, for the controls of an environment."""
-    linears = [module for module in network if isinstance(module, nn.Linear)]
+    linears = linears_of(network)
     spec = env.envs[0].control_spec
     features = len(spec.features)
     return MLPPolicy(

@@ -184,6 +184,22 @@ _ROWS = (
         best="accuracy 0.812, Adam, cosine from lr 0.001",
     ),
     Task(
+        name="titanic-mlp-long",
+        env_id="Titanic-MLPLong-v0",
+        about="titanic-mlp over six times its horizon: 135 passes over few passengers",
+        model=functools.partial(nets.dropout_mlp, (9, 64, 64, 2), 0.2),
+        data=datasets.titanic,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy, "precision": precision, "recall": recall},
+        batch_size=32,
+        horizon=3000,
+        family="dropout-mlp",
+        source="titanic",
+        extra="titanic",
+        sizes=(709, 200, 200, 200),
+        best="accuracy 0.817, Adam, cosine from lr 0.001",
+    ),
+    Task(
         name="quadratic",
         env_id="Quadratic-v0",
         about="noisy quadratic in 20 dimensions, condition number 100, rotation and optimum of each run",
@@ -346,6 +362,7 @@ SUITES: dict[str, dict[str, str]] = {
     "validation": {
         "mnist1d-cnn": "family",
         "titanic-mlp": "source",
+        "titanic-mlp-long": "source",
         "rosenbrock": "family",
     },
     "test": {
