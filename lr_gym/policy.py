@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lr_gym.control import ControlSpec
 from lr_gym.mlp_policy import MLPPolicy
+from lr_gym.policies import BUILTIN, GARO, builtin_file, builtin_names
 from lr_gym.q_policy import QTablePolicy
 from lr_gym.tensor_file import PolicyFileError, read_tensor_file, reading, write_tensor_file
 
@@ -28,7 +29,6 @@ __all__ = [
 ]
 
 POLICY_FILE = "policy.safetensors"
-_BUILTIN = Path(__file__).parent / "policies"
 
 
 class Policy(Protocol):
@@ -82,16 +82,16 @@ def save_policy(policy: SavedPolicy, path: str | os.PathLike[str]) -> Path:
 
 def builtin_policies() -> list[str]:
     """Names of the policies shipped with the package, for `load_policy("builtin:NAME")`."""
-    return sorted(path.stem for path in _BUILTIN.glob("*.safetensors"))
+    return [name for name in builtin_names() if name != GARO]
 
 
 def _resolve(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
-    if text.startswith("builtin:"):
-        name = text.removeprefix("builtin:")
+    if text.startswith(BUILTIN):
+        name = text.removeprefix(BUILTIN)
         if name not in builtin_policies():
             raise PolicyFileError(f"no built-in policy {name!r}; there are {', '.join(builtin_policies())}")
-        return _BUILTIN / f"{name}.safetensors"
+        return builtin_file(name)
     file = Path(text)
     if file.is_dir():
         file = file / POLICY_FILE

@@ -47,7 +47,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
             cell's output, so that schedulers and groups work as usual.
         weight_decay: factor on the emitted weight decay; 0 exempts a group.
         layerwise: one hidden state for each layer instead of one for the model; the cell is shared by all.
-        weights: trained weights or their safetensors file; None draws random ones.
+        weights: trained weights, their safetensors file, or "builtin:garo"; None draws random ones.
         hidden_size: of the random cell.
         maximize: ascend instead.
         foreach: one kernel over many tensors; by default on accelerators only.

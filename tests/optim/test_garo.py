@@ -23,6 +23,7 @@ from lr_gym.optim.garo_cell import (
     load_weights,
     save_weights,
 )
+from lr_gym.tensor_file import PolicyFileError
 
 H = 6
 
@@ -247,3 +248,24 @@ def test_border() -> None:
         GlobalAdaptiveSGD(make_params(), weights=population)
     with pytest.raises(ValueError, match="hidden_size must lie"):
         GlobalAdaptiveSGD(make_params(), hidden_size=0)
+
+
+def test_the_cell_that_ships_trains_and_continues():
+    """Better than the frozen random cell that is the default without weights, and its state is carried as any other."""
+
+    def trained(weights):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        inputs = torch.randn(256, 8)
+        targets = inputs.sin().sum(1, keepdim=True)
+        optimizer = GlobalAdaptiveSGD(model.parameters(), weights=weights, layerwise=True)
+        for _ in range(100):
+            loss = (model(inputs) - targets).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    assert trained("builtin:garo") < trained(None)
+    with pytest.raises(PolicyFileError, match="builtin:other"):
+        GlobalAdaptiveSGD([torch.nn.Parameter(torch.zeros(2))], weights="builtin:other")
