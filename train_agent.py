@@ -27,6 +27,7 @@ from agents.learner import Learner
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.certificate import certificate, describe
 from lr_gym.benchmark.pictures import draw
+from lr_gym.benchmark.scores import iqm
 from lr_gym.policy import POLICY_FILE, load_policy, save_policy
 from lr_gym.rollout import DIVERGED
 from lr_gym.tracking import Tracker
@@ -67,8 +68,8 @@ def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
 def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = None) -> float:
     """How good the policy is on the selection split, less is better; a diverged training counts as DIVERGED.
 
-    On one task the mean loss. On several the geometric mean, over tasks and trainings, of the loss over the task's
-    median loss before anything was learned, each ratio within a factor e: no task outweighs the others.
+    On one task the mean loss. On several the interquartile mean, over tasks and trainings, of the log of the loss over
+    the task's median loss before anything was learned, back from the logarithm: what `evaluate.py` ranks by.
 
     Args:
         learner: with a policy.
@@ -79,7 +80,7 @@ def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = Non
     if before is None:
         return float(losses.mean())
     ratios = np.log(losses + 1e-12) - np.log(np.median(before, axis=1, keepdims=True) + 1e-12)
-    return float(np.exp(ratios.clip(-1.0, 1.0).mean()))
+    return float(np.exp(iqm(ratios)))
 
 
 def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any]) -> None:

@@ -280,13 +280,13 @@ def test_selection_on_one_task_is_the_mean_loss():
     assert train_agent.select(Judged([[1.0, np.inf]]), 2) == (1.0 + train_agent.DIVERGED) / 2
 
 
-def test_no_task_outweighs_the_others_in_selection():
-    before = np.array([[2.0, 2.0, 1e3], [1.0, 1e-3, 2.0]])
+def test_selection_on_several_tasks_is_what_the_benchmark_ranks_by():
+    before = np.array([[2.0, 2.0, 1e3, 2.0], [1.0, 1e-3, 2.0, 1.0]])
 
     def judge(losses):
-        return train_agent.select(Judged(losses), 3, before)
+        return train_agent.select(Judged(losses), 4, before)
 
-    assert judge([[2.0] * 3, [1.0] * 3]) == pytest.approx(1.0)
-    assert judge([[1.8] * 3, [1.0] * 3]) == pytest.approx(0.9**0.5)
-    assert judge([[2.0] * 3, [1e-9] * 3]) == pytest.approx(np.exp(-0.5))  # a factor e at most
-    assert judge([[2.0, 2.0, np.inf], [1.0] * 3]) == pytest.approx(np.exp(1 / 6))
+    assert judge([[2.0] * 4, [1.0] * 4]) == pytest.approx(1.0)
+    assert judge([[1.8] * 4, [0.9] * 4]) == pytest.approx(0.9)
+    assert judge([[1.8] * 4, [1.0] * 4]) == pytest.approx(0.9**0.5)  # both tasks count alike
+    assert judge([[2.0, 2.0, 2.0, np.inf], [1e-9, 1.0, 1.0, 1.0]]) == pytest.approx(1.0)  # extremes do not decide
