@@ -4,10 +4,14 @@
 
 The output folder holds the policy with the best selection loss (policy.safetensors), the arguments, a checkpoint that
 --resume continues from, and the figures of every update (progress.jsonl, and wandb unless disabled).
+
+--guard-runs N (32 by default) is the number of trainings of each task by which it is measured, at the end, what the
+policy has seen: PolicyOptimizer's guard compares with that. 0 for no guard.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import os
@@ -22,11 +26,12 @@ from numpy.typing import NDArray
 
 import lr_gym
 from agents.arguments import Args, parse
-from agents.build import build_learner, selection_tasks
+from agents.build import build_learner, learning_tasks, make_env, selection_tasks
 from agents.learner import Learner
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.certificate import certificate, describe
 from lr_gym.benchmark.pictures import draw
+from lr_gym.observed_range import RUNS, observed_range
 from lr_gym.policy import POLICY_FILE, load_policy, save_policy
 from lr_gym.rollout import DIVERGED
 from lr_gym.tracking import Tracker
@@ -82,7 +87,9 @@ def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = Non
     return float(np.exp(ratios.clip(-1.0, 1.0).mean()))
 
 
-def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any]) -> None:
+def train(
+    args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any], guard_runs: int
+) -> None:
     """Update after update, selecting and saving the policy on the way."""
     runs = max(1, args.selection_runs // len(selection_tasks(args)))
     progress: dict[str, Any] = {"updates": 0, "best": math.inf}
@@ -115,6 +122,8 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         print(f"update {update}/{updates}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
 
     file = args.output_dir / POLICY_FILE
+    if args.agent != "garo" and guard_runs:
+        remember_range(file, args, guard_runs)
     if args.agent != "garo" and args.certificate_runs:
         look_at(file, args)
         tracker.save_pictures(draw(load_policy(file), selection_tasks(args)[0], args.output_dir, horizon=args.horizon))
@@ -122,6 +131,17 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
     tracker.close()
     folder.close()
     print(f"best selection loss {progress['best']:.4f}; policy saved to {file}")
+
+
+def remember_range(file: Path, args: Args, runs: int) -> None:
+    """Measure what the selected policy sees on the tasks it has learned on, and store it with the policy."""
+    args = dataclasses.replace(args, compile=False)  # compiling for these few would cost more than it saves
+    policy = load_policy(file)
+    envs = (make_env(args, task, runs, selection=True) for task in learning_tasks(args))
+    try:
+        save_policy(dataclasses.replace(policy, seen=observed_range(policy, envs)), file)
+    except ValueError as error:
+        print(f"the policy will have no guard: {error}")
 
 
 def look_at(file: Path, args: Args) -> None:
@@ -136,7 +156,12 @@ def look_at(file: Path, args: Args) -> None:
 def main(command: list[str]) -> None:
     """Build, then train."""
     torch.set_num_threads(1)  # the workers are the parallelism
+    guard = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    guard.add_argument("--guard-runs", type=int, default=RUNS)
+    known, command = guard.parse_known_args(command)
     try:
+        if known.guard_runs < 0:
+            raise ValueError(f"guard_runs must be at least 0; got {known.guard_runs}")
         args = parse(command)
         if args.data_dir is not None:
             os.environ["LR_GYM_DATA"] = str(args.data_dir)
@@ -144,7 +169,7 @@ def main(command: list[str]) -> None:
     except (ValueError, ImportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     try:
-        train(args, *parts)
+        train(args, *parts, known.guard_runs)
     except OSError as error:  # a full disk, most likely
         sys.exit(f"error: {error}; what was saved before is intact: make room, then continue with --resume")
 

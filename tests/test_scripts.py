@@ -22,6 +22,7 @@ from lr_gym.policy import load_policy
 ROOT = Path(__file__).parent.parent
 TRAIN = [
     *("train_agent.py", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4", "--certificate-runs", "0"),
+    *("--guard-runs", "0"),
     *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
 ]
 AGENTS = ("dqn", "q_learning", "es", "garo")  # besides PPO, which `trained` holds
