@@ -75,6 +75,8 @@ def _range(rows: NDArray[np.floating]) -> Tensor:
 
 def main(path: str, *tasks: str) -> None:
     """Measure and store the ranges of a policy file or of a training's output folder."""
+    if not tasks:
+        raise ValueError("name at least one task that the policy has learned on")
     policy = load_policy(path)
     low, high = policy.about.get("initial_lr", INITIAL_LR)
     envs = (controlled_env(policy.spec, task, RUNS, (low, high)) for task in tasks)
