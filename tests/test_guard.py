@@ -139,60 +139,81 @@ def test_a_layer_without_gradient_is_not_judged():
 # What happens to the offsets
 
 
-def restrained(trust, known, before, wanted, action="recursive", offsets=((-2.0,), (2.0,))):
-    row = lambda value: torch.tensor([[[value]]])
+KNOWN, SMALL, LARGE = 1e-2, 1e-4, 1.0  # base learning rates; LR ends a factor of 10 from the others
+
+
+def restrained(trust, lr, before, wanted, action="recursive", offsets=((-2.0,), (2.0,))):
+    row = lambda value: torch.full((1, 1, 1), value)
     mode, seen = ACTIONS[action], seen_of([0.0], [0.0], offsets)
-    known = torch.tensor([[known]])
-    return restrain(mode, seen, torch.tensor([[trust]]), known, row(before), row(wanted)).item()
+    return restrain(mode, seen, torch.tensor([[trust]]), torch.tensor([[lr]]), row(before), row(wanted)).item()
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("lr", [KNOWN, SMALL, LARGE, 0.0])
 @pytest.mark.parametrize("action", ["recursive", "residual"])
-def test_trusted_offsets_stay_to_the_bit(action, known):
+def test_trusted_offsets_stay_to_the_bit(action, lr):
     generator = torch.Generator().manual_seed(0)
     before, change = torch.rand(2, 50, 3, 1, generator=generator) * 2 - 1
     wanted = before + change if action == "recursive" else change
     ones, seen = torch.ones(50, 3), seen_of([0.0], [0.0])
-    result = restrain(ACTIONS[action], seen, ones, torch.full((50, 3), known), before, wanted)
+    result = restrain(ACTIONS[action], seen, ones, torch.full((50, 3), lr), before, wanted)
     assert torch.equal(result, wanted)
 
 
 def test_a_full_action_is_no_faster_than_itself():
     before = torch.linspace(-1, 1, 99).reshape(1, 99, 1)
-    for action, known in itertools.product((-1.0, 1.0), (False, True)):
+    for action, lr in itertools.product((-1.0, 1.0), (KNOWN, SMALL, LARGE)):
         mode = ACTIONS["recursive"]
         wanted = before + action * mode.step
-        result = restrain(mode, seen_of([0.0], [0.0]), torch.ones(1, 99), torch.full((1, 99), known), before, wanted)
+        result = restrain(mode, seen_of([0.0], [0.0]), torch.ones(1, 99), torch.full((1, 99), lr), before, wanted)
         assert torch.equal(result, wanted)
 
 
 def test_without_trust_a_known_base_lr_is_faded_to():
-    assert restrained(0.0, True, 1.0, 2.0) == 0.0
-    assert restrained(0.5, True, 1.0, 2.0) == 1.0
-    assert restrained(0.0, True, 0.5, 1.0, "residual") == 0.0
+    assert restrained(0.0, KNOWN, 1.0, 2.0) == 0.0
+    assert restrained(0.5, KNOWN, 1.0, 2.0) == 1.0
+    assert restrained(0.0, KNOWN, 0.5, 1.0, "residual") == 0.0
 
 
 def test_fading_is_no_faster_than_the_policy_may_be():
     step = ACTIONS["recursive"].step
-    assert restrained(0.0, True, 5.0, 4.0, offsets=((-6.0,), (6.0,))) == pytest.approx(5.0 - step)
+    assert restrained(0.0, KNOWN, 5.0, 4.0, offsets=((-6.0,), (6.0,))) == pytest.approx(5.0 - step)
     offset = 5.0
     for _ in range(4):
-        offset = restrained(0.0, True, offset, offset + 1.0, offsets=((-6.0,), (6.0,)))
+        offset = restrained(0.0, KNOWN, offset, offset + 1.0, offsets=((-6.0,), (6.0,)))
     assert offset == 0.0
 
 
 @pytest.mark.parametrize("action", ["recursive", "residual"])
-def test_without_trust_an_unknown_base_lr_keeps_its_last_offset(action):
-    assert restrained(0.0, False, 1.0, -0.3, action) == 1.0
-    assert restrained(0.5, False, 1.0, 0.0, action) == 0.5
-    assert restrained(0.0, False, 0.0, -1.0, action) == 0.0  # the first decision
+def test_without_trust_an_unknown_base_lr_keeps_its_last_known_effective_one(action):
+    tenfold = np.log(10.0)
+    assert restrained(0.0, SMALL, tenfold + 0.5, tenfold + 1.5, action) == pytest.approx(tenfold + 0.5)
+    assert restrained(0.0, SMALL, tenfold + 0.5, tenfold - 0.5, action) == pytest.approx(tenfold + 0.5)
+    assert restrained(0.5, SMALL, tenfold + 0.5, tenfold - 0.5, action) == pytest.approx(tenfold)
+    assert restrained(0.0, LARGE, -tenfold - 0.5, -tenfold, action) == pytest.approx(-tenfold - 0.5)
+
+
+def test_without_trust_the_policy_may_lead_to_the_nearest_known_lr_and_no_further():
+    tenfold = np.log(10.0)
+    assert restrained(0.0, SMALL, 0.0, 1.0) == 1.0
+    assert restrained(0.0, SMALL, 2.0, 3.0) == pytest.approx(tenfold)
+    assert restrained(0.0, SMALL, 0.0, -1.0) == 0.0
+    assert restrained(0.0, LARGE, 0.0, -1.0) == -1.0
+    assert restrained(0.0, LARGE, -2.0, -3.0) == pytest.approx(-tenfold)
+    assert restrained(0.0, LARGE, 0.0, 1.0) == 0.0
+
+
+def test_an_unknown_base_lr_keeps_the_other_controls():
+    seen = seen_of([0.0], [0.0], ((-2.0, -2.0), (2.0, 2.0)))
+    before, wanted = torch.tensor([[[0.0, 0.5]]]), torch.tensor([[[1.0, 1.5]]])
+    offsets = restrain(ACTIONS["recursive"], seen, torch.zeros(1, 1), torch.tensor([[SMALL]]), before, wanted)
+    assert offsets.tolist() == [[[1.0, 0.5]]]
 
 
 def test_offsets_stay_within_an_action_of_those_reached():
     step = ACTIONS["recursive"].step
-    assert restrained(1.0, True, 3.3, 4.0) == pytest.approx(2.0 + step)
-    assert restrained(1.0, True, -3.3, -4.0) == pytest.approx(-2.0 - step)
-    assert restrained(1.0, True, 0.0, -1.0, offsets=((3.0,), (4.0,))) == -1.0  # 0 is where they all started
+    assert restrained(1.0, KNOWN, 3.3, 4.0) == pytest.approx(2.0 + step)
+    assert restrained(1.0, KNOWN, -3.3, -4.0) == pytest.approx(-2.0 - step)
+    assert restrained(1.0, KNOWN, 0.0, -1.0, offsets=((3.0,), (4.0,))) == -1.0  # 0 is where they all started
 
 
 # In the optimizer
@@ -210,17 +231,25 @@ def test_in_range_the_guard_changes_no_bit(control, action):
     assert metric(optimizer, "trust") == [1.0] * len(metric(optimizer, "lr"))
 
 
-@pytest.mark.parametrize("lr", [0.01, 0.5])
-def test_out_of_range_from_the_start_is_the_base_optimizer(lr):
-    """Whether the base lr is known or not: there is no offset yet to hold."""
+def test_out_of_range_from_the_start_is_the_base_optimizer():
     (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
-    optimizer = make(model, acting(nothing), lr=lr, weight_decay=0.0)
+    optimizer = make(model, acting(nothing), weight_decay=0.0)
     with pytest.warns(UserWarning, match="2 of 2 layers"):
         train(optimizer, model, loss_at, range(40))
-    train(torch.optim.AdamW(twin.parameters(), lr, weight_decay=0.0), twin, twin_loss_at, range(40), observe=False)
+    train(torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.0), twin, twin_loss_at, range(40), observe=False)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert (p - q).norm() <= 1e-9 * q.norm()
     assert metric(optimizer, "trust") == [0.0, 0.0]
+
+
+def test_an_unknown_base_lr_is_led_to_the_known_ones_at_most():
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    optimizer = make(model, acting(nothing), lr=5.0)
+    with pytest.warns(UserWarning, match="2 of 2 layers"):
+        train(optimizer, model, loss_at, range(40))
+    lrs = metric(optimizer, "lr")
+    assert min(lrs) >= LR[1] - 1e-6
+    assert min(lrs) < 5.0 or max(lrs) == 5.0
 
 
 @pytest.mark.parametrize(("lr", "fades"), [(0.01, True), (0.5, False)])

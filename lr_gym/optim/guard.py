@@ -17,7 +17,7 @@ from lr_gym.action import ActionMode
 from lr_gym.control import ControlSpec
 from lr_gym.seen import Seen
 
-__all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "trust_in", "watch"]
+__all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "safe_offsets", "trust_in", "watch"]
 
 MARGIN = 0.25  # of a feature in [-1, 1]: a layer so far outside the range is not trusted at all
 ALLOWED = 0.2  # share of distrust that adds up to nothing; trainings like those learned from stay below 0.06
@@ -77,26 +77,45 @@ def watch(seen: Seen, state: GuardState, observation: Tensor, alive: Tensor) -> 
     return GuardState(torch.minimum(now, 1.0 - drift), drift)
 
 
-def restrain(mode: ActionMode, seen: Seen, trust: Tensor, known: Tensor, before: Tensor, wanted: Tensor) -> Tensor:
-    """The offsets (B, L, A) after a decision: the policy's own, to the bit, where it is trusted.
+def safe_offsets(seen: Seen, lr: Tensor, before: Tensor, wanted: Tensor) -> Tensor:
+    """The offsets (B, L, A) of a layer that is not trusted at all.
 
-    Where it is not they fade to 0, the base optimizer, if that starts from a learning rate that the policy knows; else
-    they hold still, at 0 before the first decision. Recursive offsets move no faster than the policy itself may move
-    them, so that no single odd observation throws a learning rate back to where the policy had led it from. Offsets
-    stay within a full action of those reached in training, trusted or not.
+    0, the base optimizer, where that starts from a learning rate that the policy knows. Else they hold still; but where
+    even the effective lr is none of those known, the policy may lead it to the nearest one, and no further: what is
+    unknown to it is the start, and away from there is the one way to what it knows.
+
+    Args:
+        seen: by the policy.
+        lr: (B, L) learning rate of the base optimizer.
+        before: (B, L, A) offsets before the decision, 0 at the first one.
+        wanted: (B, L, A) offsets where the policy wants them.
+    """
+    low, high = (seen.lr.view(2, 1, 1) / lr).log()  # (B, L) offsets that make it the lowest and the highest known
+    start = before[..., 0]
+    nearest = start.clamp(low, high)
+    way = wanted[..., 0].clamp(torch.minimum(start, nearest), torch.maximum(start, nearest))
+    held = torch.cat([way.unsqueeze(-1), before[..., 1:]], dim=-1)
+    return torch.where(inside(seen, lr).unsqueeze(-1), torch.zeros_like(held), held)
+
+
+def restrain(mode: ActionMode, seen: Seen, trust: Tensor, lr: Tensor, before: Tensor, wanted: Tensor) -> Tensor:
+    """The offsets (B, L, A) after a decision: the policy's own, to the bit, where it is trusted; else `safe_offsets`.
+
+    Recursive offsets move no faster than the policy itself may move them, so that no single odd observation throws a
+    learning rate back to where the policy had led it from. Offsets stay within a full action of those reached in
+    training, trusted or not.
 
     Args:
         mode: of the policy's actions.
         seen: by the policy.
         trust: (B, L).
-        known: (B, L) bool, of the base learning rate: `inside`.
-        before: (B, L, A) offsets before the decision.
-        wanted: (B, L, A) offsets where the policy wants them.
+        lr: as in `safe_offsets`, like `before` and `wanted`.
+        before: (B, L, A).
+        wanted: (B, L, A).
     """
     low, high = seen.offsets
     wanted = wanted.clamp(low.clamp_max(0.0) - mode.step, high.clamp_min(0.0) + mode.step)
-    safe = torch.where(known.unsqueeze(-1), torch.zeros_like(before), before)
-    offset = torch.lerp(safe, wanted, trust.unsqueeze(-1))
+    offset = torch.lerp(safe_offsets(seen, lr, before, wanted), wanted, trust.unsqueeze(-1))
     return offset.clamp(before - mode.step, before + mode.step) if mode.recursive else offset
 
 
@@ -127,7 +146,7 @@ class Guard:
         """Judge an observation (1, L, F) and return the offsets (1, L, A) of `restrain`; lr (1, L) is the base's."""
         self.state = watch(self._seen, self.state, observation, alive)
         self._report = torch.cat([self.state.trust[0].unsqueeze(1), observation[0]], dim=1)
-        return restrain(self._spec.mode, self._seen, self.state.trust, inside(self._seen, lr), before, wanted)
+        return restrain(self._spec.mode, self._seen, self.state.trust, lr, before, wanted)
 
     def metrics(self) -> dict[str, float]:
         """Trust and drift of each layer; reads from the device."""
