@@ -62,7 +62,15 @@ def metric(optimizer, key):
 
 @pytest.mark.parametrize(
     ("value", "trust"),
-    [(0.1, 1.0), (-0.2, 1.0), (0.5, 1.0), (0.52, 1 - 0.08**2), (0.5 + MARGIN, 0.0), (-1.0, 0.0), (0.625, 0.75)],
+    [
+        (0.1, 1.0),
+        (-0.2, 1.0),
+        (0.5, 1.0),
+        (0.5 + 0.08 * MARGIN, 1 - 0.08**2),
+        (0.5 + MARGIN, 0.0),
+        (-1.0, 0.0),
+        (0.5 + MARGIN / 2, 0.75),
+    ],
 )
 def test_trust_falls_with_the_distance_from_the_range(value, trust):
     seen = seen_of([-0.2, -1.0], [0.5, 1.0])
@@ -70,8 +78,8 @@ def test_trust_falls_with_the_distance_from_the_range(value, trust):
 
 
 def test_the_feature_furthest_out_decides():
-    seen = seen_of([-0.2, -0.2], [0.5, 0.5])
-    assert trust_in(seen, torch.tensor([[[0.51, 0.625], [0.625, 0.51]]]))[0].tolist() == [0.75, 0.75]
+    seen, far = seen_of([-0.2, -0.2], [0.5, 0.5]), 0.5 + MARGIN / 2
+    assert trust_in(seen, torch.tensor([[[0.51, far], [far, 0.51]]]))[0].tolist() == [0.75, 0.75]
 
 
 def test_a_masked_feature_is_in_range():
@@ -81,7 +89,9 @@ def test_a_masked_feature_is_in_range():
 
 def test_a_feature_that_was_constant_has_a_margin_too():
     seen = seen_of([-1.0], [-1.0])
-    assert trust_in(seen, torch.tensor([[[-1.0], [0.02], [1.0]]]))[0].tolist() == pytest.approx([1.0, 0.9936, 0.0])
+    assert trust_in(seen, torch.tensor([[[-1.0], [0.08 * MARGIN], [1.0]]]))[0].tolist() == pytest.approx(
+        [1.0, 0.9936, 0.0]
+    )
 
 
 def test_outside_equals_a_loop():
@@ -126,8 +136,9 @@ def test_fluctuations_at_the_edge_add_up_to_nothing():
 
 def test_staying_a_little_outside_is_noticed():
     """Half a margin out is three quarters of trust each time, and none in the long run."""
-    assert watched([0.625]).trust.item() == pytest.approx(0.75)
-    state = watched([0.625] * 300)
+    far = 0.5 + MARGIN / 2
+    assert watched([far]).trust.item() == pytest.approx(0.75)
+    state = watched([far] * 300)
     assert state.trust.item() == pytest.approx(0.0, abs=1e-3)
     assert watched([0.0] * 60, state).trust.item() == 1.0
 
@@ -301,6 +312,29 @@ def test_one_warning_that_says_where_and_what():
     assert "metrics()" in text
 
 
+def test_weights_that_creep_away_are_noticed_without_any_spike_of_the_loss():
+    """The model does not mind the scale of its weights, so the loss stays as it is while they grow."""
+    spec = spec_of()
+    seen = everything(spec)
+    seen.features[1, spec.features.index("weight_growth")] = 0.7  # at most 0.3 outside: never far
+    policy = dataclasses.replace(random_policy(spec, interval=1), seen=seen)
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = PolicyOptimizer([("weight", weight)], policy, lr=1e-6, total_steps=None)
+    trust, losses = [], []
+    with pytest.warns(UserWarning, match="weight_growth of weight"):
+        for _ in range(150):
+            loss = (weight / weight.norm() - torch.eye(2, 3)).square().sum()
+            losses.append(loss.item())
+            train(optimizer, torch.nn.ParameterList([weight]), lambda _, loss=loss: loss, [0])
+            trust += metric(optimizer, "trust")
+            with torch.no_grad():
+                weight.mul_(1.02)
+    assert max(losses) <= losses[0] + 1e-6
+    assert trust[10] == 1.0
+    assert min(trust[:60]) > 0.6
+    assert trust[-1] < 0.1
+
+
 def test_metrics_show_trust_and_drift_only_where_there_is_a_guard():
     for seen in (None, everything):
         model, loss_at = plain_run(TINY, 1, torch.float32)
@@ -327,7 +361,7 @@ def test_the_guard_reads_no_number_back_from_the_device(seen):
 def half_seen(spec):
     """Ranges that this training is a little outside of, so that drift adds up."""
     seen = everything(spec)
-    seen.features[1, spec.features.index("loss_known")] = 0.85
+    seen.features[1, spec.features.index("loss_known")] = 1.0 - 0.6 * MARGIN
     return seen
 
 

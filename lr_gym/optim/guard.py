@@ -19,9 +19,11 @@ from lr_gym.seen import Seen
 
 __all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "safe_offsets", "trust_in", "watch"]
 
-MARGIN = 0.25  # of a feature in [-1, 1]: a layer so far outside the range is not trusted at all
-ALLOWED = 0.2  # share of distrust that adds up to nothing; trainings like those learned from stay below 0.06
-RATE = 0.1  # of what adds up: a layer far outside is given up for good within 13 decisions, and trusted again in 50
+MARGIN = 0.5  # a quarter of what a feature can span: a layer so far outside its range is not trusted at all
+ALLOWED = 0.2  # share of distrust that adds up to nothing; a layer of a training like those learned from averages below a tenth
+RATE = (
+    0.1  # of what adds up: after 13 decisions far outside a layer has no trust left, and all of it 50 after its return
+)
 ALARM = 0.5  # trust below which the guard decides more than the policy, and the user is told
 
 

@@ -348,7 +348,9 @@ class PolicyOptimizer(Optimizer):
         """Warn once that the guard acts, when the host knows; `wait` for the device to know."""
         if not self._warned and (message := guard.alarm(wait=wait)) is not None:
             self._warned = True
-            warnings.warn(f"PolicyOptimizer: {message}", stacklevel=4)
+            warnings.warn(
+                f"PolicyOptimizer: {message}", stacklevel=6
+            )  # the line that calls step, through torch's two wrappers
 
     def _update(self, live: _Live, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
