@@ -20,7 +20,7 @@ from lr_gym.seen import Seen
 __all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "safe_offsets", "trust_in", "watch"]
 
 MARGIN = 0.5  # a quarter of what a feature can span: a layer so far outside its range is not trusted at all
-ALLOWED = 0.2  # share of distrust that adds up to nothing; a layer of a training like those learned from averages below a tenth
+ALLOWED = 0.2  # distrust that adds up to nothing; in trainings like those learned from it averages below 0.1
 RATE = (
     0.1  # of what adds up: after 13 decisions far outside a layer has no trust left, and all of it 50 after its return
 )
