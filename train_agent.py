@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 import lr_gym
 from agents.arguments import Args, parse
-from agents.build import build_learner, selection_tasks
+from agents.build import build_learner, learning_tasks, make_env, selection_tasks
 from agents.learner import Learner
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.certificate import certificate, describe
 from lr_gym.benchmark.pictures import draw
 from lr_gym.benchmark.scores import iqm
+from lr_gym.observed_range import observed_range
 from lr_gym.policy import POLICY_FILE, load_policy, save_policy
 from lr_gym.rollout import DIVERGED
 from lr_gym.tracking import Tracker
@@ -35,13 +36,16 @@ from lr_gym.types import check_count
 
 SHOWN = ("reward_loss", "diverged", "selection_loss")  # figures that are printed at every update
 SELECTION_SEED = 1 << 40  # row seeds of the trainings that select the policy: no training ever learns from them
-MAY_CHANGE = ("wandb", "tensorboard", "resume", "config", "data_dir", "certificate_runs")
+MAY_CHANGE = ("wandb", "tensorboard", "resume", "config", "data_dir", "certificate_runs", "guard_runs")
 
 
 def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
     """Agent, its updates, output folder and the arguments as plain values; a ValueError says what is wrong."""
     for name in ("timesteps", "num_envs", "slots", "workers", "selection_runs", "selection_every"):
         check_count(name, getattr(args, name))
+    for name in ("certificate_runs", "guard_runs"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"{name} must be at least 0; got {getattr(args, name)}")
     if not 0 <= args.seed < 1 << 20:
         raise ValueError(f"seed must lie in [0, {1 << 20}); got {args.seed}")
     learner, updates = build_learner(args)
@@ -116,6 +120,8 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         print(f"update {update}/{updates}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
 
     file = args.output_dir / POLICY_FILE
+    if args.agent != "garo" and args.guard_runs:
+        remember_range(file, args)
     if args.agent != "garo" and args.certificate_runs:
         look_at(file, args)
         tracker.save_pictures(draw(load_policy(file), selection_tasks(args)[0], args.output_dir, horizon=args.horizon))
@@ -123,6 +129,17 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
     tracker.close()
     folder.close()
     print(f"best selection loss {progress['best']:.4f}; policy saved to {file}")
+
+
+def remember_range(file: Path, args: Args) -> None:
+    """Measure what the selected policy sees on the tasks it has learned on, and store it with the policy."""
+    args = dataclasses.replace(args, compile=False)  # compiling for these few would cost more than it saves
+    policy = load_policy(file)
+    envs = (make_env(args, task, args.guard_runs, selection=True) for task in learning_tasks(args))
+    try:
+        save_policy(dataclasses.replace(policy, seen=observed_range(policy, envs)), file)
+    except ValueError as error:
+        print(f"the policy will have no guard: {error}")
 
 
 def look_at(file: Path, args: Args) -> None:

@@ -14,6 +14,7 @@ from agents.evolution import EvolutionConfig
 from agents.q_learning import QConfig
 from agents.sb3 import DQNConfig, PPOConfig
 from agents.settings import apply, presets, read_yaml
+from lr_gym.observed_range import RUNS
 from lr_gym.vector_env import INITIAL_LR
 
 __all__ = ["Agent", "Args", "parse"]
@@ -83,6 +84,8 @@ class Args:
     """Agent updates between two selections."""
     certificate_runs: int = 16
     """Trainings, per initial lr, by which the policy is certified as feedback or as a schedule; 0 for none."""
+    guard_runs: int = RUNS
+    """Trainings of each task that measure what the policy has seen, for the deployed one's guard; 0 for none."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     """PPO's hyperparameters."""
     dqn: DQNConfig = dataclasses.field(default_factory=DQNConfig)

@@ -87,7 +87,8 @@ def build_learner(args: Args) -> tuple[Learner, int]:
     def make(generation: int) -> list[LRControlVectorEnv]:
         return [make_env(args, *share, selection=False) for share in shares(args, generation)]
 
-    env = LayerRowsVecEnv(make(0), args.workers, renew=make if args.suite == RANDOM else None)
+    twins = args.ppo.twins if args.agent == "ppo" else 1
+    env = LayerRowsVecEnv(make(0), args.workers, renew=make if args.suite == RANDOM else None, twins=twins)
     env.seed(args.seed << 20)  # row seeds of different seeds never meet
     tasks = selection_tasks(args)
     runs = max(1, args.selection_runs // len(tasks))

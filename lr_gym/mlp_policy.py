@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lr_gym.action import action_mode, action_table
 from lr_gym.control import ControlSpec
+from lr_gym.seen import Seen
 from lr_gym.types import check_count
 
 __all__ = ["MLPPolicy"]
@@ -30,6 +31,7 @@ class MLPPolicy:
         mean: (F,) subtracted from the observation.
         std: (F,) by which it is then divided.
         about: where it comes from: tasks, seeds, cost, versions; plain JSON values.
+        seen: what it saw while it learned, None where nobody measured it: deployed, it then has no guard.
 
     Raises:
         ValueError: where shapes do not fit or a number is not finite.
@@ -42,6 +44,7 @@ class MLPPolicy:
     mean: Tensor
     std: Tensor
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seen: Seen | None = None
 
     kind = "mlp"
 
@@ -68,6 +71,8 @@ class MLPPolicy:
                 raise ValueError(f"{name} must hold finite float32 numbers")
         if bool((self.std <= 0).any()):
             raise ValueError("std must be positive")
+        if self.seen is not None:
+            self.seen.check(len(self.spec.features), len(controls))
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map (R, F) observations to (R, A) actions in [-1, 1]; deterministic, `state` is passed through."""
@@ -82,10 +87,11 @@ class MLPPolicy:
         """Every tensor by name."""
         layers = {f"weight.{i}": w for i, w in enumerate(self.weights)}
         layers |= {f"bias.{i}": b for i, b in enumerate(self.biases)}
-        return layers | {"normaliser.mean": self.mean, "normaliser.std": self.std}
+        layers |= {"normaliser.mean": self.mean, "normaliser.std": self.std}
+        return layers if self.seen is None else layers | self.seen.tensors()
 
     def to(self, device: torch.device | str) -> MLPPolicy:
-        """The same policy on another device."""
+        """The same policy on another device; `seen` stays on the host, for the guard to move."""
         if self.mean.device == torch.device(device):
             return self  # nothing to check again, which would read from the device
         return dataclasses.replace(
@@ -100,7 +106,9 @@ class MLPPolicy:
     def from_parts(
         cls, spec: ControlSpec, interval: int, about: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> MLPPolicy:
-        """Inverse of `tensors`; a ValueError where names are missing or unknown."""
+        """Inverse of `tensors`; a ValueError or KeyError where names are missing or unknown."""
+        tensors = dict(tensors)
+        seen = Seen.taken_from(tensors)
         depth = sum(name.startswith("weight.") for name in tensors)
         expected = {f"{part}.{i}" for part in ("weight", "bias") for i in range(depth)}
         expected |= {"normaliser.mean", "normaliser.std"}
@@ -114,4 +122,5 @@ class MLPPolicy:
             mean=tensors["normaliser.mean"],
             std=tensors["normaliser.std"],
             about=about,
+            seen=seen,
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lr_gym.control import ControlSpec
 from lr_gym.q_table import QLearningController
+from lr_gym.seen import Seen
 from lr_gym.types import check_count
 
 __all__ = ["QTablePolicy"]
@@ -25,6 +26,7 @@ class QTablePolicy:
         interval: inner steps between decisions in training, for deployments that do not know their length.
         controller: the table; it bins the features of `spec`, and its actions hold a value for each control.
         about: where it comes from; plain JSON values.
+        seen: what it saw while it learned, None where nobody measured it: deployed, it then has no guard.
 
     Raises:
         ValueError: where table and spec do not fit.
@@ -34,6 +36,7 @@ class QTablePolicy:
     interval: int
     controller: QLearningController
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seen: Seen | None = None
 
     kind = "q_policy"
 
@@ -50,6 +53,8 @@ class QTablePolicy:
             raise ValueError(
                 f"a table brings actions of its own: the spec's must be continuous; got {self.spec.action!r}"
             )
+        if self.seen is not None:
+            self.seen.check(features, controls)
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map (..., F) observations to (..., A) greedy actions in [-1, 1], 0 in states that were never visited.
@@ -66,7 +71,8 @@ class QTablePolicy:
         """Every tensor by name."""
         table = self.controller
         edges = {f"edges.{i}": torch.tensor(row, dtype=torch.float64) for i, row in enumerate(table.edges)}
-        return {"q": table.q, "visits": table.visits, "actions": table.actions, **edges}
+        table_tensors = {"q": table.q, "visits": table.visits, "actions": table.actions, **edges}
+        return table_tensors if self.seen is None else table_tensors | self.seen.tensors()
 
     def to(self, device: torch.device | str) -> QTablePolicy:
         """Itself: the table stays on the host and its actions go where the observations are."""
@@ -77,9 +83,11 @@ class QTablePolicy:
         cls, spec: ControlSpec, interval: int, about: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> QTablePolicy:
         """Inverse of `tensors`; a ValueError or KeyError where names are missing, unknown or do not fit."""
+        tensors = dict(tensors)
+        seen = Seen.taken_from(tensors)
         edges = [tensors[f"edges.{i}"].tolist() for i in range(len(tensors) - 3)]
         if not bool(torch.isfinite(tensors["q"]).all()):
             raise ValueError("q must hold finite numbers")
         controller = QLearningController(edges, tensors["actions"].tolist())
         controller.load_state_dict({"q": tensors["q"], "visits": tensors["visits"]})
-        return cls(spec, interval, controller, about)
+        return cls(spec, interval, controller, about, seen)

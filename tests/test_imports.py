@@ -17,7 +17,7 @@ FLOORS = [
     {name for name in MODULES if name.startswith("agents")},
     {name for name in MODULES if name.startswith("lr_gym.benchmark")},
     {name for name in MODULES if name.startswith("lr_gym.optim")},
-    {"lr_gym.env", "lr_gym.rollout", "lr_gym.vector_env"},
+    {"lr_gym.env", "lr_gym.observed_range", "lr_gym.rollout", "lr_gym.vector_env"},
     {"lr_gym.inner_loop"},
     {name for name in MODULES if name.startswith("lr_gym.tasks")},
     {"lr_gym.policy"},

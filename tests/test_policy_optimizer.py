@@ -208,10 +208,10 @@ def test_half_precision_keeps_the_controllers_state_in_full():
 class Spy(MLPPolicy):
     """Counts when it is asked, and sees what it is shown."""
 
-    seen: list
+    watched: list
 
     def predict(self, observation, state=None):
-        self.seen.append(observation.clone())
+        self.watched.append(observation.clone())
         return super().predict(observation, state)
 
     def to(self, device):
@@ -221,7 +221,7 @@ class Spy(MLPPolicy):
 def spy(policy: MLPPolicy) -> Spy:
     fields = {name: getattr(policy, name) for name in policy.__dataclass_fields__}
     watching = Spy(**fields)
-    object.__setattr__(watching, "seen", [])
+    object.__setattr__(watching, "watched", [])
     return watching
 
 
@@ -232,12 +232,12 @@ def test_decisions_fall_at_the_right_steps(total_steps, every):
     optimizer = PolicyOptimizer(model.parameters(), policy, lr=0.01, total_steps=total_steps)
     decided = []
     for step in range(26):
-        before = len(policy.seen)
+        before = len(policy.watched)
         train(optimizer, model, loss_at, [step])
-        decided += [step] * (len(policy.seen) - before)
+        decided += [step] * (len(policy.watched) - before)
     assert decided == list(range(0, 26, every))
     column = policy.spec.features.index("progress_known")
-    assert all((o[:, column] == (0 if total_steps is None else 1)).all() for o in policy.seen)
+    assert all((o[:, column] == (0 if total_steps is None else 1)).all() for o in policy.watched)
 
 
 @pytest.mark.parametrize("observe", [False, True])
@@ -246,7 +246,7 @@ def test_losses_are_masked_unless_observed(observe):
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = PolicyOptimizer(model.parameters(), policy, total_steps=20)
     train(optimizer, model, loss_at, range(20), observe=observe)
-    shown = torch.stack(policy.seen)[1:]
+    shown = torch.stack(policy.watched)[1:]
     for name in ("loss_known", "loss_ratio", "loss_trend", "loss_change"):
         assert shown[..., policy.spec.features.index(name)].any() == observe
 

@@ -19,10 +19,12 @@ import pytest
 
 import train_agent
 from lr_gym.policy import load_policy
+from lr_gym.vector_env import INITIAL_LR
 
 ROOT = Path(__file__).parent.parent
 TRAIN = [
-    *("train_agent.py", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4", "--certificate-runs", "0"),
+    *("train_agent.py", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4"),
+    *("--certificate-runs", "0", "--guard-runs", "0"),
     *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
 ]
 AGENTS = ("dqn", "q_learning", "es", "garo")  # besides PPO, which `trained` holds
@@ -197,6 +199,15 @@ def test_a_look_at_the_policy(tmp_path):
     assert list((folder / "tensorboard").glob("events.*"))
 
 
+def test_what_the_policy_saw_is_saved_with_it(tmp_path):
+    run(*TRAIN, "--output-dir", str(tmp_path / "guard"), "--timesteps", "16", "--guard-runs", "2")
+    policy = load_policy(tmp_path / "guard")
+    assert policy.seen is not None
+    assert policy.seen.lr.tolist() == pytest.approx(list(INITIAL_LR))
+    assert (policy.seen.features[0] <= policy.seen.features[1]).all()
+    assert "selection_loss" in policy.about
+
+
 def test_a_folder_with_a_run_is_never_overwritten(trained):
     before = {file: file.read_bytes() for file in trained.iterdir() if file.is_file()}
     again = run(*TRAIN, "--output-dir", str(trained), check=False)
@@ -229,6 +240,7 @@ def test_nothing_to_resume(tmp_path):
         (["--agent", "q_learning", "--action", "discrete"], ["continuous", "discrete"]),
         (["--agent", "es", "--evolution.window", "9"], ["window", "9"]),
         (["--timesteps", "0"], ["timesteps"]),
+        (["--guard-runs", "-1"], ["guard_runs", "-1"]),
         (["--reward", "gold"], ["gold", "log_loss"]),
     ],
 )

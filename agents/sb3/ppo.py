@@ -43,8 +43,8 @@ class PPOConfig:
     """Entropy bonus."""
     log_std_init: float = -2.0
     """Initial log std of the actions."""
-    relative: bool = False
-    """Rewards less their mean over the trainings of the same task, in units of their returns' spread: for suites."""
+    twins: int = 1
+    """Trainings with the same task, initial weights, data and lr, rewarded relative to one another; 1 for none."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of actor and critic, tanh."""
 
@@ -94,7 +94,6 @@ class PPOLearner(PolicyLearner):
         with torch.no_grad():
             for param in self.model.policy.action_net.parameters():
                 param.zero_()
-        self._relative = config.relative
         self._total, self._callback = self.model._setup_learn(samples * updates)
 
     def go_on_from(self, policy: SavedPolicy) -> None:
@@ -119,17 +118,19 @@ class PPOLearner(PolicyLearner):
         model, env = self.model, rows_of(self.model)
         renew(model)
         model.collect_rollouts(env, self._callback, model.rollout_buffer, model.n_steps)
-        if self._relative:
-            self._judge_by_task()
+        if env.twins > 1:
+            self._judge_by_twins()
         model._update_current_progress_remaining(model.num_timesteps, self._total)
         model.train()
         return env.figures() | {"action_std": float(model.policy.log_std.detach().exp().mean())}
 
-    def _judge_by_task(self) -> None:
+    def _judge_by_twins(self) -> None:
         """Make the rollout's rewards relative, and its advantages and returns anew."""
         model, env = self.model, rows_of(self.model)
         buffer = model.rollout_buffer
-        buffer.rewards[:] = relative_rewards(buffer.rewards, [e.num_envs * e.num_layers for e in env.envs])
+        buffer.rewards[:] = relative_rewards(
+            buffer.rewards, [e.num_layers for e in env.envs for _ in range(e.num_envs)], env.twins
+        )
         with torch.no_grad():
             values = model.policy.predict_values(torch.as_tensor(model._last_obs))
         assert model._last_episode_starts is not None
@@ -148,22 +149,24 @@ class PPOLearner(PolicyLearner):
         load_algorithm_state(self.model, state)
 
 
-def relative_rewards(rewards: NDArray[np.float32], sizes: Sequence[int]) -> NDArray[np.float32]:
-    """Rewards by which every task counts alike, however far its loss can fall.
+def relative_rewards(rewards: NDArray[np.float32], layers: Sequence[int], twins: int) -> NDArray[np.float32]:
+    """Rewards less the twins' median, in units of the spread of their returns.
 
-    A training that diverges is `LIMIT` spreads below the others at most.
+    What twins share, however much it matters, is no merit of the agent's; and every task counts alike, however far its
+    loss can fall. One step is worth `LIMIT` spreads at most, which also bounds what a divergence costs.
 
     Args:
-        rewards: (decisions, rows).
-        sizes: rows of each task, in order.
+        rewards: (decisions, rows), a row for each layer of each run.
+        layers: of each run, in order; equal among twins.
+        twins: neighbouring runs that are compared.
     """
     relative = rewards.copy()
-    for part in np.split(np.arange(rewards.shape[1]), np.cumsum(sizes)[:-1]):
-        task = rewards[:, part]
-        task = task - np.median(task, axis=1, keepdims=True)
-        returns = task.sum(0)
+    sizes = [twins * count for count in layers[::twins]]
+    for rows in np.split(np.arange(rewards.shape[1]), np.cumsum(sizes)[:-1]):
+        own = rewards[:, rows] - np.median(rewards[:, rows], axis=1, keepdims=True)
+        returns = own.sum(0)
         spread = 1.4826 * np.median(np.abs(returns - np.median(returns))) + 1e-6
-        relative[:, part] = (task / spread).clip(-LIMIT, LIMIT)
+        relative[:, rows] = (own / spread).clip(-LIMIT, LIMIT)
     return relative
 
 

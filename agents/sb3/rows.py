@@ -30,6 +30,7 @@ class LayerRowsVecEnv(VecEnv):
         envs: Sequence[LRControlVectorEnv],
         threads: int | None = None,
         renew: Callable[[int], Sequence[LRControlVectorEnv]] | None = None,
+        twins: int = 1,
     ) -> None:
         """Wrap environments that share features and actions; their tasks and numbers of layers may differ.
 
@@ -37,6 +38,7 @@ class LayerRowsVecEnv(VecEnv):
             envs: at least one, with equal control specs.
             threads: that step them, one for each environment by default.
             renew: makes the environments of generation 1, 2, ... on other tasks, with as many rows; None keeps them.
+            twins: neighbouring runs that share a row seed, and so differ in nothing but what the agent does.
         """
         if not envs:
             raise ValueError("envs is empty: give at least one LRControlVectorEnv")
@@ -44,7 +46,11 @@ class LayerRowsVecEnv(VecEnv):
         for env in envs[1:]:
             if env.control_spec != first.control_spec:
                 raise ValueError("all environments must have the same control spec")
+        for env in envs:
+            if env.num_envs % twins:
+                raise ValueError(f"{env.num_envs} runs of {env.task.name} are no multiple of twins={twins}")
         self.envs = list(envs)
+        self.twins = twins
         self.generation = 0
         self._renew = renew
         self._pool = ThreadPoolExecutor(threads or len(self.envs))
@@ -103,7 +109,7 @@ class LayerRowsVecEnv(VecEnv):
     def reset(self) -> np.ndarray:
         """Start a new training in every run, from the seed and the generation."""
         first = self._seed + self.generation * self.num_runs
-        return self.reset_to(range(first, first + self.num_runs))
+        return self.reset_to([first + i // self.twins for i in range(self.num_runs)])
 
     def reset_to(self, row_seeds: Sequence[int]) -> np.ndarray:
         """Start each run's first training of a row seed of its own."""

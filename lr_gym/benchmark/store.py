@@ -29,9 +29,9 @@ _COMMON = (
     *(f"{name}.py" for name in ("inner_loop", "reward", "rng", "schedules")),
 )
 _CONTROLLER = (
-    *(f"optim/{name}.py" for name in ("base", "policy_optimizer")),
+    *(f"optim/{name}.py" for name in ("base", "guard", "policy_optimizer")),
     *(f"{name}.py" for name in ("action", "control", "layers", "layer_stats", "observation", "update")),
-    *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table")),
+    *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "seen")),
 )
 
 

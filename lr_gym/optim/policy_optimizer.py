@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
 from lr_gym.observation import Memory
 from lr_gym.optim.base import in_blocks
+from lr_gym.optim.guard import Guard
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
 from lr_gym.types import Hyperparams, check_count
@@ -52,6 +54,7 @@ class _Live:
         leads: the first slot of each layer, whose group's lr and momentum are the layer's.
         control: the controller's state.
         multiplier: (1, L) decoded hyperparameters at group lr 1, without schedule.
+        guard: of a policy that knows what it has seen.
     """
 
     layout: Layout
@@ -59,6 +62,7 @@ class _Live:
     leads: list[_Slot]
     control: ControlState
     multiplier: Hyperparams
+    guard: Guard | None
 
 
 class PolicyOptimizer(Optimizer):
@@ -77,6 +81,9 @@ class PolicyOptimizer(Optimizer):
     >>> optimizer.step()
 
     Nothing in `observe` or `step` reads a number back from the device.
+
+    A policy that knows what it saw while it learned (`policy.seen`) is guarded: on layers that look like none of that
+    its actions fade to your learning rate, `metrics()` shows how far it is trusted, and a warning says so once.
     """
 
     def __init__(
@@ -143,6 +150,7 @@ class PolicyOptimizer(Optimizer):
                 f"fused=True takes base='adam' or 'adamw' and a policy that controls lr only; got base={base!r} and "
                 f"controls={spec.controls}: leave fused out"
             )
+        self._warned = False
         self._live: _Live | None = None  # None until the first step, and again after parameters or state change
         defaults = {
             "lr": lr,
@@ -177,7 +185,7 @@ class PolicyOptimizer(Optimizer):
         live.control = live.control.add_loss(value.to(live.control.loss_sum).reshape(1))
 
     def metrics(self) -> dict[str, float]:
-        """Each layer's effective lr, multiplier, momentum and noise now, for plotting; reads from the device."""
+        """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift; reads the device."""
         live, step = self._prepare(), self.param_groups[0]["step"]
         hyper = self._effective(live, step)
         columns = {
@@ -190,6 +198,9 @@ class PolicyOptimizer(Optimizer):
         for key, column in columns.items():
             for name, value in zip(live.layout.names, column[0].tolist(), strict=True):
                 values[f"{key}/{name}"] = value
+        if live.guard is not None:
+            values |= live.guard.metrics()
+            self._warn(live.guard, wait=True)
         return values
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -223,13 +234,13 @@ class PolicyOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Everything that a copy or a pickle needs; torch's own keeps only groups and state."""
         self._store_controller()
-        own = ("_rule", "_policy", "_total_steps", "_interval", "_seed", "_fused", "_sample")
+        own = ("_rule", "_policy", "_total_steps", "_interval", "_seed", "_fused", "_sample", "_warned")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, filling in what an older state lacks."""
         super().__setstate__(state)
-        for name, value in (("_fused", False), ("_sample", None)):
+        for name, value in (("_fused", False), ("_sample", None), ("_warned", False)):
             self.__dict__.setdefault(name, value)
         self._live = None
         for group in self.param_groups:
@@ -257,9 +268,11 @@ class PolicyOptimizer(Optimizer):
         dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
         like = torch.zeros((), dtype=dtype, device=params[0].device)
         self._policy = self._policy.to(like.device)
-        control = self._stored_controller(initial_state(spec, 1, layout.num_layers, like), leads)
+        seen = getattr(self._policy, "seen", None)  # a policy of the user's own may know nothing of guards
+        guard = None if seen is None else Guard(seen, spec, layout.names, like)
+        control = self._stored_controller(initial_state(spec, 1, layout.num_layers, like), guard, leads)
         multiplier = decode(spec.controls, control.offset, self._unit(control, leads))
-        self._live = _Live(layout, slots, leads, control, multiplier)
+        self._live = _Live(layout, slots, leads, control, multiplier, guard)
         return self._live
 
     @staticmethod
@@ -325,6 +338,19 @@ class PolicyOptimizer(Optimizer):
         action, _ = self._policy.predict(observation[0])
         unit = self._unit(control, live.leads)
         live.multiplier, live.control = apply_action(spec, control, action.unsqueeze(0), unit)
+        if live.guard is not None:
+            lr = unit.lr.new_tensor([[float(lead.group.get("initial_lr", lead.group["lr"])) for lead in live.leads]])
+            offset = live.guard.decide(observation, stats.grad_rms > 0, lr, control.offset, live.control.offset)
+            live.multiplier, live.control = decode(spec.controls, offset, unit), live.control._replace(offset=offset)
+            self._warn(live.guard, wait=False)
+
+    def _warn(self, guard: Guard, *, wait: bool) -> None:
+        """Warn once that the guard acts, when the host knows; `wait` for the device to know."""
+        if not self._warned and (message := guard.alarm(wait=wait)) is not None:
+            self._warned = True
+            warnings.warn(
+                f"PolicyOptimizer: {message}", stacklevel=6
+            )  # the line that calls step, through torch's two wrappers
 
     def _update(self, live: _Live, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
@@ -438,19 +464,22 @@ class PolicyOptimizer(Optimizer):
         columns = [value.expand(live.layout.num_layers) for value in per_run]
         columns += [value[0] for value in control.memory[_PER_RUN:]]
         rows = torch.cat([torch.stack(columns, dim=1), control.offset[0], control.action[0]], dim=1)
+        if live.guard is not None:
+            rows = torch.cat([rows, torch.stack(live.guard.state, dim=-1)[0]], dim=1)
         for lead, row in zip(live.leads, rows, strict=True):
             self.state[lead.param][_CONTROLLER] = row.clone()
 
-    def _stored_controller(self, control: ControlState, leads: list[_Slot]) -> ControlState:
-        """Inverse of `_store_controller`: fill an initial state in; layers without a stored part keep it."""
+    def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[_Slot]) -> ControlState:
+        """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
         per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
         per_layer = [*control.memory[_PER_RUN:], *control.offset.unbind(-1), *control.action.unbind(-1)]
+        per_layer += [] if guard is None else list(guard.state)
         for layer, lead in enumerate(leads):
             if _CONTROLLER in self.state[lead.param]:
                 row = self.state[lead.param][_CONTROLLER].to(control.offset)
                 for target, value in zip(per_run, row[: len(per_run)], strict=True):
                     target[0] = value
-                for target, value in zip(per_layer, row[len(per_run) :], strict=True):
+                for target, value in zip(per_layer, row[len(per_run) :], strict=False):
                     target[0, layer] = value
         return control
 

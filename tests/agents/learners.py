@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -19,7 +18,7 @@ from lr_gym.vector_env import LRControlVectorEnv
 
 SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
-AGENTS = ("ppo", "dqn", "q_learning", "es", "pes", "garo", "garo_pes")
+AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes")
 
 
 def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
@@ -38,13 +37,14 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
         setting["action"] = "discrete"
     if agent == "q_learning":
         setting.setdefault("features", ("update_ratio", "depth", "progress"))
-    env = LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **setting) for n in runs])
+    twins = 2 if agent == "ppo_twins" else 1
+    env = LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **setting) for n in runs], twins=twins)
     env.seed(seed << 20)
     selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]
     ppo = PPOConfig(hidden=(16, 16), n_epochs=2, minibatches=2, learning_rate=0.02)
     kinds = {
         "ppo": (PPOLearner, ppo),
-        "ppo_relative": (PPOLearner, dataclasses.replace(ppo, relative=True)),
+        "ppo_twins": (PPOLearner, ppo),
         "dqn": (DQNLearner, DQNConfig(hidden=(16,), batch_size=32, buffer_size=150, target_update=3)),
         "q_learning": (QLearner, QConfig()),
         "es": (EvolutionLearner, evolution),

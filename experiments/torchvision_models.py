@@ -1,0 +1,107 @@
+"""The guard on 20 classification models of torchvision, of layer kinds that no policy has learned from.
+
+Random weights, two random images, ten steps of PolicyOptimizer each: no model may diverge, and the optimizer warns once
+where its guard acts. A policy without ranges is given those of `--tasks`.
+
+    python experiments/torchvision_models.py --policy builtin:default --tasks mnist1d-mlp
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from lr_gym.observed_range import RUNS, observed_range
+from lr_gym.optim import PolicyOptimizer
+from lr_gym.policy import SavedPolicy, load_policy
+from lr_gym.rollout import controlled_env
+from lr_gym.vector_env import INITIAL_LR
+
+# name -> side of its images, and what else it takes to be built for them
+MODELS: dict[str, tuple[int, dict[str, Any]]] = {
+    "alexnet": (64, {}),
+    "vgg11_bn": (32, {}),
+    "resnet18": (64, {}),
+    "resnext50_32x4d": (64, {}),
+    "densenet121": (64, {}),
+    "squeezenet1_1": (64, {}),
+    "googlenet": (64, {"aux_logits": False, "init_weights": False}),
+    "inception_v3": (96, {"aux_logits": False, "init_weights": False}),
+    "mobilenet_v2": (64, {}),
+    "mobilenet_v3_small": (64, {}),
+    "efficientnet_b0": (64, {}),
+    "efficientnet_v2_s": (64, {}),
+    "shufflenet_v2_x0_5": (64, {}),
+    "mnasnet0_5": (64, {}),
+    "regnet_y_400mf": (64, {}),
+    "convnext_tiny": (64, {}),
+    "vit_b_16": (32, {"image_size": 32}),
+    "swin_t": (64, {}),
+    "swin_v2_t": (64, {}),
+    "maxvit_t": (224, {}),
+}
+CLASSES, BATCH, STEPS = 10, 2, 10
+
+
+def train(
+    model: nn.Module, side: int, policy: SavedPolicy, lr: float, generator: torch.Generator
+) -> tuple[list[float], PolicyOptimizer, int]:
+    """Losses before each step and after the last one, the optimizer, and how often it warned."""
+    images = torch.randn(BATCH, 3, side, side, generator=generator)
+    classes = torch.randint(CLASSES, (BATCH,), generator=generator)
+    optimizer = PolicyOptimizer(model.named_parameters(), policy, lr=lr, total_steps=STEPS)
+    losses = []
+
+    def loss_of() -> torch.Tensor:
+        return nn.functional.cross_entropy(model(images), classes)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(STEPS):
+            loss = loss_of()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.observe(loss)
+            optimizer.step()
+            losses.append(loss.item())
+    with torch.no_grad():
+        losses.append(loss_of().item())
+    return losses, optimizer, sum(str(warning.message).startswith("PolicyOptimizer") for warning in caught)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default="builtin:default")
+    parser.add_argument("--tasks", nargs="+", default=["mnist1d-mlp"], help="what the policy has learned on")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    policy = load_policy(args.policy)
+    if policy.seen is None:
+        envs = (controlled_env(policy.spec, task, RUNS, INITIAL_LR) for task in args.tasks)
+        policy = dataclasses.replace(policy, seen=observed_range(policy, envs))
+    print("| model | layers | loss before | after 10 steps | finite | guard acted | lowest trust | mean trust |")
+    print("|---" * 8 + "|")
+    for name in args.models:
+        side, options = MODELS[name]
+        torch.manual_seed(args.seed)
+        model = getattr(models, name)(weights=None, num_classes=CLASSES, **options)
+        generator = torch.Generator().manual_seed(args.seed)
+        losses, optimizer, warned = train(model, side, policy, args.lr, generator)
+        finite = all(map(math.isfinite, losses)) and all(bool(p.isfinite().all()) for p in model.parameters())
+        trust = [value for key, value in optimizer.metrics().items() if key.startswith("trust/")]
+        acted = ["no", "yes, warned once"][warned] if warned < 2 else f"warned {warned} times"
+        row = [name, len(trust), f"{losses[0]:.3f}", f"{losses[-1]:.3f}", "yes" if finite else "NO", acted]
+        print("|", " | ".join(map(str, [*row, f"{min(trust):.2f}", f"{sum(trust) / len(trust):.2f}"])), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
