@@ -1,0 +1,60 @@
+"""How policies, and fixed learning rates, do on the tasks of the suite `validation`: what chooses between candidates.
+
+Score: interquartile mean, over tasks and trainings, of log(loss / the task's median loss under the base schedule
+alone), back from the logarithm; 1 is no better than not to control. Each training of a policy starts from a learning
+rate of its own, log-uniform in 3e-5..1e-1; SCHEDULE:LR is AdamW under that schedule at that rate, which favours it.
+
+    python experiments/validation_score.py builtin:default runs/ppo wsd:3e-3 cosine:1e-2
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lr_gym.benchmark.scores import iqm
+from lr_gym.control import ControlSpec
+from lr_gym.policy import Policy, constant_policy, load_policy
+from lr_gym.rollout import DIVERGED, controlled_env, final_losses
+from lr_gym.schedules import SCHEDULES
+from lr_gym.tasks import SUITES
+from lr_gym.vector_env import INITIAL_LR
+
+FIRST_SEED = 1 << 40  # as train_agent.py's selection
+
+
+def losses(policy: Policy, lr: float | tuple[float, float], runs: int) -> NDArray[np.float64]:
+    """Final selection losses (tasks, runs)."""
+    seeds = [FIRST_SEED + i for i in range(runs)]
+    envs = (controlled_env(policy.spec, task, runs, lr) for task in SUITES["validation"])
+    return np.stack([np.minimum(final_losses(env, policy, seeds, "selection"), DIVERGED) for env in envs])
+
+
+def candidate(name: str, runs: int) -> NDArray[np.float64]:
+    """`losses` of a policy, or of SCHEDULE:LR."""
+    schedule, _, lr = name.partition(":")
+    if schedule in SCHEDULES:
+        return losses(constant_policy(ControlSpec(schedule=schedule), 10), float(lr), runs)
+    return losses(load_policy(name), INITIAL_LR, runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR")
+    parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    alone = np.median(losses(constant_policy(ControlSpec(), 10), INITIAL_LR, args.runs), axis=1, keepdims=True)
+    print("| candidate | score |", " | ".join(SUITES["validation"]), "|")
+    print("|---" * (2 + len(SUITES["validation"])) + "|")
+    for name in args.candidates:
+        found = candidate(name, args.runs)
+        score = np.exp(iqm(np.log(found + 1e-12) - np.log(alone + 1e-12)))
+        print(f"| {name} | {score:.3f} |", " | ".join(f"{m:.4g}" for m in np.median(found, axis=1)), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
