@@ -60,6 +60,7 @@ def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
         "tasks": args.suite or args.task,
         "selection_tasks": [task.name for task in selection_tasks(args)],
         "agent": args.agent,
+        "init": args.init,
         "seed": args.seed,
         "updates": update,
         "selection_loss": selection_loss,

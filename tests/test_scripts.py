@@ -241,6 +241,8 @@ def test_nothing_to_resume(tmp_path):
         (["--agent", "es", "--evolution.window", "9"], ["window", "9"]),
         (["--timesteps", "0"], ["timesteps"]),
         (["--guard-runs", "-1"], ["guard_runs", "-1"]),
+        (["--agent", "es", "--init", "builtin:default"], ["--init", "ppo", "es"]),
+        (["--init", "builtin:nobody"], ["built-in", "nobody"]),
         (["--reward", "gold"], ["gold", "log_loss"]),
     ],
 )

@@ -142,3 +142,27 @@ def test_enhanced_sgd_goes_on_with_what_its_preset_learned(tmp_path):
 def test_a_feature_without_bins_is_named():
     with pytest.raises(ValueError, match="'weight_growth'"):
         make_learner("q_learning", features=("weight_growth",))
+
+
+def test_ppo_goes_on_from_a_trained_policy():
+    first, second = make_learner("ppo", seed=1), make_learner("ppo", seed=2)
+    first.update()
+    trained = first.policy({})
+    assert not torch.equal(second.policy({}).weights[0], trained.weights[0])
+    second.go_on_from(trained)
+    for name, tensor in second.policy({}).tensors().items():
+        assert torch.equal(tensor, trained.tensors()[name]), name
+    second.update()
+    assert not torch.equal(second.policy({}).weights[0], trained.weights[0])
+
+
+@pytest.mark.parametrize(("agent", "words"), [("q_learning", "network of shapes"), ("es", "network of shapes")])
+def test_ppo_does_not_go_on_from_another_network(agent, words):
+    with pytest.raises(ValueError, match=words):
+        make_learner("ppo").go_on_from(make_learner(agent).policy({"agent": agent}))
+
+
+def test_ppo_does_not_go_on_under_other_controls():
+    other = make_learner("ppo", schedule="cosine")
+    with pytest.raises(ValueError, match="controls"):
+        make_learner("ppo").go_on_from(other.policy({}))
