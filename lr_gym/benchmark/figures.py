@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lr_gym.benchmark.plots import entrant_styles
@@ -83,5 +84,6 @@ def write_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         for ending in ("png", "svg"):
             files.append(folder / f"{name}.{ending}")
-            figure.savefig(files[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None)
+            with rc_context({"svg.hashsalt": name}):  # the same file for the same results
+                figure.savefig(files[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None)
     return files
