@@ -77,7 +77,7 @@ class Args:
     """Of a running Ray cluster; by default one of `workers` cores is started here."""
     data_dir: Path | None = None
     """Folder with data that cannot be downloaded, such as cifar-10-batches-py; LR_GYM_DATA by default."""
-    reuse: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    reuse: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Earlier evaluation from which trainings are taken over where they are the same; give the option once for each."""
     resume: bool = False
     """Continue an evaluation that was stopped; no cell runs twice. One that is complete is only shown."""
@@ -106,7 +106,7 @@ def build(args: Args) -> Plan:
     for name in ("seeds", "budget", "tuning_seeds", "workers"):
         check_count(name, getattr(args, name))
     for earlier in args.reuse:
-        if not (earlier / CELLS).is_file():
+        if not (Path(earlier) / CELLS).is_file():
             raise ValueError(f"--reuse {earlier}: no {CELLS} there; name the output folder of an evaluation")
     if args.horizon is not None:
         check_count("horizon", args.horizon)
@@ -116,8 +116,7 @@ def build(args: Args) -> Plan:
         raise ValueError("give --task or --suite, not both")
     rows = entrants([name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy)
     tasks, skipped = suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
-    values = dataclasses.asdict(args) | {"reuse": [str(earlier) for earlier in args.reuse]}
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return Plan(rows, tasks, skipped, folder, config)
 
@@ -225,7 +224,7 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         print(f"report: {report} (complete; nothing was run again)")
         return results
     tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
-    earlier = [folder / CELLS for folder in args.reuse]
+    earlier = [Path(folder) / CELLS for folder in args.reuse]
     with CellStore(args.output_dir / CELLS, earlier) as store, open_engine(args) as engine:
         tuning, failures = find_learning_rates(args, plan, engine, store)
         results, outcomes = compare(args, plan, tuning, failures, engine, store)

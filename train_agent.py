@@ -27,7 +27,7 @@ from agents.learner import Learner
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.certificate import certificate, describe
 from lr_gym.benchmark.pictures import draw
-from lr_gym.benchmark.scores import iqm
+from lr_gym.benchmark.scores import relative_loss
 from lr_gym.observed_range import observed_range
 from lr_gym.policy import POLICY_FILE, load_policy, save_policy
 from lr_gym.rollout import DIVERGED
@@ -73,8 +73,7 @@ def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
 def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = None) -> float:
     """How good the policy is on the selection split, less is better; a diverged training counts as DIVERGED.
 
-    On one task the mean loss. On several the interquartile mean, over tasks and trainings, of the log of the loss over
-    the task's median loss before anything was learned, back from the logarithm: what `evaluate.py` ranks by.
+    On one task the mean loss; on several `relative_loss`, the statistic by which `evaluate.py` ranks.
 
     Args:
         learner: with a policy.
@@ -82,10 +81,7 @@ def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = Non
         before: (tasks, runs) losses before anything was learned, of which None is one task's.
     """
     losses = np.minimum(learner.selection_losses([SELECTION_SEED + i for i in range(runs)]), DIVERGED)
-    if before is None:
-        return float(losses.mean())
-    ratios = np.log(losses + 1e-12) - np.log(np.median(before, axis=1, keepdims=True) + 1e-12)
-    return float(np.exp(iqm(ratios)))
+    return float(losses.mean()) if before is None else relative_loss(losses, before)
 
 
 def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr_gym.benchmark.scores import iqm
+from lr_gym.benchmark.scores import relative_loss
 from lr_gym.control import ControlSpec
 from lr_gym.policy import Policy, constant_policy, load_policy
 from lr_gym.rollout import DIVERGED, controlled_env, final_losses
@@ -47,13 +47,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    alone = np.median(losses(constant_policy(ControlSpec(), 10), INITIAL_LR, args.runs), axis=1, keepdims=True)
+    alone = losses(constant_policy(ControlSpec(), 10), INITIAL_LR, args.runs)
     print("| candidate | score |", " | ".join(SUITES["validation"]), "|")
     print("|---" * (2 + len(SUITES["validation"])) + "|")
     for name in args.candidates:
         found = candidate(name, args.runs)
-        score = np.exp(iqm(np.log(found + 1e-12) - np.log(alone + 1e-12)))
-        print(f"| {name} | {score:.3f} |", " | ".join(f"{m:.4g}" for m in np.median(found, axis=1)), "|", flush=True)
+        medians = " | ".join(f"{median:.4g}" for median in np.median(found, axis=1))
+        print(f"| {name} | {relative_loss(found, alone):.3f} | {medians} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from lr_gym.benchmark.scores import (
     iqm_interval,
     performance_profile,
     probability_of_improvement,
+    relative_loss,
     scores,
 )
 from lr_gym.benchmark.significance import compare_all, holm, paired_test, winner
@@ -65,6 +66,13 @@ def test_iqm_interval_against_a_loop(draw):
 def test_intervals_without_spread_have_no_width():
     assert iqm_interval([[0.5] * 4] * 3) == (0.5, 0.5, 0.5)
     assert iqm_interval([[0.5], [0.7]]) == pytest.approx((0.6, 0.6, 0.6))
+
+
+def test_relative_loss_against_a_naive_twin():
+    generator = np.random.default_rng(1)
+    losses, before = generator.lognormal(size=(3, 8)), generator.lognormal(size=(3, 5))
+    logs = sorted(math.log(loss / np.median(row)) for row, mine in zip(before, losses, strict=True) for loss in mine)
+    assert relative_loss(losses, before) == pytest.approx(math.exp(np.mean(logs[6:-6])), rel=1e-6)
 
 
 def test_probability_of_improvement_counts_pairs():

@@ -168,6 +168,7 @@ def test_suites_say_what_is_left_out(tmp_path, cache, monkeypatch, capsys):
         ({"seeds": 0}, "seeds.*at least 1.*0"),
         ({"budget": 0}, "budget"),
         ({"horizon": 0}, "horizon"),
+        ({"reuse": ("/nowhere",)}, "--reuse /nowhere.*cells.jsonl"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, changes, words):

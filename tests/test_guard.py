@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_policy_optimizer import NoSync, assert_same, spec_of, through_file, train
+from test_policy_optimizer import assert_same, spec_of, through_file, train, train_watched
 from test_q_policy import trained as q_policy
 from tiny import TINY, plain_run, random_policy
 
@@ -349,13 +349,7 @@ def test_the_guard_reads_no_number_back_from_the_device(seen):
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = make(model, acting(seen))
     optimizer._warned = True  # on the CPU what the host knows is there at once
-    for step in range(12):
-        loss = loss_at(step)
-        optimizer.zero_grad()
-        loss.backward()
-        with NoSync():
-            optimizer.observe(loss)
-            optimizer.step()
+    train_watched(optimizer, loss_at, 12)
 
 
 def half_seen(spec):

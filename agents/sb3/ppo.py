@@ -101,8 +101,9 @@ class PPOLearner(PolicyLearner):
         spec = rows_of(self.model).envs[0].control_spec
         linears = linears_of(self._actor())
         shapes = [tuple(m.weight.shape) for m in linears]
-        if not isinstance(policy, MLPPolicy) or [tuple(w.shape) for w in policy.weights] != shapes:
-            raise ValueError(f"init must be a network of shapes {shapes}, as ppo.hidden makes; got {policy.about}")
+        given = [tuple(w.shape) for w in policy.weights] if isinstance(policy, MLPPolicy) else policy.kind
+        if not isinstance(policy, MLPPolicy) or given != shapes:
+            raise ValueError(f"init must be a network of shapes {shapes}, as ppo.hidden makes; got {given}")
         if policy.spec != spec:
             raise ValueError(f"init has the controls {policy.spec}, this training {spec}")
         with torch.no_grad():

@@ -14,7 +14,15 @@ from scipy import stats
 
 from lr_gym.benchmark.metrics import LEVEL, RESAMPLES, Interval
 
-__all__ = ["BOUND", "iqm", "iqm_interval", "performance_profile", "probability_of_improvement", "scores"]
+__all__ = [
+    "BOUND",
+    "iqm",
+    "iqm_interval",
+    "performance_profile",
+    "probability_of_improvement",
+    "relative_loss",
+    "scores",
+]
 
 Array = NDArray[np.float64]
 BOUND = float(np.log(1000.0))  # nats; a diverged training scores -BOUND
@@ -44,6 +52,18 @@ def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
 def iqm(values: ArrayLike) -> float:
     """Interquartile mean of all tasks and seeds: the mean of the middle half."""
     return float(stats.trim_mean(np.asarray(values, dtype=float), 0.25, axis=None))
+
+
+def relative_loss(losses: ArrayLike, before: ArrayLike) -> float:
+    """By what factor losses stand to each task's median loss before: the ranking's statistic, back from the logarithm.
+
+    Args:
+        losses: (T, S).
+        before: (T, S') without what is judged, as without learning or without a policy.
+    """
+    mine = np.asarray(losses, dtype=float)
+    middle = np.median(np.asarray(before, dtype=float), axis=1, keepdims=True)
+    return float(np.exp(-iqm(scores(mine, np.broadcast_to(middle, mine.shape)))))
 
 
 def _stratified(values: Array, statistic: Any, seed: int, resamples: int) -> tuple[float, float]:

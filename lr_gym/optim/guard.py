@@ -21,9 +21,7 @@ __all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "safe_offsets
 
 MARGIN = 0.5  # a quarter of what a feature can span: a layer so far outside its range is not trusted at all
 ALLOWED = 0.2  # distrust that adds up to nothing; in trainings like those learned from it averages below 0.1
-RATE = (
-    0.1  # of what adds up: after 13 decisions far outside a layer has no trust left, and all of it 50 after its return
-)
+RATE = 0.1  # of what adds up: 13 decisions far outside take all trust, 50 decisions after the return give it back
 ALARM = 0.5  # trust below which the guard decides more than the policy, and the user is told
 
 

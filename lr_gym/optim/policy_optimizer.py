@@ -348,9 +348,8 @@ class PolicyOptimizer(Optimizer):
         """Warn once that the guard acts, when the host knows; `wait` for the device to know."""
         if not self._warned and (message := guard.alarm(wait=wait)) is not None:
             self._warned = True
-            warnings.warn(
-                f"PolicyOptimizer: {message}", stacklevel=6
-            )  # the line that calls step, through torch's two wrappers
+            # stacklevel: the line that calls step, through torch's two wrappers
+            warnings.warn(f"PolicyOptimizer: {message}", stacklevel=6)
 
     def _update(self, live: _Live, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
