@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import lr_gym
 from agents.arguments import Args, parse
-from agents.build import build_learner, learning_tasks, make_env, selection_tasks
+from agents.build import RANDOM, build_learner, learning_tasks, make_env, selection_tasks
 from agents.learner import Learner
 from agents.run_folder import RunFolder
 from lr_gym.benchmark.certificate import certificate, describe
@@ -35,6 +35,7 @@ from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 
 SHOWN = ("reward_loss", "diverged", "selection_loss")  # figures that are printed at every update
+GUARD_BATCHES = 8  # of random tasks, that share out the trainings by which the guard's ranges are measured
 SELECTION_SEED = 1 << 40  # row seeds of the trainings that select the policy: no training ever learns from them
 MAY_CHANGE = ("wandb", "tensorboard", "resume", "config", "data_dir", "certificate_runs", "guard_runs")
 
@@ -132,7 +133,10 @@ def remember_range(file: Path, args: Args) -> None:
     """Measure what the selected policy sees on the tasks it has learned on, and store it with the policy."""
     args = dataclasses.replace(args, compile=False)  # compiling for these few would cost more than it saves
     policy = load_policy(file)
-    envs = (make_env(args, task, args.guard_runs, selection=True) for task in learning_tasks(args))
+    batches = GUARD_BATCHES if args.suite == RANDOM else 1
+    runs = max(1, args.guard_runs // batches)
+    tasks = (task for batch in range(batches) for task in learning_tasks(args, batch))
+    envs = (make_env(args, task, runs, selection=True) for task in tasks)
     try:
         save_policy(dataclasses.replace(policy, seen=observed_range(policy, envs)), file)
     except ValueError as error:

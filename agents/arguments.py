@@ -14,12 +14,13 @@ from agents.evolution import EvolutionConfig
 from agents.q_learning import QConfig
 from agents.sb3 import DQNConfig, PPOConfig
 from agents.settings import apply, presets, read_yaml
+from agents.sweep import SweepConfig
 from lr_gym.observed_range import RUNS
 from lr_gym.vector_env import INITIAL_LR
 
 __all__ = ["Agent", "Args", "parse"]
 
-Agent = Literal["ppo", "dqn", "q_learning", "es", "garo"]
+Agent = Literal["ppo", "dqn", "q_learning", "es", "garo", "sweep"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Args:
     output_dir: Path
     """New folder for policy, checkpoint and logs; one that holds a run is never overwritten."""
     agent: Agent = "ppo"
-    """Who learns: SB3's PPO or DQN, tabular Q-learning, evolution of a small policy (es), or of GARO's cell (garo)."""
+    """Who learns: SB3's PPO or DQN, tabular Q-learning, evolution of a small policy (es) or of GARO's cell (garo), or
+    regression on sweeps of learning rates (sweep)."""
     preset: str = "default"
     """Settings by name, see agents/presets; the config file and the command line override them."""
     config: Path | None = None
@@ -72,10 +74,12 @@ class Args:
     """Fraction of runs in which the policy does not see the loss, as in scripts that never call observe()."""
     mask_progress: float = 0.1
     """Fraction of runs that do not know their horizon, as in scripts that give no total_steps."""
+    mask_passes: float = 0.1
+    """Fraction of runs that do not know their passes over the data, as in scripts that give no steps_per_epoch."""
     reward: str = "log_loss"
     """A name of lr_gym.reward.REWARDS."""
     num_envs: int = 64
-    """Trainings at a time; a suite shares them out among its tasks."""
+    """Trainings at a time; a suite shares them out among its tasks. Not for the agent sweep, which has its own."""
     workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
     """Threads that share the trainings; the result does not depend on it."""
     selection_runs: int = 64
@@ -85,7 +89,7 @@ class Args:
     certificate_runs: int = 16
     """Trainings, per initial lr, by which the policy is certified as feedback or as a schedule; 0 for none."""
     guard_runs: int = RUNS
-    """Trainings of each task that measure what the policy has seen, for the deployed one's guard; 0 for none."""
+    """Trainings of each task or slot that measure what the policy sees, for the deployed one's guard; 0 for none."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     """PPO's hyperparameters."""
     dqn: DQNConfig = dataclasses.field(default_factory=DQNConfig)
@@ -94,6 +98,8 @@ class Args:
     """Tabular Q-learning's hyperparameters."""
     evolution: EvolutionConfig = dataclasses.field(default_factory=EvolutionConfig)
     """Hyperparameters of es and garo."""
+    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
+    """Hyperparameters of learning from sweeps."""
     device: str = "cpu"
     """Where the trainings run; the agent's own network stays on the CPU."""
     compile: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from gymnasium.vector import AutoresetMode
 
 from agents.arguments import Args
@@ -11,11 +13,12 @@ from agents.learner import Learner
 from agents.q_learning import QLearner
 from agents.random_suite import random_batch
 from agents.sb3 import DQNLearner, LayerRowsVecEnv, PPOLearner
+from agents.sweep import SweepLearner
 from lr_gym.policy import load_policy
 from lr_gym.tasks import SUITES, Task, find_task
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["build_learner", "selection_tasks"]
+__all__ = ["RANDOM", "build_learner", "learning_tasks", "make_env", "selection_tasks"]
 
 RANDOM = "random"
 
@@ -53,8 +56,11 @@ def shares(args: Args, generation: int = 0) -> list[tuple[Task, int]]:
     return [(task, even) for task in tasks]
 
 
-def make_env(args: Args, task: Task, num_envs: int, *, selection: bool) -> LRControlVectorEnv:
-    """The environment that the arguments describe; the one for selection masks nothing and plays each run once."""
+def make_env(args: Args, task: Task, num_envs: int, *, selection: bool, once: bool = False) -> LRControlVectorEnv:
+    """The environment that the arguments describe; the one for selection masks nothing.
+
+    That one plays each run once, as do those made with `once`.
+    """
     return LRControlVectorEnv(
         task,
         num_envs,
@@ -71,10 +77,18 @@ def make_env(args: Args, task: Task, num_envs: int, *, selection: bool) -> LRCon
         reward=args.reward,
         mask_loss=0.0 if selection else args.mask_loss,
         mask_progress=0.0 if selection else args.mask_progress,
+        mask_passes=0.0 if selection else args.mask_passes,
         device=args.device,
         compile=args.compile,
-        autoreset_mode=AutoresetMode.DISABLED if selection else AutoresetMode.SAME_STEP,
+        autoreset_mode=AutoresetMode.DISABLED if selection or once else AutoresetMode.SAME_STEP,
     )
+
+
+def selection_envs(args: Args) -> list[LRControlVectorEnv]:
+    """Those in which the policy is selected."""
+    tasks = selection_tasks(args)
+    runs = max(1, args.selection_runs // len(tasks))
+    return [make_env(args, task, runs, selection=True) for task in tasks]
 
 
 def build_learner(args: Args) -> tuple[Learner, int]:
@@ -83,6 +97,8 @@ def build_learner(args: Args) -> tuple[Learner, int]:
         raise ValueError(f"--init is for the agent ppo; got {args.agent}")
     if args.agent == "garo":
         return _garo(args)
+    if args.agent == "sweep":
+        return _sweep(args)
 
     def make(generation: int) -> list[LRControlVectorEnv]:
         return [make_env(args, *share, selection=False) for share in shares(args, generation)]
@@ -90,9 +106,7 @@ def build_learner(args: Args) -> tuple[Learner, int]:
     twins = args.ppo.twins if args.agent == "ppo" else 1
     env = LayerRowsVecEnv(make(0), args.workers, renew=make if args.suite == RANDOM else None, twins=twins)
     env.seed(args.seed << 20)  # row seeds of different seeds never meet
-    tasks = selection_tasks(args)
-    runs = max(1, args.selection_runs // len(tasks))
-    selection = [make_env(args, task, runs, selection=True) for task in tasks]
+    selection = selection_envs(args)
     window = args.evolution.window if args.agent == "es" else None
     updates = max(1, round(args.timesteps / (env.num_runs * (window or env.decisions))))
     if args.agent == "ppo":
@@ -105,6 +119,21 @@ def build_learner(args: Args) -> tuple[Learner, int]:
     if args.agent == "q_learning":
         return QLearner(env, selection, args.q_learning, seed=args.seed, updates=updates), updates
     return EvolutionLearner(env, selection, args.evolution, seed=args.seed, updates=updates), updates
+
+
+def sweep_env(args: Args, update: int, slot: int) -> LRControlVectorEnv:
+    """Where a task is swept."""
+    return make_env(args, learning_tasks(args, update)[slot], args.sweep.runs, selection=False, once=True)
+
+
+def _sweep(args: Args) -> tuple[Learner, int]:
+    slots = len(learning_tasks(args))
+    updates = max(1, round(args.timesteps / (slots * args.sweep.runs * args.decisions)))
+    make = functools.partial(sweep_env, args)
+    learner = SweepLearner(
+        make, slots, selection_envs(args), args.sweep, seed=args.seed, updates=updates, workers=args.workers
+    )
+    return learner, updates
 
 
 def _garo(args: Args) -> tuple[Learner, int]:

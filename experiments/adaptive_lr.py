@@ -71,13 +71,13 @@ def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
     return dict(zip(FIGURES, values, strict=True))
 
 
-def train(task: Task, make: Callable[[nn.Module, int], Optimizer], epochs: int, seed: int) -> Run:
+def train(task: Task, make: Callable[[nn.Module, int, int], Optimizer], epochs: int, seed: int) -> Run:
     """One training in a plain loop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, run_seed = task.data().to(device, torch.float32), evaluation_seed(seed)
     model = plain_model(task, run_seed).to(device)
     each = math.ceil(len(data.gradient.inputs) / BATCH)
-    optimizer = make(model, each * epochs)
+    optimizer = make(model, each, epochs)
     history = []
     for epoch in range(epochs):
         steps = torch.arange(epoch * each, (epoch + 1) * each)
@@ -97,12 +97,13 @@ def epochs_to(accuracy: list[float], target: float) -> float:
     return next((i + 1.0 for i, value in enumerate(accuracy) if value >= target), math.inf)
 
 
-def controlled(policy: str) -> Callable[[nn.Module, int], Optimizer]:
+def controlled(policy: str) -> Callable[[nn.Module, int, int], Optimizer]:
     """PolicyOptimizer from Adam's own 0.001."""
     loaded = load_policy(policy)
 
-    def make(model: nn.Module, total: int) -> Optimizer:
-        return PolicyOptimizer(model.named_parameters(), loaded, 1e-3, total, loaded.spec.base, weight_decay=0.0)
+    def make(model: nn.Module, epoch: int, epochs: int) -> Optimizer:
+        named, total = model.named_parameters(), epoch * epochs
+        return PolicyOptimizer(named, loaded, 1e-3, total, loaded.spec.base, weight_decay=0.0, steps_per_epoch=epoch)
 
     return make
 
@@ -119,7 +120,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     task = find_task(TASKS[args.task])
     makers: dict[str, Any] = {
-        "Adam, lr 0.001": lambda model, total: torch.optim.Adam(model.parameters(), 1e-3),
+        "Adam, lr 0.001": lambda model, epoch, epochs: torch.optim.Adam(model.parameters(), 1e-3),
         f"controlled by {args.policy}": controlled(args.policy),
     }
     runs = {name: [train(task, make, args.epochs, seed) for seed in args.seeds] for name, make in makers.items()}

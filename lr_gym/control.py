@@ -18,6 +18,7 @@ from lr_gym.observation import (
     DEFAULT_FEATURES,
     Memory,
     Observed,
+    Outlook,
     check_features,
     empty_memory,
     observe,
@@ -136,9 +137,7 @@ def decide_observation(
     state: ControlState,
     stats: LayerStats,
     hyper: Hyperparams,
-    progress: Tensor,
-    loss_known: Tensor,
-    progress_known: Tensor,
+    outlook: Outlook,
 ) -> tuple[Tensor, ControlState]:
     """A decision is due: update the memory and observe.
 
@@ -146,16 +145,14 @@ def decide_observation(
         spec: of the policy.
         state: with the losses since the last decision.
         stats: of the pending gradient.
-        hyper: in force until now, (B, L) each.
-        progress: (B,) step over horizon.
-        loss_known: (B,) 1 where losses may be shown.
-        progress_known: (B,) 1 where progress may be shown.
+        hyper: in force until now, (B, L) each, the base schedule included.
+        outlook: of the trainings.
 
     Returns:
         Observation (B, L, F) and the state with its loss sums emptied.
     """
     memory = remember(state.memory, stats, state.loss_sum / state.loss_count)
-    observed = Observed(stats, memory, hyper, state.offset, state.action, progress, loss_known, progress_known)
+    observed = Observed(stats, memory, hyper, state.offset, state.action, outlook)
     empty = torch.zeros_like(state.loss_sum)
     state = state._replace(memory=memory, loss_sum=empty, loss_count=empty.clone())
     return observe(spec.features, observed), state

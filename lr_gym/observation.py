@@ -7,6 +7,7 @@ only place where a feature is named: sizes, bounds, masks and the documentation 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,9 +19,13 @@ from lr_gym.types import Hyperparams, LayerStats
 __all__ = [
     "DEFAULT_FEATURES",
     "FEATURES",
+    "PEAK_CENTRE",
+    "PEAK_WIDTH",
+    "TASK_FEATURES",
     "Feature",
     "Memory",
     "Observed",
+    "Outlook",
     "check_features",
     "empty_memory",
     "observe",
@@ -28,6 +33,8 @@ __all__ = [
 ]
 
 TINY = 1e-20  # keeps logarithms finite; far below any rms of a training that is alive
+LN_10 = math.log(10.0)
+PEAK_CENTRE, PEAK_WIDTH = -3.0, 3.5  # decades of the feature peak_lr
 SHORT, LONG = 0.5, 0.1  # weight of the newest decision in the short and the long running mean
 
 
@@ -55,18 +62,40 @@ class Memory(NamedTuple):
     log_grad: Tensor
 
 
+class Outlook(NamedTuple):
+    """What is known of a training as a whole; every tensor has a row per run.
+
+    Attributes:
+        progress: (B,) step over horizon, in [0, 1].
+        schedule: (B,) factor of the base schedule now.
+        horizon: (B,) inner steps in all.
+        passes: (B,) passes over the training data in all.
+        parameters: (B,) of the model, how many.
+        loss_known: (B,) 1 where the features of the loss are shown, 0 where they are masked.
+        progress_known: (B,) the same for the features of progress and horizon.
+        passes_known: (B,) the same for the passes, which need progress as well.
+    """
+
+    progress: Tensor
+    schedule: Tensor
+    horizon: Tensor
+    passes: Tensor
+    parameters: Tensor
+    loss_known: Tensor
+    progress_known: Tensor
+    passes_known: Tensor
+
+
 class Observed(NamedTuple):
     """Everything that a feature may look at when a decision is due.
 
     Attributes:
         stats: per-layer statistics of the pending gradient.
         memory: already updated with them.
-        hyper: in force until this decision.
+        hyper: in force until this decision, the base schedule included.
         offset: (B, L, A) position of each control, see `action`.
         action: (B, L, A) the last action.
-        progress: (B,) step over horizon, in [0, 1].
-        loss_known: (B,) 1 where the features of the loss are shown, 0 where they are masked.
-        progress_known: (B,) the same for the features of progress.
+        outlook: of the trainings.
     """
 
     stats: LayerStats
@@ -74,9 +103,7 @@ class Observed(NamedTuple):
     hyper: Hyperparams
     offset: Tensor
     action: Tensor
-    progress: Tensor
-    loss_known: Tensor
-    progress_known: Tensor
+    outlook: Outlook
 
 
 class Feature(NamedTuple):
@@ -85,7 +112,7 @@ class Feature(NamedTuple):
     Attributes:
         compute: Observed -> (B, L) or (B, 1) in [-1, 1].
         about: one line for the documentation.
-        needs: "loss" or "progress" where the feature is 0 unless that is known, else "".
+        needs: "loss", "progress" or "passes" where the feature is 0 unless that is known, else "".
     """
 
     compute: Callable[[Observed], Tensor]
@@ -97,13 +124,17 @@ def _log(x: Tensor) -> Tensor:
     return torch.log(x + TINY)
 
 
+def _log10(x: Tensor) -> Tensor:
+    return _log(x) / LN_10
+
+
 def _log_update_ratio(o: Observed) -> Tensor:
     """log10 of update size over weight size: what the learning rate means to this layer."""
-    return (_log(o.hyper.lr * o.stats.update_rms) - _log(o.stats.param_rms)) / 2.302585
+    return (_log(o.hyper.lr * o.stats.update_rms) - _log(o.stats.param_rms)) / LN_10
 
 
 def _log_snr(o: Observed) -> Tensor:
-    return 2.0 * (_log(o.stats.momentum_rms) - _log(o.stats.second_moment_rms)) / 2.302585
+    return 2.0 * (_log(o.stats.momentum_rms) - _log(o.stats.second_moment_rms)) / LN_10
 
 
 def _depth(o: Observed) -> Tensor:
@@ -156,21 +187,21 @@ FEATURES: dict[str, Feature] = {
     ),
     "depth": Feature(_depth, "position of the layer, -1 for the first and 1 for the last"),
     "progress": Feature(
-        lambda o: _column(2.0 * o.progress - 1.0),
+        lambda o: _column(2.0 * o.outlook.progress - 1.0),
         "step over horizon, from -1 to 1",
         "progress",
     ),
     "remaining": Feature(
-        lambda o: _column(1.0 + torch.log(1.02 - o.progress) / 2.0),
+        lambda o: _column(1.0 + torch.log(1.02 - o.outlook.progress) / 2.0),
         "log of what is left of the training: resolves its end",
         "progress",
     ),
     "loss_known": Feature(
-        lambda o: _column(o.loss_known * o.memory.loss_seen),
+        lambda o: _column(o.outlook.loss_known * o.memory.loss_seen),
         "1 where the loss features are shown, 0 where masked",
     ),
     "progress_known": Feature(
-        lambda o: _column(o.progress_known), "1 where the progress features are shown, 0 where masked"
+        lambda o: _column(o.outlook.progress_known), "1 where the progress features are shown, 0 where masked"
     ),
     "last_action_lr": Feature(lambda o: o.action[..., 0], "the last action on the lr"),
     "momentum": Feature(
@@ -179,12 +210,40 @@ FEATURES: dict[str, Feature] = {
     ),
     "noise": Feature(lambda o: o.hyper.noise.clamp(0.0, 1.0), "gradient noise over gradient, rms"),
     "log_lr": Feature(
-        lambda o: torch.tanh((_log(o.hyper.lr) / 2.302585 + 3.0) / 2.0),
+        lambda o: torch.tanh((_log10(o.hyper.lr) + 3.0) / 2.0),
         "log10 of the learning rate: not scale-free, does not transfer to other parameterisations",
+    ),
+    "peak_lr": Feature(
+        lambda o: (_log10(o.hyper.lr / _column(o.outlook.schedule.clamp_min(1e-6))) - PEAK_CENTRE) / PEAK_WIDTH,
+        "log10 of the learning rate without the base schedule, linear within 10^-6.5..10^0.5",
+    ),
+    "loss_level": Feature(
+        lambda o: _column(torch.tanh(o.memory.short_loss / LN_10)),
+        "log10 of the recent loss, in whatever units it has",
+        "loss",
+    ),
+    "model_size": Feature(
+        lambda o: _column(_log10(o.outlook.parameters) / 4.0 - 1.0),
+        "log10 of the number of parameters, centred on 10^4",
+    ),
+    "horizon": Feature(
+        lambda o: _column(_log10(o.outlook.horizon) / 3.0 - 1.0),
+        "log10 of the steps of the training, centred on 10^3",
+        "progress",
+    ),
+    "passes": Feature(
+        lambda o: _column(_log10(o.outlook.passes) / 3.0),
+        "log10 of the passes over the data, all in all: where there are many, networks memorise",
+        "passes",
+    ),
+    "passes_known": Feature(
+        lambda o: _column(o.outlook.passes_known * o.outlook.progress_known), "1 where passes are shown, 0 where masked"
     ),
 }
 
-DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in ("momentum", "noise", "log_lr"))
+# What describes a training as a whole rather than how it goes: only many tasks teach what it means.
+TASK_FEATURES = ("peak_lr", "loss_level", "model_size", "horizon", "passes", "passes_known")
+DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in ("momentum", "noise", "log_lr", *TASK_FEATURES))
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:
@@ -235,11 +294,12 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
 
 def observe(features: Sequence[str], observed: Observed) -> Tensor:
     """The observation (B, L, F), F = len(features): finite and in [-1, 1], float32."""
-    shape = observed.hyper.lr.shape
+    shape, outlook = observed.hyper.lr.shape, observed.outlook
     known = {
-        "": torch.ones_like(observed.loss_known),
-        "loss": observed.loss_known * observed.memory.loss_seen,
-        "progress": observed.progress_known,
+        "": torch.ones_like(outlook.loss_known),
+        "loss": outlook.loss_known * observed.memory.loss_seen,
+        "progress": outlook.progress_known,
+        "passes": outlook.passes_known * outlook.progress_known,
     }
     columns = []
     for name in features:

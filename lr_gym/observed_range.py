@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.observation import FEATURES
 from lr_gym.policy import POLICY_FILE, Policy, load_policy, save_policy
 from lr_gym.rollout import controlled_env, play
 from lr_gym.seen import Seen
@@ -60,7 +59,7 @@ def observed_range(policy: Policy, envs: Iterable[LRControlVectorEnv], seed: int
         lrs.append(env.initial_lr)
     features = _range(np.concatenate(observations))
     for i, name in enumerate(spec.features):
-        if FEATURES[name].needs == "progress" or name == "last_action_lr":
+        if name in ("progress", "remaining", "last_action_lr"):
             features[:, i] = torch.tensor([-1.0, 1.0])
     lows, highs = zip(*lrs, strict=True)
     return Seen(features, _range(np.concatenate(offsets)), torch.tensor([min(lows), max(highs)]))

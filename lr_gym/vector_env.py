@@ -17,7 +17,7 @@ from torch import Tensor
 from lr_gym.action import action_mode, action_table
 from lr_gym.control import ControlSpec, ControlState, apply_action, decide_observation, initial_state
 from lr_gym.inner_loop import InnerLoop, InnerState
-from lr_gym.observation import DEFAULT_FEATURES
+from lr_gym.observation import DEFAULT_FEATURES, Outlook
 from lr_gym.render import render_ansi, render_rgb
 from lr_gym.reward import check_reward, diverged_return, loss_limit, potential
 from lr_gym.rng import Stream, run_seeds, uniform
@@ -41,7 +41,8 @@ class Episode(NamedTuple):
         base: (B, L) hyperparameters of the base optimizer, without schedule.
         hyper: (B, L) in force since the last decision, without schedule.
         loss_known: (B,) 1 where the observation shows the loss.
-        progress_known: (B,) 1 where the observation shows progress.
+        progress_known: (B,) 1 where the observation shows progress and horizon.
+        passes_known: (B,) 1 where the observation shows the passes over the data.
         initial_train_loss: (B,) loss of the first minibatch.
         initial_loss: (B,) initial loss on the reward split.
         loss: (B,) on the reward split at the last decision.
@@ -56,6 +57,7 @@ class Episode(NamedTuple):
     hyper: Hyperparams
     loss_known: Tensor
     progress_known: Tensor
+    passes_known: Tensor
     initial_train_loss: Tensor
     initial_loss: Tensor
     loss: Tensor
@@ -109,6 +111,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         reward: str = "log_loss",
         mask_loss: float = 0.0,
         mask_progress: float = 0.0,
+        mask_passes: float = 0.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
@@ -134,7 +137,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             weight_decay: of the base optimizer.
             reward: a name of REWARDS.
             mask_loss: fraction of runs whose observation hides the loss.
-            mask_progress: fraction of runs whose observation hides progress.
+            mask_progress: fraction of runs whose observation hides progress and horizon.
+            mask_passes: fraction of runs whose observation hides how often they pass over the data.
             device: where the trainings run.
             dtype: of the trainings.
             compile: whether the trainings are compiled for `num_envs` runs, see `InnerLoop`.
@@ -166,6 +170,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self.reward = check_reward(reward)
         self.mask_loss = check_number("mask_loss", mask_loss, 0.0, 1.0)
         self.mask_progress = check_number("mask_progress", mask_progress, 0.0, 1.0)
+        self.mask_passes = check_number("mask_passes", mask_passes, 0.0, 1.0)
         if features is None:
             features = DEFAULT_FEATURES + tuple(c for c in ("momentum", "noise") if c in controls)
         self.control_spec = ControlSpec(
@@ -197,6 +202,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             else None
         )
         self.num_layers = self.inner.layout.num_layers
+        self._passes = self.horizon * self.task.batch_size / len(self.inner.data.gradient.inputs)
         self._schedule = base_schedule(schedule)
         self._table = action_table(self.control_spec.controls).to(self.inner.device)
 
@@ -218,6 +224,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._done = np.zeros(self.num_envs, dtype=bool)
         self._observation = np.zeros(self.observation_space.shape or (), dtype=np.float32)
         self._runs: Episode | None = None
+        self._given_lr: NDArray[np.float64] | None = None
         self._history: list[list[tuple[int, float, NDArray[np.float64]]]] = [[] for _ in range(self.num_envs)]
 
     @property
@@ -239,12 +246,15 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
         Args:
             seed: one int s for row seeds s, s + 1, ...; or one per row; None for each row's next episode.
-            options: {"reset_mask": (B,) bool} restarts those runs only, each with its next episode.
+            options: {"reset_mask": (B,) bool} restarts those runs only, each with its next episode; {"initial_lr":
+                (B,)} lets each run start from that learning rate, until the next reset, instead of drawing one.
         """
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs)), dtype=bool)
+        lr = options.pop("initial_lr", None)
         if options or mask.shape != (self.num_envs,):
             raise ValueError(f"reset() takes the option reset_mask, ({self.num_envs},) bool; got {options or mask}")
+        self._given_lr = None if lr is None else self._check_lr(lr)
         if seed is not None or self._row_seed is None:
             self._seed_rows(seed)
             mask = np.ones_like(mask)
@@ -335,6 +345,12 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._observation = state["host.observation"].numpy().copy()
         self._history = [[] for _ in range(self.num_envs)]
 
+    def _check_lr(self, lr: Any) -> NDArray[np.float64]:
+        values = np.asarray(lr, dtype=np.float64)
+        if values.shape != (self.num_envs,) or not (np.isfinite(values) & (values > 0.0)).all():
+            raise ValueError(f"initial_lr must be {self.num_envs} positive numbers, one per run; got {lr}")
+        return values
+
     def _seed_rows(self, seed: int | Sequence[int] | None) -> None:
         if seed is None or isinstance(seed, (int, np.integer)):
             super().reset(seed=None if seed is None else int(seed))
@@ -353,7 +369,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         seeds = run_seeds(torch.from_numpy(self._row_seed[rows]), torch.from_numpy(self._episode_index[rows])).to(
             self.inner.device
         )
-        fresh = self._fresh(seeds)
+        fresh = self._fresh(seeds, None if self._given_lr is None else self._given_lr[rows])
         self._step[rows] = 0
         self._done[rows] = False
         fresh, observation = self._observe(fresh, self._step[rows])
@@ -364,20 +380,22 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._record(rows)
         self._observation[rows] = observation.cpu().numpy()
 
-    def _fresh(self, seeds: Tensor) -> Episode:
+    def _fresh(self, seeds: Tensor, lr: NDArray[np.float64] | None) -> Episode:
         runs, dtype = len(seeds), self.inner.dtype
         inner = self.inner.init(seeds)
-        low, high = (math.log(lr) for lr in self.initial_lr)
-        draw = uniform(seeds, Stream.INITIAL_LR, 0, 1, dtype=torch.float64)
+        low, high = (math.log(bound) for bound in self.initial_lr)
+        drawn = torch.exp(low + (high - low) * uniform(seeds, Stream.INITIAL_LR, 0, 1, dtype=torch.float64))
+        if lr is not None:
+            drawn = torch.from_numpy(lr).unsqueeze(1).to(drawn)
         ones = torch.ones(runs, self.num_layers, dtype=dtype, device=self.inner.device)
         base = Hyperparams(
-            lr=ones * torch.exp(low + (high - low) * draw).to(dtype),
+            lr=ones * drawn.to(dtype),
             momentum=ones * self.inner.rule.momentum,
             noise=ones * 0.0,
             weight_decay=ones * self.weight_decay,
         )
-        masks = uniform(seeds, Stream.MASK, 0, 2, dtype=torch.float64)
-        hidden = torch.tensor([self.mask_loss, self.mask_progress], device=self.inner.device)
+        masks = uniform(seeds, Stream.MASK, 0, 3, dtype=torch.float64)
+        hidden = torch.tensor([self.mask_loss, self.mask_progress, self.mask_passes], device=self.inner.device)
         known = (masks >= hidden).to(dtype)
         initial_loss = self.inner.evaluate(inner, "reward")
         control = initial_state(self.control_spec, runs, self.num_layers, inner.loss)
@@ -388,6 +406,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             hyper=Hyperparams(*(h.clone() for h in base)),
             loss_known=known[:, 0].clone(),
             progress_known=known[:, 1].clone(),
+            passes_known=known[:, 2].clone(),
             initial_train_loss=inner.loss.clone(),
             initial_loss=initial_loss,
             loss=initial_loss.clone(),
@@ -419,16 +438,20 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         return torch.where(known > 0, factor, float(self._schedule(0.0)))
 
     def _observe(self, runs: Episode, step: NDArray[np.int64]) -> tuple[Episode, Tensor]:
-        hyper = runs.hyper._replace(lr=runs.hyper.lr * self._factor(step / self.horizon, runs.progress_known)[:, None])
-        observation, control = decide_observation(
-            self.control_spec,
-            runs.control,
-            self.inner.stats(runs.inner, hyper),
-            hyper,
-            torch.from_numpy(step / self.horizon).to(hyper.lr),
-            runs.loss_known,
-            runs.progress_known,
+        progress, like = step / self.horizon, torch.ones_like(runs.loss_known)
+        outlook = Outlook(
+            progress=torch.from_numpy(progress).to(like),
+            schedule=self._factor(progress, runs.progress_known),
+            horizon=like * self.horizon,
+            passes=like * self._passes,
+            parameters=like * sum(self.inner.layout.sizes),
+            loss_known=runs.loss_known,
+            progress_known=runs.progress_known,
+            passes_known=runs.passes_known,
         )
+        hyper = runs.hyper._replace(lr=runs.hyper.lr * outlook.schedule[:, None])
+        stats = self.inner.stats(runs.inner, hyper)
+        observation, control = decide_observation(self.control_spec, runs.control, stats, hyper, outlook)
         return runs._replace(control=control), observation
 
     def _reward(self, runs: Episode, losses: Tensor) -> tuple[Episode, Tensor, Tensor]:

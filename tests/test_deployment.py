@@ -9,7 +9,7 @@ import torch
 from lr_gym.action import CONTROLLED
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import minibatch
-from lr_gym.observation import DEFAULT_FEATURES
+from lr_gym.observation import FEATURES
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import MLPPolicy
 from lr_gym.tasks import TASKS
@@ -68,8 +68,10 @@ def test_environment_equals_optimizer(base, action, control):
         weight_decay=0.01,
         dtype=torch.float64,
         initial_lr=(3e-3, 3e-3),
+        features=tuple(FEATURES),
+        action_step=0.2,
     )
-    assert env.control_spec.features == (*DEFAULT_FEATURES, "momentum", "noise")
+    assert env.control_spec.features == tuple(FEATURES)
     policy = random_policy(env.control_spec, env.inner_steps_per_decision)
 
     seen, acted = [], []
@@ -98,6 +100,7 @@ def test_environment_equals_optimizer(base, action, control):
         base=base,
         weight_decay=0.01,
         seed=int(run_seed[0]),
+        steps_per_epoch=len(data.gradient.inputs) / task.batch_size,
     )
     for step in range(HORIZON):
         index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[0]

@@ -13,6 +13,7 @@ from lr_gym.observation import (
     FEATURES,
     Memory,
     Observed,
+    Outlook,
     check_features,
     empty_memory,
     observe,
@@ -34,9 +35,7 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        progress=b,
-        loss_known=torch.ones(runs),
-        progress_known=torch.ones(runs),
+        outlook=Outlook(*(b,) * 5, *(torch.ones(runs),) * 3),
     )
 
 
@@ -50,7 +49,8 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
-    return Observed(stats, memory, hyper, rows, rows - 0.5, b() * 0.9, known, known)
+    outlook = Outlook(b() * 0.9, b(), 1e3 * b(), 50.0 * b(), 1e5 * b(), known, known, known)
+    return Observed(stats, memory, hyper, rows, rows - 0.5, outlook)
 
 
 @pytest.mark.parametrize(("value", "memory"), [*itertools.product(ABSURD, ABSURD)])
@@ -91,20 +91,22 @@ def test_a_row_depends_only_on_its_own_run(name):
     assert torch.equal(observe((name,), mixed)[1], observe((name,), other)[1])
 
 
-@pytest.mark.parametrize("name", [name for name in FEATURES if name not in ("depth", "loss_known", "progress_known")])
+@pytest.mark.parametrize("name", [name for name in FEATURES if name != "depth" and not name.endswith("_known")])
 def test_every_feature_says_something(name):
     assert not torch.allclose(observe((name,), ordinary(0)), observe((name,), ordinary(1)))
 
 
-@pytest.mark.parametrize("hidden", ["loss", "progress"])
+@pytest.mark.parametrize("hidden", ["loss", "progress", "passes"])
 def test_masked_features_are_zero_and_say_so(hidden):
+    """Who does not know how long a training is does not know its passes over the data either."""
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
     observed = ordinary()
-    masked = observe(ALL, observed._replace(**{f"{hidden}_known": mask}))
+    masked = observe(ALL, observed._replace(outlook=observed.outlook._replace(**{f"{hidden}_known": mask})))
+    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes"]}[hidden]
     plain = observe(ALL, observed)
     for i, name in enumerate(ALL):
         assert torch.equal(masked[0, :, i], plain[0, :, i])
-        if FEATURES[name].needs == hidden or name == f"{hidden}_known":
+        if FEATURES[name].needs in unknown or name in [f"{what}_known" for what in unknown]:
             assert plain[1, :, i].all()
             assert not masked[1, :, i].any()
         else:
@@ -125,7 +127,7 @@ def test_formulas_in_plain_python():
     stats, memory, run, layer = o.stats, o.memory, 1, 2
     at = lambda table: table[run, layer].item()
     ratio = lambda i: math.log10(o.hyper.lr[run, i] * stats.update_rms[run, i] / stats.param_rms[run, i])
-    progress = o.progress[run].item()
+    progress = o.outlook.progress[run].item()
     expected = {
         "update_ratio": math.tanh((ratio(layer) + 2.5) / 1.5),
         "update_ratio_among_layers": math.tanh(ratio(layer) - sum(map(ratio, range(3))) / 3),
@@ -138,6 +140,11 @@ def test_formulas_in_plain_python():
         "last_action_lr": at(o.action[..., 0]),
         "log_lr": math.tanh((math.log10(at(o.hyper.lr)) + 3) / 2),
         "noise": at(o.hyper.noise),
+        "peak_lr": (math.log10(at(o.hyper.lr) / o.outlook.schedule[run].item()) + 3) / 3.5,
+        "loss_level": math.tanh(memory.short_loss[run].item() / math.log(10)),
+        "model_size": math.log10(o.outlook.parameters[run].item()) / 4 - 1,
+        "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
+        "passes": math.log10(o.outlook.passes[run].item()) / 3,
     }
     got = observe(tuple(expected), o)[run, layer].tolist()
     assert got == pytest.approx(list(expected.values()), abs=1e-5)

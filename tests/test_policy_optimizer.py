@@ -555,6 +555,8 @@ def test_works_without_gymnasium_and_stable_baselines(tmp_path):
         ({"betas": (0.9, float("nan"))}, "betas"),
         ({"total_steps": 0}, "total_steps"),
         ({"total_steps": 2.5}, "total_steps"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch"),
+        ({"steps_per_epoch": float("nan")}, "steps_per_epoch"),
         ({"base": "lion"}, "base"),
         ({"base": "sgd"}, "trained on base"),
         ({"policy": "builtin:nonsense"}, "built-in"),

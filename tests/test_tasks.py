@@ -282,7 +282,7 @@ def test_random_task_is_the_same_in_another_process():
 def test_random_task_zero_is_what_it_was():
     """Numbers are names: a change of RANGES or of the generator would rename every saved result."""
     drawn = random_task(0).drawn
-    expected = {"source": "mnist1d", "width": 114, "depth": 3, "horizon": 130, "base": "sgd"}
+    expected = {"source": "mnist1d", "width": 50, "depth": 3, "horizon": 1099, "base": "adamw"}
     assert {key: drawn[key] for key in expected} == expected
 
 
@@ -299,11 +299,32 @@ def test_random_tasks_cover_their_ranges():
 
 
 def test_label_noise_spares_every_split_but_the_gradients():
-    noisy = next(random_task(i) for i in range(50) if random_task(i).drawn["label_noise"] == 0.3)
+    draws = (random_task(i) for i in itertools.count())
+    noisy = next(d for d in draws if d.drawn["label_noise"] == 0.3 and d.drawn["source"] != "teacher")
     data, clean = noisy.task.data(), TASKS[f"{noisy.drawn['source']}-mlp"].data()
-    assert all(torch.equal(a.targets, b.targets) for a, b in zip(data[1:], clean[1:], strict=True))
-    where = (data.gradient.inputs[:, None] == clean.gradient.inputs).all(-1).float().argmax(1)
-    assert 0.1 < (clean.gradient.targets[where] != data.gradient.targets).float().mean() < 0.4
+    classes, scale = noisy.drawn["classes"], noisy.drawn["input_scale"]
+    for mine, theirs in zip(data[1:], clean[1:], strict=True):
+        assert torch.equal(mine.targets, theirs.targets % classes)
+        assert torch.equal(mine.inputs, theirs.inputs * scale)
+    where = (data.gradient.inputs[:, None] == clean.gradient.inputs * scale).all(-1).float().argmax(1)
+    wrong = (clean.gradient.targets[where] % classes != data.gradient.targets).float().mean()
+    assert 0.1 < wrong < 0.4
+
+
+def test_teachers_differ_and_have_as_many_examples_as_are_drawn():
+    draws = [random_task(i) for i in range(40) if random_task(i).drawn["source"] == "teacher"][:2]
+    one, other = (draw.task.data() for draw in draws)
+    assert 0.6 * draws[0].drawn["examples"] < len(one.gradient.inputs) <= draws[0].drawn["examples"]
+    assert not torch.equal(one.test.inputs, other.test.inputs)
+    assert one.test.targets.unique().numel() == draws[0].drawn["classes"]
+
+
+def test_patches_share_their_weights():
+    drawn = next(random_task(i) for i in itertools.count() if random_task(i).drawn["patch"] == 8)
+    task = drawn.task
+    first = next(iter(task.model().parameters()))
+    assert first.shape == (drawn.drawn["width"], 8)
+    assert task.family == "patches"
 
 
 def test_random_tasks_options_are_the_environments():
@@ -323,7 +344,10 @@ def test_suites_are_disjoint_by_what_they_say(later):
     """Each task differs from every task of every earlier suite by its family, its source, or a longer horizon."""
     earlier = [suite for suite in SUITES if list(SUITES).index(suite) < list(SUITES).index(later)]
     before = [keys(name) for suite in earlier for name in SUITES[suite]]
-    draws = [{"family": "mlp", "source": s, "horizon": h} for s, h in itertools.product(("mnist1d", "digits"), [1500])]
+    draws = [
+        {"family": f, "source": s, "horizon": h}
+        for f, s, h in itertools.product(("mlp", "patches"), set(RANGES["source"]), [RANGES["horizon"][1]])
+    ]
     for name, by in SUITES[later].items():
         mine = keys(name)
         others = [other[by] for other in before + draws]
@@ -334,8 +358,8 @@ def test_suites_are_disjoint_by_what_they_say(later):
 
 
 def test_random_tasks_stay_within_the_train_suite():
-    assert set(RANGES["source"]) == {"mnist1d", "digits"}
-    assert RANGES["horizon"][1] <= 1500
+    assert set(RANGES["source"]) == {"mnist1d", "digits", "teacher"}
+    assert RANGES["horizon"][1] <= 3000
 
 
 def test_every_task_is_in_one_suite():

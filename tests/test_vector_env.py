@@ -225,6 +225,23 @@ def test_row_seeds_count_up_from_an_integer():
     assert_same(env.reset(seed=5)[0][1:], env.reset(seed=6)[0][:2])
 
 
+def test_initial_lr_may_be_given_for_one_reset():
+    env = tiny(initial_lr=(1e-4, 1e-2))
+    drawn = env.reset(seed=0)[1]["lr"]
+    given = env.reset(seed=0, options={"initial_lr": [0.1, 0.2, 0.3]})[1]
+    np.testing.assert_allclose(given["lr"][:, 0], [0.1, 0.2, 0.3], rtol=1e-6)
+    assert_same(given["run_seed"], env.reset(seed=0)[1]["run_seed"])
+    assert_same(env.reset(seed=0)[1]["lr"], drawn)
+
+
+def test_passes_are_known_or_masked():
+    features = ("passes", "passes_known", "horizon", "model_size")
+    seen = [tiny(features=features, mask_passes=mask).reset(seed=0)[0][:, 0] for mask in (0.0, 1.0)]
+    assert (seen[0][:, :2] != 0).all()
+    assert (seen[1][:, :2] == 0).all()
+    assert_same(seen[0][:, 2:], seen[1][:, 2:])
+
+
 def test_initial_lr_is_log_uniform_in_its_range():
     env = tiny(500, initial_lr=(1e-4, 1e-2))
     _, info = env.reset(seed=0)
@@ -530,7 +547,8 @@ WRONG = [
     ("action", "absolute"), ("base", "lion"), ("schedule", "step"), ("features", ()), ("features", ("depht",)),
     ("initial_lr", (0.0, 1.0)), ("initial_lr", (1e-2, 1e-3)), ("initial_lr", (1e-3, math.inf)),
     ("initial_lr", (math.nan, math.nan)), ("initial_lr", 1e-3), ("initial_lr", (1e-3, 1e-2, 1e-1)),
-    ("initial_lr", ("1e-3", "1e-2")), ("weight_decay", -0.1), ("weight_decay", math.nan), ("weight_decay", None),
+    ("initial_lr", ("1e-3", "1e-2")), ("mask_passes", 1.5),
+    ("weight_decay", -0.1), ("weight_decay", math.nan), ("weight_decay", None),
     ("reward", "accuracy"), ("mask_loss", -0.1), ("mask_loss", math.nan), ("mask_progress", 1.1),
     ("mask_progress", "half"), ("dtype", torch.int64), ("render_mode", "human"),
     ("autoreset_mode", AutoresetMode.NEXT_STEP), ("max_episode_steps", 100),
@@ -550,6 +568,8 @@ def test_wrong_option_is_named(option, value):
         ({"seed": [1, 2]}, "seed"),
         ({"options": {"reset_mask": [True]}}, "reset_mask"),
         ({"options": {"mask": [True] * 3}}, "reset_mask"),
+        ({"options": {"initial_lr": [0.1]}}, "initial_lr"),
+        ({"options": {"initial_lr": [0.1, 0.1, 0.0]}}, "initial_lr"),
     ],
 )
 def test_wrong_reset_is_named(arguments, named):

@@ -224,10 +224,19 @@ def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str
     return rows
 
 
-def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int) -> Optimizer:
-    """Build a contestant's optimizer; a baseline's schedule is made by `schedulers.make_scheduler`."""
+def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int, steps_per_epoch: float) -> Optimizer:
+    """Build a contestant's optimizer; a baseline's schedule is made by `schedulers.make_scheduler`.
+
+    Args:
+        contestant: who trains.
+        model: what is trained.
+        horizon: inner steps.
+        steps_per_epoch: in which as many examples are seen as there are.
+    """
     if contestant.policy:
         policy = load_policy(contestant.policy)
         named, base = model.named_parameters(), policy.spec.base
-        return PolicyOptimizer(named, policy, contestant.lr, horizon, base, weight_decay=0.0)
+        return PolicyOptimizer(
+            named, policy, contestant.lr, horizon, base, weight_decay=0.0, steps_per_epoch=steps_per_epoch
+        )
     return OPTIMIZERS[contestant.optimizer].make(model, contestant.lr, horizon)

@@ -105,10 +105,11 @@ class _Training:
         self.horizon = check_count("horizon", task.horizon if cell.horizon is None else cell.horizon)
         seed = evaluation_seed(cell.seed)
         self.model = plain_model(task, seed).to(self.device)
-        self.optimizer: Optimizer = make_optimizer(cell.contestant, self.model, self.horizon)
+        examples = len(self.data.gradient.inputs)
+        epoch = examples / task.batch_size
+        self.optimizer: Optimizer = make_optimizer(cell.contestant, self.model, self.horizon, epoch)
         schedule = "constant" if cell.contestant.policy else OPTIMIZERS[cell.contestant.optimizer].schedule
         self.scheduler = SCHEDULERS[schedule](self.optimizer, cell.contestant.lr, self.horizon)
-        examples = len(self.data.gradient.inputs)
         steps = torch.arange(self.horizon)
         self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(self.device)
         self.averaged = hasattr(self.optimizer, "eval")  # evaluates another point than it trains (schedule-free)

@@ -18,7 +18,7 @@ from lr_gym.action import decode
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
-from lr_gym.observation import Memory
+from lr_gym.observation import Memory, Outlook
 from lr_gym.optim.base import in_blocks
 from lr_gym.optim.guard import Guard
 from lr_gym.policy import Policy, load_policy
@@ -95,6 +95,7 @@ class PolicyOptimizer(Optimizer):
         base: str = "adamw",
         weight_decay: float = 0.01,
         *,
+        steps_per_epoch: float | None = None,
         betas: tuple[float, float] | None = None,
         eps: float | None = None,
         maximize: bool = False,
@@ -111,6 +112,8 @@ class PolicyOptimizer(Optimizer):
             total_steps: length of the training in optimizer steps; None where unknown, which hides progress
                 and leaves the policy's base schedule at its start.
             base: "adamw", "adam" or "sgd"; must be of the family that the policy was trained on.
+            steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
+                None hides from the policy how often it will have passed over the data.
             weight_decay: decoupled for adamw, L2 for the others, as in torch.optim.
             betas: (momentum or beta1, beta2); the base optimizer's usual ones by default.
             eps: Adam's epsilon; 1e-8 by default.
@@ -135,12 +138,15 @@ class PolicyOptimizer(Optimizer):
             raise ValueError(f"betas must be two numbers in [0, 1); got {betas!r}")
         if total_steps is not None:
             total_steps = check_count("total_steps", total_steps)
+        if steps_per_epoch is not None and not 0.0 < steps_per_epoch < math.inf:
+            raise ValueError(f"steps_per_epoch must be finite and above 0; got {steps_per_epoch!r}")
         policy = load_policy(policy) if isinstance(policy, (str, os.PathLike)) else policy
         spec = policy.spec
         spec.check_base(base)
         self._rule = rule
         self._policy: Policy = policy
         self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
         self._interval = policy.interval if total_steps is None else spec.interval(total_steps)
         self._seed = seed
         self._fused = fused
@@ -234,13 +240,23 @@ class PolicyOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Everything that a copy or a pickle needs; torch's own keeps only groups and state."""
         self._store_controller()
-        own = ("_rule", "_policy", "_total_steps", "_interval", "_seed", "_fused", "_sample", "_warned")
+        own = (
+            "_rule",
+            "_policy",
+            "_total_steps",
+            "_steps_per_epoch",
+            "_interval",
+            "_seed",
+            "_fused",
+            "_sample",
+            "_warned",
+        )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, filling in what an older state lacks."""
         super().__setstate__(state)
-        for name, value in (("_fused", False), ("_sample", None), ("_warned", False)):
+        for name, value in (("_steps_per_epoch", None), ("_fused", False), ("_sample", None), ("_warned", False)):
             self.__dict__.setdefault(name, value)
         self._live = None
         for group in self.param_groups:
@@ -289,6 +305,20 @@ class PolicyOptimizer(Optimizer):
         """The policy's base schedule at a step."""
         return float(base_schedule(self._policy.spec.schedule)(self._progress(step)))
 
+    def _outlook(self, live: _Live, step: int) -> Outlook:
+        """What is known of the training as a whole, (1,) each."""
+        one, steps, epoch = torch.ones_like(live.control.loss_sum), self._total_steps, self._steps_per_epoch
+        return Outlook(
+            progress=one * self._progress(step),
+            schedule=one * self._factor(step),
+            horizon=one * (steps or 1),
+            passes=one * ((steps or 1) / (epoch or 1)),
+            parameters=one * sum(live.layout.sizes),
+            loss_known=one,
+            progress_known=one * float(steps is not None),
+            passes_known=one * float(epoch is not None),
+        )
+
     def _effective(self, live: _Live, step: int) -> Hyperparams:
         """Hyperparameters in force at a step, (1, L)."""
         lr = live.multiplier.lr.new_tensor([[float(lead.group["lr"]) for lead in live.leads]])
@@ -330,11 +360,8 @@ class PolicyOptimizer(Optimizer):
             [hyper.momentum[:, layer] for layer in layers],
             weights,
         )
-        one = torch.ones_like(live.control.loss_sum)
-        known = 0.0 if self._total_steps is None else 1.0
-        observation, control = decide_observation(
-            spec, live.control, stats, hyper, one * self._progress(step), one, one * known
-        )
+        outlook = self._outlook(live, step)
+        observation, control = decide_observation(spec, live.control, stats, hyper, outlook)
         action, _ = self._policy.predict(observation[0])
         unit = self._unit(control, live.leads)
         live.multiplier, live.control = apply_action(spec, control, action.unsqueeze(0), unit)

@@ -15,33 +15,38 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lr_gym.rng import Stream, integers, uniform
+from lr_gym.rng import Stream, integers, normal, uniform
 from lr_gym.tasks import datasets
-from lr_gym.tasks.losses import accuracy, cross_entropy
-from lr_gym.tasks.modules import ScaledLinear
+from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
+from lr_gym.tasks.modules import MeanOverTime, Residual, ScaledLinear
 from lr_gym.tasks.task import Data, Split, Task
 
 __all__ = ["RANGES", "SOURCES", "RandomTask", "random_task"]
 
 # What is drawn: (low, high) log-uniform, integers rounded; a tuple of more, uniformly one of it.
 RANGES: dict[str, tuple[Any, ...]] = {
-    "source": ("mnist1d", "digits", "mnist1d"),
-    "width": (16, 256),
+    "source": ("mnist1d", "digits", "teacher", "teacher"),
+    "width": (16, 80),
     "depth": (1, 2, 3, 4),
     "activation": (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU),
     "norm": (False, False, True),
+    "residual": (False, False, True),
+    "patch": (0, 0, 4, 8),
+    "pool": (False, False, True),
     "scale": (0.25, 4.0),
-    "batch_size": (8, 128),
-    "examples": (200, 3000),
-    "label_noise": (0.0, 0.0, 0.1, 0.3),
-    "horizon": (100, 1500),
+    "batch_size": (8, 64),
+    "examples": (500, 20_000),
+    "input_scale": (0.3, 3.0),
+    "classes": (2, 10),
+    "difficulty": (0.5, 4.0),
+    "loss": ("cross_entropy", "cross_entropy", "squared_error"),
+    "label_noise": (0.0, 0.0, 0.0, 0.2),
+    "horizon": (100, 3000),
     "base": ("sgd", "adam", "adamw"),
     "initial_lr": (1e-5, 1e-1),
 }
-SOURCES: dict[str, tuple[Callable[[], Data], int]] = {
-    "mnist1d": (datasets.mnist1d, 40),
-    "digits": (datasets.digits, 64),
-}
+INPUTS = {"mnist1d": 40, "digits": 64, "teacher": 32}
+SOURCES = tuple(INPUTS)
 
 
 class RandomTask(NamedTuple):
@@ -71,27 +76,52 @@ def _draw(number: int) -> dict[str, Any]:
     return drawn
 
 
-def _noisy(labels: Tensor, fraction: float, number: int, classes: int) -> Tensor:
-    """Replace a fraction of labels (n,) by uniformly drawn ones."""
-    seed, count = torch.tensor(number), len(labels)
-    wrong = uniform(seed, Stream.TASK, 4, count, dtype=torch.float64) < fraction
-    return torch.where(wrong, integers(seed, Stream.TASK, 5, count, classes), labels)
+def _teacher(number: int, drawn: dict[str, Any]) -> Data:
+    """Normal numbers and the class that a random network of 32 tanh units gives them: as many examples as one likes."""
+    seed, inputs, hidden = torch.tensor(number), INPUTS["teacher"], 32
+
+    def draw(step: int, *shape: int) -> Tensor:
+        return normal(seed, Stream.TASK, step, math.prod(shape)).view(shape)
+
+    sizes = [drawn["examples"], 300, 300, 600]
+    x = draw(8, sum(sizes), inputs)
+    weights = draw(9, inputs, hidden) * (drawn["difficulty"] / math.sqrt(inputs))
+    classes = (torch.tanh(x @ weights) @ draw(10, hidden, drawn["classes"])).argmax(1)
+    return Data(*(Split(*part) for part in zip(torch.split(x, sizes), torch.split(classes, sizes), strict=True)))
 
 
-def _data(source: str, examples: int, fraction: float, number: int) -> Data:
+def _data(number: int, drawn: dict[str, Any]) -> Data:
     """The source with a random part of its gradient split, some of whose labels are wrong; other splits are clean."""
-    data = SOURCES[source][0]()
-    chosen = torch.unique(integers(torch.tensor(number), Stream.TASK, 6, examples, len(data.gradient.inputs)))
-    inputs, targets = (part[chosen] for part in data.gradient)
-    return data._replace(gradient=Split(inputs, _noisy(targets, fraction, number, 10)))
+    seed, classes = torch.tensor(number), drawn["classes"]
+    real = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}.get(drawn["source"])
+    data = _teacher(number, drawn) if real is None else real()
+    chosen = torch.unique(integers(seed, Stream.TASK, 6, drawn["examples"], len(data.gradient.inputs)))
+    data = data._replace(gradient=Split(*(part[chosen] for part in data.gradient)))
+    data = Data(*(Split(inputs * drawn["input_scale"], targets % classes) for inputs, targets in data))
+    labels = data.gradient.targets
+    wrong = uniform(seed, Stream.TASK, 4, len(labels), dtype=torch.float64) < drawn["label_noise"]
+    noisy = torch.where(wrong, integers(seed, Stream.TASK, 5, len(labels), classes), labels)
+    return data._replace(gradient=data.gradient._replace(targets=noisy))
 
 
-def _network(inputs: int, width: int, depth: int, activation: type[nn.Module], norm: bool, scale: float) -> nn.Module:
-    modules: list[nn.Module] = []
-    for layer in range(depth):
-        modules.append(ScaledLinear(width if layer else inputs, width, scale))
-        modules += [nn.LayerNorm(width)] * norm + [activation()]
-    return nn.Sequential(*modules, nn.Linear(width, 10))
+def _network(drawn: dict[str, Any]) -> nn.Module:
+    """A perceptron; with patches, one that all patches of the input share, before a readout of all or of their mean."""
+    inputs, width, patch = INPUTS[drawn["source"]], drawn["width"], drawn["patch"]
+    count = inputs // patch if patch else 1
+    modules: list[nn.Module] = [nn.Unflatten(1, (count, patch))] if patch else []
+    for layer in range(drawn["depth"]):
+        linear = ScaledLinear(width if layer else inputs // count, width, drawn["scale"])
+        block = [linear, *[nn.LayerNorm(width)] * drawn["norm"], drawn["activation"]()]
+        modules += [Residual(*block)] if drawn["residual"] and layer else block
+    mean = patch and drawn["pool"]
+    modules += [MeanOverTime()] if mean else [nn.Flatten()]
+    return nn.Sequential(*modules, nn.Linear(width if mean else width * count, drawn["classes"]))
+
+
+def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    if drawn["loss"] == "cross_entropy":
+        return cross_entropy
+    return lambda outputs, classes: squared_error(outputs, nn.functional.one_hot(classes, drawn["classes"]))
 
 
 @functools.lru_cache(maxsize=256)
@@ -100,19 +130,17 @@ def random_task(number: int) -> RandomTask:
     if number < 0:
         raise ValueError(f"the number of a random task must be at least 0; got {number}")
     drawn = _draw(number)
-    shape = [drawn[name] for name in ("width", "depth", "activation", "norm", "scale")]
-    inputs = SOURCES[drawn["source"]][1]
     task = Task(
         name=f"random-{number}",
         env_id=f"Random{number}-v0",
         about=", ".join(f"{k} {getattr(v, '__name__', v)}" for k, v in drawn.items()),
-        model=functools.partial(_network, inputs, *shape),
-        data=functools.partial(_data, drawn["source"], drawn["examples"], drawn["label_noise"], number),
-        loss=cross_entropy,
+        model=functools.partial(_network, drawn),
+        data=functools.partial(_data, number, drawn),
+        loss=_loss(drawn),
         metrics={"accuracy": accuracy},
         batch_size=drawn["batch_size"],
         horizon=drawn["horizon"],
-        family="mlp",
+        family="patches" if drawn["patch"] else "mlp",
         source=drawn["source"],
     )
     options = {"base": drawn["base"], "initial_lr": (drawn["initial_lr"], drawn["initial_lr"])}

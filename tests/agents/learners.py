@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
@@ -14,11 +16,19 @@ from agents.garo import GaroLearner, GaroTrainings
 from agents.learner import Learner
 from agents.q_learning import QConfig, QLearner
 from agents.sb3 import DQNConfig, DQNLearner, LayerRowsVecEnv, PPOConfig, PPOLearner
+from agents.sweep import SweepConfig, SweepLearner
 from lr_gym.vector_env import LRControlVectorEnv
 
 SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
-AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes")
+AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes", "sweep")
+SWEEP = SweepConfig(rates=6, wanderers=2, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0)
+SWEEP_FEATURES = ("update_ratio", "loss_trend", "progress", "peak_lr")
+
+
+def sweep_env(setting: dict[str, Any], update: int, slot: int) -> LRControlVectorEnv:
+    """The same small task at every update."""
+    return LRControlVectorEnv(TINY, SWEEP.runs, autoreset_mode=AutoresetMode.DISABLED, **setting)
 
 
 def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
@@ -33,6 +43,11 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
         )
         return GaroLearner(shares, selection, evolution, decisions=4, threads=2, seed=seed, updates=UPDATES)
     setting = {**SETTING, **options}
+    if agent == "sweep":
+        setting["features"] = SWEEP_FEATURES
+        selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]
+        make = functools.partial(sweep_env, setting)
+        return SweepLearner(make, len(runs), selection, SWEEP, seed=seed, updates=UPDATES)
     if agent == "dqn":
         setting["action"] = "discrete"
     if agent == "q_learning":

@@ -19,7 +19,7 @@ def test_every_agent_has_its_presets(agent):
         assert parse([*BASE, "--agent", agent, "--preset", preset]).preset == preset
 
 
-@pytest.mark.parametrize("agent", ["ppo", "es"])
+@pytest.mark.parametrize("agent", ["ppo", "es", "sweep"])
 def test_the_generalist_learns_on_random_tasks_and_is_selected_on_others(agent):
     args = parse([*BASE, "--agent", agent, "--preset", "generalist"])
     assert (args.suite, args.selection_suite) == ("random", "validation")

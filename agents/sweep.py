@@ -1,0 +1,361 @@
+"""Learning from sweeps: what learning rate would have been best, told from what a policy sees.
+
+A sweep trains one task from the same weights on the same data at a row of learning rates, under the base schedule.
+Where each of them ended is a curve of the loss over the learning rate; who named one rate for the whole training would
+lose `regret` against the best of them, read off that curve. The network learns to name, from what is seen at any
+moment of a training at whatever learning rate, the rate of least expected regret; the policy goes there. Sweeps label
+what was seen in them and in trainings beside them whose rates wander, half of them under the policy as it is so far
+(DAgger, Ross et al. 2011). What a baseline pays for at every task, a sweep, is thus paid once, in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agents.learner import PolicyLearner
+from lr_gym.observation import PEAK_CENTRE, PEAK_WIDTH
+from lr_gym.policy import MLPPolicy
+from lr_gym.vector_env import LRControlVectorEnv
+
+__all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "regret_of"]
+
+WORST = 2.0  # regret in nats that counts at most, for a rate that diverges too
+JUMP = 0.1  # chance per decision that a wandering training leaps
+JITTER = 0.02  # of wandering layers, in full actions
+BATCH = 4096
+LINEAR = 0.01  # how little of tanh's curve the lr passes through
+PEAK = "peak_lr"
+LN_10 = math.log(10.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Hyperparameters of learning from sweeps."""
+
+    rates: int = 12
+    """Learning rates of a sweep."""
+    lowest: float = 3e-5
+    """The lowest of them."""
+    highest: float = 0.5
+    """The highest of them."""
+    wanderers: int = 4
+    """Trainings beside each sweep whose learning rates wander."""
+    shift: float = 0.0
+    """Nats by which the policy goes above what the network names, for tasks that memorise less than those it knows."""
+    samples: int = 8
+    """Decisions of each training that are remembered."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the network, tanh."""
+    learning_rate: float = 3e-3
+    """Of the network's AdamW; falls linearly to 0."""
+    weight_decay: float = 0.3
+    """Of that AdamW: there are many rows, but only as many curves as tasks."""
+    steps: int = 20
+    """Of that AdamW in an update."""
+
+    @property
+    def runs(self) -> int:
+        """Trainings of a task."""
+        return self.rates + self.wanderers
+
+    @property
+    def logarithms(self) -> Tensor:
+        """Natural logarithms of the learning rates of a sweep, (rates,)."""
+        return torch.linspace(math.log(self.lowest), math.log(self.highest), self.rates)
+
+
+class Sweeps(NamedTuple):
+    """What was seen in sweeps, n rows of one layer at one moment each.
+
+    Attributes:
+        observation: (n, F) float16.
+        sweep: (n,) int32, index of the curve that says what would have been best.
+        curves: (sweeps, rates) regret in nats, smoothed, at most WORST.
+    """
+
+    observation: Tensor
+    sweep: Tensor
+    curves: Tensor
+
+    def joined(self, other: Sweeps) -> Sweeps:
+        """Both, the other's curves after one's own."""
+        moved = other._replace(sweep=other.sweep + len(self.curves))
+        return Sweeps(*(torch.cat(pair) for pair in zip(self, moved, strict=True)))
+
+
+def regrets(loss: Tensor, worst: Tensor) -> Tensor:
+    """Regret (rates,) of each learning rate of a sweep, from its log loss and the log loss that counts as the worst."""
+    loss = torch.minimum(loss.nan_to_num(nan=math.inf, posinf=math.inf), worst)
+    smooth = loss.clone()
+    smooth[1:-1] = 0.25 * loss[:-2] + 0.5 * loss[1:-1] + 0.25 * loss[2:]
+    return (smooth - smooth.min()).clamp_max(WORST)
+
+
+class RateNetwork(nn.Module):
+    """Observations (n, F) -> log of the learning rate that they ask for (n,)."""
+
+    def __init__(self, widths: Sequence[int], rates: Tensor, seed: int) -> None:
+        """Whatever it sees, it names the middle of `rates` (rates,), logarithms: the last layer starts at 0.
+
+        Args:
+            widths: of the input and the hidden layers.
+            rates: of the sweeps.
+            seed: of the initial weights.
+        """
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise((*widths, 1)))
+        last = self.linears[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.middle = float(rates[0] + rates[-1]) / 2.0
+        self.spread = float(rates[-1] - rates[0]) / 4.0
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """(n, F) -> (n,)."""
+        x = observation
+        for i, linear in enumerate(self.linears):
+            x = linear(x.tanh() if i else x)
+        return self.middle + self.spread * x.squeeze(-1)
+
+
+def regret_of(named: Tensor, curves: Tensor, rates: Tensor) -> Tensor:
+    """Regret (n,) of learning rates (n,) on curves (n, rates), linear between rates (rates,) and steep beyond them.
+
+    All learning rates are logarithms.
+    """
+    place = (named - rates[0]) / (rates[1] - rates[0])
+    inside = place.clamp(0.0, len(rates) - 1 - 1e-4)
+    left = inside.detach().floor().long().unsqueeze(1)
+    values = curves.gather(1, torch.cat([left, left + 1], dim=1))
+    between = values[:, 0].lerp(values[:, 1], inside - left.squeeze(1))
+    return between + 0.5 * (place - inside).abs()
+
+
+def set_threads() -> None:
+    """One thread for each process of the pool."""
+    torch.set_num_threads(1)
+
+
+@torch.no_grad()
+def play(
+    make: Callable[[int, int], LRControlVectorEnv],
+    update: int,
+    slot: int,
+    config: SweepConfig,
+    policy: MLPPolicy,
+    seed: int,
+) -> tuple[Sweeps, dict[str, float]]:
+    """Train a sweep and its wanderers to the end: what was seen, with one curve, and figures of the wanderers.
+
+    Args:
+        make: see `SweepLearner`.
+        update: first argument of `make`.
+        slot: second argument of `make`.
+        config: hyperparameters.
+        policy: as it is so far.
+        seed: of the trainings and of what is drawn here.
+    """
+    env, count = make(update, slot), config.rates
+    generator = torch.Generator().manual_seed(seed)
+    low, high = math.log(config.lowest), math.log(config.highest)
+    starts = low + (high - low) * torch.rand(config.wanderers, generator=generator)
+    lr = torch.cat([config.logarithms, starts]).double().exp().numpy()
+    observation, _ = env.reset(seed=[seed] * config.runs, options={"initial_lr": lr})
+    worst = math.log(2.0) + _log(env.evaluate("reward")[:1], env)
+    decisions = -(-env.horizon // env.inner_steps_per_decision)
+    kept = {0, *torch.randperm(decisions, generator=generator)[: config.samples].tolist()}
+    alive, seen = np.ones(config.runs, dtype=bool), []
+    for decision in range(decisions):
+        now = torch.from_numpy(observation)
+        if decision in kept:
+            seen.append(now[torch.from_numpy(alive)].flatten(0, 1).half())
+        action = torch.zeros(config.runs, env.num_layers, 1)
+        action[count:] = wander(now[count:], policy, generator)
+        observation, _, terminated, _, infos = env.step(action.numpy())
+        alive &= ~infos["diverged"]
+        if decision < decisions - 1 and terminated.any():  # they diverged, start over, and are not looked at again
+            observation, _ = env.reset(options={"reset_mask": terminated, "initial_lr": lr})
+    losses = np.where(alive, env.evaluate("reward"), np.inf)
+    curve = regrets(_log(losses[:count], env), worst)
+    rows = torch.cat(seen)
+    survived = losses[count:][alive[count:]]
+    figures = {"diverged": float(1.0 - alive.mean())}
+    if len(survived):
+        figures["reward_loss"] = float(survived.mean())
+    return Sweeps(rows, torch.zeros(len(rows), dtype=torch.int32), curve.unsqueeze(0)), figures
+
+
+def _log(loss: NDArray[np.float64], env: LRControlVectorEnv) -> Tensor:
+    """Logarithms of losses above the task's optimum, float32."""
+    return torch.from_numpy(np.log(np.maximum(loss - env.task.optimum, 1e-12))).float()
+
+
+def wander(observation: Tensor, policy: MLPPolicy, generator: torch.Generator) -> Tensor:
+    """Actions (n, L, 1) after observations (n, L, F): leaps and jitter, every second training pulled by the policy."""
+    runs, layers, _ = observation.shape
+    leaps = torch.rand(runs, 1, 1, generator=generator) < JUMP
+    leap = 2.0 * torch.rand(runs, 1, 1, generator=generator) - 1.0
+    action = leaps * leap + JITTER * torch.randn(runs, layers, 1, generator=generator)
+    action[::2] += 0.5 * policy.predict(observation[::2].flatten(0, 1))[0].view(-1, layers, 1)
+    return action.clamp(-1.0, 1.0)
+
+
+class SweepLearner(PolicyLearner):
+    """Regression on where the learning rate should go; an update is a sweep of each of a batch of tasks."""
+
+    def __init__(
+        self,
+        make: Callable[[int, int], LRControlVectorEnv],
+        slots: int,
+        selection: Sequence[LRControlVectorEnv],
+        config: SweepConfig,
+        *,
+        seed: int,
+        updates: int,
+        workers: int = 1,
+    ) -> None:
+        """Start with a network whose last layer is 0: whatever it sees, it names the middle of the range.
+
+        Args:
+            make: the environment of update 0, 1, ... and a slot, autoreset DISABLED, of `config.runs` runs; is sent to
+                other processes.
+            slots: tasks of an update.
+            selection: what it is judged in.
+            config: hyperparameters.
+            seed: of the network, of what is remembered, and of the trainings.
+            updates: how many there will be.
+            workers: processes that play the environments of an update; the result does not depend on it.
+        """
+        super().__init__(selection)
+        self._make, self._slots, self._config, self._seed, self._updates = make, slots, config, seed, updates
+        self._done = 0
+        envs = [make(0, slot) for slot in range(slots)]
+        self._spec = spec = envs[0].control_spec
+        self._interval = int(np.median([env.inner_steps_per_decision for env in envs]))
+        if spec.mode.discrete or not spec.mode.recursive or spec.controls != ("lr",) or PEAK not in spec.features:
+            raise ValueError(
+                f"sweep learns policies of action='recursive', controls=('lr',) and a feature {PEAK!r}; got action="
+                f"{spec.action!r}, controls={spec.controls}, features={spec.features}"
+            )
+        if config.rates < 3 or not 0.0 < config.lowest < config.highest or not config.hidden:
+            raise ValueError(f"sweep needs 3 rates, 0 < lowest < highest and a hidden layer; got {config}")
+        self._generator = torch.Generator().manual_seed(seed)
+        self._pool = None if workers == 1 else ProcessPoolExecutor(workers, get_context("spawn"), set_threads)
+        self._rates = config.logarithms
+        widths = [len(spec.features), *(width - 1 for width in config.hidden)]
+        self._network = RateNetwork(widths, self._rates, seed)
+        self._optimizer = torch.optim.AdamW(
+            self._network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        self._seen = Sweeps(
+            torch.zeros(0, widths[0], dtype=torch.float16),
+            torch.zeros(0, dtype=torch.int32),
+            torch.zeros(0, config.rates),
+        )
+
+    def update(self) -> dict[str, float]:
+        """Sweep each task, remember, and learn from all that is remembered."""
+        policy = self._policy({}, 0.0)
+        first = (self._seed << 41) + (self._done << 12)
+        jobs = [(self._make, self._done, slot, self._config, policy, first + slot) for slot in range(self._slots)]
+        played = list((map if self._pool is None else self._pool.map)(play, *zip(*jobs, strict=True)))
+        new = [seen for seen, _ in played]
+        with torch.no_grad():
+            regret = [float(self._regret(seen, slice(None)).mean()) for seen in new]
+        for seen in new:
+            self._seen = self._seen.joined(seen)
+        self._learn()
+        self._done += 1
+        means = {
+            key: float(np.mean([figures[key] for _, figures in played if key in figures]))
+            for key in ("reward_loss", "diverged")
+            if any(key in figures for _, figures in played)
+        }
+        return {"regret": float(np.mean(regret)), **means}
+
+    def _regret(self, seen: Sweeps, rows: Tensor | slice) -> Tensor:
+        named = self._network(seen.observation[rows].float())
+        return regret_of(named, seen.curves[seen.sweep[rows].long()], self._rates)
+
+    def _learn(self) -> None:
+        config, seen = self._config, self._seen
+        for step in range(config.steps):
+            done = (self._done + step / config.steps) / max(1, self._updates)
+            self._optimizer.param_groups[0]["lr"] = config.learning_rate * max(0.0, 1.0 - done)
+            rows = torch.randint(len(seen.sweep), (BATCH,), generator=self._generator)
+            loss = self._regret(seen, rows).mean()
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+
+    def policy(self, about: dict[str, Any]) -> MLPPolicy:
+        """The policy that goes `shift` above where the network says."""
+        return self._policy(about, self._config.shift)
+
+    def _policy(self, about: dict[str, Any], shift: float) -> MLPPolicy:
+        """The network as a policy.
+
+        Its action is (named + shift - present) / step, logarithms of learning rates. The present one, a feature, passes
+        beside the network through a unit of each layer of its own, in which tanh is linear to 1e-4.
+        """
+        spec = self._spec
+        assert spec.action_step is not None
+        network, weights, biases = self._network, [], []
+        last = len(network.linears) - 1
+        for i, linear in enumerate(network.linears):
+            assert isinstance(linear, nn.Linear)
+            weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
+            rows, columns = weight.shape
+            if i == last:
+                scale = network.spread / spec.action_step
+                present = torch.full((1, 1), -PEAK_WIDTH * LN_10 / (LINEAR * spec.action_step))
+                weight = torch.cat([weight * scale, present], dim=1)
+                bias = bias * scale + (network.middle + shift - PEAK_CENTRE * LN_10) / spec.action_step
+            else:
+                beside = torch.zeros(1, columns + (i > 0))
+                beside[0, spec.features.index(PEAK) if i == 0 else -1] = LINEAR if i == 0 else 1.0
+                weight = torch.cat([weight, torch.zeros(rows, int(i > 0))], dim=1)
+                weight, bias = torch.cat([weight, beside]), torch.cat([bias, torch.zeros(1)])
+            weights.append(weight)
+            biases.append(bias)
+        features = len(spec.features)
+        return MLPPolicy(
+            spec=spec,
+            interval=self._interval,
+            weights=tuple(weights),
+            biases=tuple(biases),
+            mean=torch.zeros(features),
+            std=torch.ones(features),
+            about=about,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return {
+            "linears": {name: tensor.clone() for name, tensor in self._network.linears.state_dict().items()},
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "done": self._done,
+            "seen": list(self._seen),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self._network.linears.load_state_dict(state["linears"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        self._done, self._seen = state["done"], Sweeps(*state["seen"])

@@ -1,0 +1,127 @@
+"""Sweeps become curves of regret, curves become a network, and the network becomes a policy that goes where it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from learners import SETTING, SWEEP, SWEEP_FEATURES, assert_equal_states, make_learner, sweep_env
+from tiny import TINY
+
+from agents.sweep import WORST, SweepConfig, SweepLearner, play, regret_of, regrets
+from lr_gym.rollout import final_losses
+from lr_gym.vector_env import LRControlVectorEnv
+
+SETTINGS = {**SETTING, "features": SWEEP_FEATURES}
+
+
+def test_regret_in_plain_python():
+    loss = [0.5, 0.2, -0.3, 0.1, 0.9, math.inf, math.nan]
+    capped = [min(x, 1.0) if x == x else 1.0 for x in loss]
+    smooth = [
+        capped[0],
+        *(0.25 * a + 0.5 * b + 0.25 * c for a, b, c in zip(capped, capped[1:], capped[2:], strict=False)),
+        capped[-1],
+    ]
+    got = regrets(torch.tensor(loss), torch.tensor([1.0]))
+    assert got.tolist() == pytest.approx([x - min(smooth) for x in smooth], abs=1e-6)
+    assert regrets(torch.tensor([-9.0, 0.0, 9.0]), torch.tensor([9.0])).max() == WORST
+
+
+def test_regret_of_a_rate_is_read_off_the_curve():
+    curves, rates = torch.rand(5, SWEEP.rates, generator=torch.Generator().manual_seed(0)), SWEEP.logarithms
+    at = lambda rate: regret_of(rate.expand(5), curves, rates)
+    for i in range(SWEEP.rates):
+        torch.testing.assert_close(at(rates[i]), curves[:, i], atol=1e-3, rtol=0)
+    torch.testing.assert_close(at((rates[1] + rates[2]) / 2), curves[:, 1:3].mean(1), atol=1e-3, rtol=0)
+    beyond = at(rates[-1] + 2 * (rates[1] - rates[0]))
+    torch.testing.assert_close(beyond, curves[:, -1] + 1.0, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("highest", [0.5, 1e6])
+def test_a_sweep_is_the_trainings_at_its_rates(highest):
+    """The curve is that of trainings under the base schedule at each rate, whether or not others diverge."""
+    config = dataclasses.replace(SWEEP, highest=highest)
+    setting = {**SETTINGS, "base": "sgd"}
+    make, policy = functools.partial(sweep_env, setting), make_learner("sweep").policy({})
+    seen, figures = play(make, 0, 0, config, policy, 5)
+    losses = []
+    for rate in config.logarithms.double().exp():
+        env = LRControlVectorEnv(TINY, 1, autoreset_mode=AutoresetMode.DISABLED, **setting)
+        env.reset(seed=[5], options={"initial_lr": [float(rate)]})
+        before, diverged = env.evaluate("reward")[0], False
+        for _ in range(SETTING["decisions"]):
+            diverged = diverged or env.step(np.zeros((1, env.num_layers, 1)))[4]["diverged"][0]
+            if diverged:
+                break
+        losses.append(math.inf if diverged else math.log(env.evaluate("reward")[0]))
+    assert math.isinf(losses[-1]) == (highest > 1.0)
+    expected = regrets(torch.tensor(losses), torch.tensor([math.log(2 * before)]))
+    torch.testing.assert_close(seen.curves[0], expected, atol=1e-4, rtol=0)
+    assert len(seen.observation) <= (SWEEP.samples + 1) * SWEEP.runs * env.num_layers
+    assert 0.0 <= figures["diverged"] < 1.0
+
+
+def test_the_policy_goes_where_the_network_says():
+    learner = make_learner("sweep")
+    for _ in range(2):
+        learner.update()
+    policy, spec = learner.policy({}), learner._spec
+    observation = 2.0 * torch.rand(200, len(SWEEP_FEATURES), generator=torch.Generator().manual_seed(1)) - 1.0
+    present = (observation[:, SWEEP_FEATURES.index("peak_lr")] * 3.5 - 3.0) * math.log(10.0)
+    with torch.no_grad():
+        wanted = ((learner._network(observation) - present) / spec.action_step).clamp(-1.0, 1.0)
+    torch.testing.assert_close(policy.predict(observation)[0].squeeze(-1), wanted, atol=2e-3, rtol=0)
+    learner._config = dataclasses.replace(SWEEP, shift=0.3)
+    shifted, inner = learner.policy({}).predict(observation)[0].squeeze(-1), wanted.abs() < 0.8
+    torch.testing.assert_close(shifted[inner], wanted[inner] + 0.3 / spec.action_step, atol=2e-3, rtol=0)
+
+
+def test_it_finds_the_rate_wherever_it_starts():
+    learner = make_learner("sweep")
+    regret = [learner.update()["regret"] for _ in range(6)]
+    assert regret[-1] < 0.5 * regret[0]
+    policy, losses = learner.policy({}), []
+    for lr in (1e-4, 1e-2, 0.3):
+        env = LRControlVectorEnv(
+            TINY,
+            3,
+            autoreset_mode=AutoresetMode.DISABLED,
+            initial_lr=(lr, lr),
+            **{**SETTINGS, "horizon": 60, "decisions": 20},
+        )
+        losses.append(final_losses(env, policy, [1, 2, 3], "selection").mean())
+    assert max(losses) < 1.5 * min(losses)
+
+
+def test_processes_give_what_one_gives():
+    """The result does not depend on the number of workers."""
+    states = []
+    for workers in (1, 2):
+        learner = SweepLearner(functools.partial(sweep_env, SETTINGS), 2, [], SWEEP, seed=3, updates=4, workers=workers)
+        figures = [learner.update() for _ in range(2)]
+        states.append({"figures": figures, **learner.state_dict()})
+    assert_equal_states(*states)
+
+
+@pytest.mark.parametrize(
+    ("setting", "config", "words"),
+    [
+        ({"action": "residual"}, {}, "residual"),
+        ({"action": "discrete"}, {}, "discrete"),
+        ({"controls": ("lr", "momentum")}, {}, "momentum"),
+        ({"features": ("progress",)}, {}, "peak_lr"),
+        ({}, {"rates": 2}, "rates=2"),
+        ({}, {"lowest": 1.0, "highest": 0.1}, "lowest"),
+        ({}, {"hidden": ()}, "hidden"),
+    ],
+)
+def test_what_it_cannot_learn_is_named(setting, config, words):
+    make = functools.partial(sweep_env, {**SETTINGS, **setting})
+    with pytest.raises(ValueError, match=words):
+        SweepLearner(make, 1, [], SweepConfig(**{"wanderers": 2, "rates": 6, **config}), seed=0, updates=1)
