@@ -25,7 +25,7 @@ from lr_gym.policy import constant_policy, save_policy
 
 ROOT = Path(__file__).parent.parent
 GRID = [
-    *("evaluate.py", "--policy", "builtin:default", "--optimizers", "adam,sgd,adam-cosine", "--task", "quadratic"),
+    *("evaluate.py", "--policy", "builtin:mnist1d", "--optimizers", "adam,sgd,adam-cosine", "--task", "quadratic"),
     *("--task", "logistic", "--seeds", "2", "--budget", "2", "--tuning-seeds", "1", "--horizon", "20", "--misset"),
     *("--workers", "1", "--wandb", "disabled"),
 ]
@@ -78,12 +78,12 @@ def test_results_hold_what_was_asked_for(whole):
     results = json.loads((whole / "results.json").read_text())
     assert list(results["tasks"]) == ["quadratic", "logistic"]
     names = {entry["name"] for entry in results["ranking"]}
-    assert names == {"policy default", "policy default (tuned lr)", "adam", "sgd", "adam-cosine"}
+    assert names == {"policy mnist1d", "policy mnist1d (tuned lr)", "adam", "sgd", "adam-cosine"}
     means = [entry["score"]["mean"] for entry in results["ranking"]]
     assert means == sorted(means, reverse=True)
     assert next(entry for entry in results["ranking"] if entry["name"] == "adam")["score"]["mean"] == 0.0
     for task in results["tasks"].values():
-        assert set(task["tuning"]) == {"policy default (tuned lr)", "sgd", "adam-cosine"}
+        assert set(task["tuning"]) == {"policy mnist1d (tuned lr)", "sgd", "adam-cosine"}
         for row in task["rows"]:
             assert len(row["test_losses"]) == 2
             if row["name"] in task["tuning"]:  # the best of its list by selection loss
@@ -193,18 +193,18 @@ def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
 
 
 def test_the_summary_names_losses_as_it_names_wins():
-    rows = entrants(["adam", "sgd", "radam"], ["builtin:default"])[0:1] + entrants(["adam", "sgd", "radam"], [])
+    rows = entrants(["adam", "sgd", "radam"], ["builtin:mnist1d"])[0:1] + entrants(["adam", "sgd", "radam"], [])
     pairs = [
-        Comparison("policy default", "adam", 0.5, 0.0, 0.001, "policy default"),
-        Comparison("policy default", "sgd", -0.5, 0.0, 0.001, "sgd"),
-        Comparison("policy default", "radam", 0.1, 0.5, 1.0, ""),
+        Comparison("policy mnist1d", "adam", 0.5, 0.0, 0.001, "policy mnist1d"),
+        Comparison("policy mnist1d", "sgd", -0.5, 0.0, 0.001, "sgd"),
+        Comparison("policy mnist1d", "radam", 0.1, 0.5, 1.0, ""),
         Comparison("adam", "sgd", -0.5, 0.0, 0.001, "sgd"),
     ]
     across = {"ranking": [{"name": "sgd"}], "winner": winner(pairs), "pairs": pairs}
     lines = summarise(rows, across, 2, [])
     assert lines[0].startswith("No winner over 2 tasks: sgd ranks first")
     expected = "better than 1 (adam), worse than 1 (sgd), no difference shown to 1."
-    assert lines[1] == f"policy default, of 3 baselines: {expected}"
+    assert lines[1] == f"policy mnist1d, of 3 baselines: {expected}"
     won = summarise(rows, {**across, "winner": "sgd"}, 1, [])
     assert won[0] == "sgd is the winner on this task: better than every other entrant."
 

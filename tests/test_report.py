@@ -28,7 +28,7 @@ def results(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LR_GYM_CACHE", str(folder / "cache"))
-        options = {"policy": ("builtin:default",), "optimizers": "adam,sgd", "task": ("quadratic", "logistic")}
+        options = {"policy": ("builtin:mnist1d",), "optimizers": "adam,sgd", "task": ("quadratic", "logistic")}
         small = {"seeds": 2, "budget": 2, "tuning_seeds": 1, "horizon": 20, "workers": 1, "misset": True}
         evaluate.main(evaluate.Args(folder / "out", **options, **small, wandb="disabled"))
     return json.loads((folder / "out" / "results.json").read_text())
@@ -47,8 +47,8 @@ def tables(html: str) -> str:
 
 
 def test_losses_are_as_plain_as_wins(results, tmp_path):
-    pair = {"first": "policy default", "second": "sgd", "difference": -0.5, "p": 0.001, "p_holm": 0.01, "better": "sgd"}
-    others = [p for p in results["pairs"] if {p["first"], p["second"]} != {"policy default", "sgd"}]
+    pair = {"first": "policy mnist1d", "second": "sgd", "difference": -0.5, "p": 0.001, "p_holm": 0.01, "better": "sgd"}
+    others = [p for p in results["pairs"] if {p["first"], p["second"]} != {"policy mnist1d", "sgd"}]
     write_report({**results, "pairs": [pair, *others]}, tmp_path / "worse.html")
     html = tables((tmp_path / "worse.html").read_text())
     assert "policy worse" in html
@@ -56,13 +56,13 @@ def test_losses_are_as_plain_as_wins(results, tmp_path):
 
 
 def test_the_certificate_is_shown_or_missed(results, tmp_path):
-    about = {key: value for key, value in results["policies"]["builtin:default"].items() if key != "certificate"}
-    write_report({**results, "policies": {"builtin:default": about}}, tmp_path / "without.html")
+    about = {key: value for key, value in results["policies"]["builtin:mnist1d"].items() if key != "certificate"}
+    write_report({**results, "policies": {"builtin:mnist1d": about}}, tmp_path / "without.html")
     assert "No feedback certificate was made" in (tmp_path / "without.html").read_text()
     gaps = {"replay": Interval(-0.021, -0.03, -0.012), "shuffled": Interval(0.5, 0.4, 0.6)}
     gaps["untrained"] = Interval(-0.1, -0.3, 0.1)
     certificate = {"task": "mnist1d-mlp", "seeds": 20, "differences": plain(gaps)}
-    policies = {"builtin:default": {**about, "certificate": certificate}}
+    policies = {"builtin:mnist1d": {**about, "certificate": certificate}}
     write_report({**results, "policies": policies}, tmp_path / "certified.html")
     html = tables((tmp_path / "certified.html").read_text())
     rows = {line.split("</td>")[0]: line for line in html.splitlines() if "replayed" in line or "itself with" in line}
