@@ -349,7 +349,7 @@ class SweepLearner(PolicyLearner):
             "linears": {name: tensor.clone() for name, tensor in self._network.linears.state_dict().items()},
             "optimizer": self._optimizer.state_dict(),
             "generator": self._generator.get_state(),
-            "done": self._done,
+            "counts": [self._seed, self._done],
             "seen": list(self._seen),
         }
 
@@ -358,4 +358,5 @@ class SweepLearner(PolicyLearner):
         self._network.linears.load_state_dict(state["linears"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
-        self._done, self._seen = state["done"], Sweeps(*state["seen"])
+        self._seed, self._done = state["counts"]
+        self._seen = Sweeps(*state["seen"])

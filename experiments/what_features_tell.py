@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     sweeps = Sweeps(*torch.load(args.checkpoint, weights_only=True)["learner"]["seen"])
     preset = parse(["--agent", "sweep", "--preset", "generalist", "--output-dir", "unused"])
     features, config = list(preset.features or ()), preset.sweep

@@ -87,8 +87,8 @@ def play(
             survived = ended & ~infos["diverged"]
             losses[survived] = env.evaluate(split)[survived]
             finished |= ended
-            if not finished.all():  # diverged runs start over and are not looked at again
-                observation, _ = env.reset(options={"reset_mask": terminated})
+        if terminated.any() and not finished.all():  # diverged runs start over, again and again, and are not looked at
+            observation, _ = env.reset(options={"reset_mask": terminated})
     return losses, torch.stack(offsets)
 
 

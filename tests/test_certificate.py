@@ -7,11 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from tiny import TINY, random_policy
 
 from lr_gym.benchmark.certificate import CONTROLS, certificate, certificate_losses, describe, mean_of_others
 from lr_gym.control import ControlSpec
 from lr_gym.policy import MLPPolicy, constant_policy
+from lr_gym.rollout import play
+from lr_gym.vector_env import LRControlVectorEnv
 
 SPEC = ControlSpec(schedule="constant", decisions=4)
 
@@ -30,6 +33,22 @@ def test_a_schedule_equals_its_replay_and_its_shuffle():
     np.testing.assert_allclose(losses["replay"], losses["policy"], rtol=1e-5)
     np.testing.assert_array_equal(losses["shuffled"], losses["policy"])
     assert (losses["untrained"] != losses["policy"]).all()
+
+
+def test_runs_that_diverge_again_and_again_do_not_stop_the_others():
+    setting = {"horizon": 24, "decisions": 24, "base": "sgd", "autoreset_mode": AutoresetMode.DISABLED}
+    env = LRControlVectorEnv(TINY, 6, **setting)
+    resets, reset = [], env.reset
+
+    def from_rates(seed=None, options=None):
+        resets.append(options)
+        return reset(seed=seed, options={**(options or {}), "initial_lr": [1e-2] * 3 + [1e6] * 3})
+
+    env.reset = from_rates
+    losses, offsets = play(env, range(6), lambda observation, _: torch.zeros(6, env.num_layers, 1), "selection")
+    assert np.isfinite(losses).tolist() == [True] * 3 + [False] * 3
+    assert len(offsets) == 24
+    assert len(resets) > 4  # they diverged more than once
 
 
 def test_feedback_differs_from_its_replay():
