@@ -21,7 +21,7 @@ from agents.sweep import RateNetwork, SweepConfig, Sweeps, regret_of
 from lr_gym.benchmark.metrics import mean_interval
 from lr_gym.observation import TASK_FEATURES
 
-FOLDS, STEPS, BATCH = 5, 1000, 4096
+FOLDS, STEPS, BATCH = 5, 500, 4096
 DECIDED = 0.02  # regret, in nats, below which every rate of a sweep would have done: such tasks ask for nothing
 
 
