@@ -5,7 +5,7 @@ of the features, five-fold over tasks, and are judged on tasks that they have no
 against the best rate of each sweep, mean over tasks, with a bootstrap interval over tasks; beside it the best single
 rate for all tasks, chosen on the tasks learned from, and which features were given.
 
-    python experiments/what_features_tell.py runs/sweep/checkpoint.pt
+    PYTHONPATH=. python experiments/what_features_tell.py runs/sweep/checkpoint.pt
 """
 
 from __future__ import annotations
