@@ -81,7 +81,7 @@ class Args:
     num_envs: int = 64
     """Trainings at a time; a suite shares them out among its tasks. Not for the agent sweep, which has its own."""
     workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
-    """Threads that share the trainings; the result does not depend on it."""
+    """Threads, or processes of the agent sweep, that share the trainings; the result does not depend on it."""
     selection_runs: int = 64
     """Trainings by which the policy is selected, on the selection split; shared out among a suite's tasks."""
     selection_every: int = 5

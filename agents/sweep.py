@@ -11,19 +11,20 @@ what was seen in them and in trainings beside them whose rates wander, half of t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from agents.learner import PolicyLearner
+from lr_gym.benchmark.engine import process_pool
 from lr_gym.observation import PEAK_CENTRE, PEAK_WIDTH
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
@@ -114,13 +115,15 @@ class RateNetwork(nn.Module):
             seed: of the initial weights.
         """
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise((*widths, 1)))
-        last = self.linears[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        generator = torch.Generator().manual_seed(seed)
+        self.linears = nn.ModuleList()
+        for fan_in, fan_out in itertools.pairwise(widths):
+            self.linears.append(skip_init(nn.Linear, fan_in, fan_out))  # type: ignore[no-untyped-call]
+            for tensor in self.linears[-1].parameters():  # as nn.Linear draws them
+                nn.init.uniform_(tensor, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        self.linears.append(skip_init(nn.Linear, widths[-1], 1))  # type: ignore[no-untyped-call]
+        for tensor in self.linears[-1].parameters():
+            nn.init.zeros_(tensor)
         self.middle = float(rates[0] + rates[-1]) / 2.0
         self.spread = float(rates[-1] - rates[0]) / 4.0
 
@@ -143,11 +146,6 @@ def regret_of(named: Tensor, curves: Tensor, rates: Tensor) -> Tensor:
     values = curves.gather(1, torch.cat([left, left + 1], dim=1))
     between = values[:, 0].lerp(values[:, 1], inside - left.squeeze(1))
     return between + 0.5 * (place - inside).abs()
-
-
-def set_threads() -> None:
-    """One thread for each process of the pool."""
-    torch.set_num_threads(1)
 
 
 @torch.no_grad()
@@ -254,7 +252,7 @@ class SweepLearner(PolicyLearner):
         if config.rates < 3 or not 0.0 < config.lowest < config.highest or not config.hidden:
             raise ValueError(f"sweep needs 3 rates, 0 < lowest < highest and a hidden layer; got {config}")
         self._generator = torch.Generator().manual_seed(seed)
-        self._pool = None if workers == 1 else ProcessPoolExecutor(workers, get_context("spawn"), set_threads)
+        self._pool = None if workers == 1 else process_pool(workers)
         self._rates = config.logarithms
         widths = [len(spec.features), *(width - 1 for width in config.hidden)]
         self._network = RateNetwork(widths, self._rates, seed)
@@ -276,8 +274,7 @@ class SweepLearner(PolicyLearner):
         new = [seen for seen, _ in played]
         with torch.no_grad():
             regret = [float(self._regret(seen, slice(None)).mean()) for seen in new]
-        for seen in new:
-            self._seen = self._seen.joined(seen)
+        self._seen = self._seen.joined(functools.reduce(Sweeps.joined, new))
         self._learn()
         self._done += 1
         means = {

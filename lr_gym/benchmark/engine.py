@@ -15,7 +15,7 @@ import torch
 
 from lr_gym.benchmark.run import Cell, Outcome, attempt
 
-__all__ = ["Engine", "here", "local_engine", "run_cells"]
+__all__ = ["Engine", "here", "local_engine", "process_pool", "run_cells"]
 
 
 class Engine(Protocol):
@@ -50,14 +50,19 @@ def _prepare(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Fresh processes of one thread each, which do not outlive this one."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(os.getpid(),))
+
+
 @contextmanager
 def local_engine(workers: int) -> Iterator[Engine]:
     """Processes of one thread each, kept until the end."""
     if workers <= 1:
         yield here
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(os.getpid(),)) as pool:
+    with process_pool(workers) as pool:
 
         def engine(cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
             futures = {pool.submit(attempt, cell): cell for cell in cells}
