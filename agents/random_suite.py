@@ -22,9 +22,10 @@ COUNT = 1 << 30
 
 
 def layers_of(number: int) -> int:
-    """Modules with parameters of task `random-<number>`: hidden layers, their norms, and the output."""
+    """Modules with parameters of task `random-<number>`: hidden layers, norms (a recurrence has none), and the output."""
     drawn = random_task(number).drawn
-    return int(drawn["depth"]) * (1 + int(drawn["norm"])) + 1
+    normed = int(drawn["depth"]) - (drawn["network"] == "recurrent")
+    return int(drawn["depth"]) + int(drawn["norm"]) * normed + 1
 
 
 def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None) -> list[Task]:

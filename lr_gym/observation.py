@@ -68,16 +68,18 @@ class Outlook(NamedTuple):
     Attributes:
         progress: (B,) step over horizon, in [0, 1].
         schedule: (B,) factor of the base schedule now.
+        step: (B,) inner steps made.
         horizon: (B,) inner steps in all.
         passes: (B,) passes over the training data in all.
         parameters: (B,) of the model, how many.
         loss_known: (B,) 1 where the features of the loss are shown, 0 where they are masked.
         progress_known: (B,) the same for the features of progress and horizon.
-        passes_known: (B,) the same for the passes, which need progress as well.
+        passes_known: (B,) the same for the passes over the data; those in all need progress as well.
     """
 
     progress: Tensor
     schedule: Tensor
+    step: Tensor
     horizon: Tensor
     passes: Tensor
     parameters: Tensor
@@ -112,7 +114,7 @@ class Feature(NamedTuple):
     Attributes:
         compute: Observed -> (B, L) or (B, 1) in [-1, 1].
         about: one line for the documentation.
-        needs: "loss", "progress" or "passes" where the feature is 0 unless that is known, else "".
+        needs: "loss", "progress", "epoch" or "passes" where the feature is 0 unless that is known, else "".
     """
 
     compute: Callable[[Observed], Tensor]
@@ -239,11 +241,25 @@ FEATURES: dict[str, Feature] = {
     "passes_known": Feature(
         lambda o: _column(o.outlook.passes_known * o.outlook.progress_known), "1 where passes are shown, 0 where masked"
     ),
+    "steps": Feature(
+        lambda o: _column(torch.log10(1.0 + o.outlook.step) / 2.0 - 1.0),
+        "log10 of the steps made, centred on 10^2: all that is known of the time where the end is not",
+    ),
+    "passes_made": Feature(
+        lambda o: _column(torch.log10(0.01 + o.outlook.step * o.outlook.passes / o.outlook.horizon) / 3.0),
+        "log10 of the passes over the data so far",
+        "epoch",
+    ),
+    "epoch_known": Feature(
+        lambda o: _column(o.outlook.passes_known), "1 where passes so far are shown, 0 where masked"
+    ),
 }
 
 # What describes a training as a whole rather than how it goes: only many tasks teach what it means.
 TASK_FEATURES = ("peak_lr", "loss_level", "model_size", "horizon", "passes", "passes_known")
-DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in ("momentum", "noise", "log_lr", *TASK_FEATURES))
+ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
+_CHOSEN = ("momentum", "noise", "log_lr", *TASK_FEATURES, *ENDLESS_FEATURES)
+DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN)
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:
@@ -299,6 +315,7 @@ def observe(features: Sequence[str], observed: Observed) -> Tensor:
         "": torch.ones_like(outlook.loss_known),
         "loss": outlook.loss_known * observed.memory.loss_seen,
         "progress": outlook.progress_known,
+        "epoch": outlook.passes_known,
         "passes": outlook.passes_known * outlook.progress_known,
     }
     columns = []

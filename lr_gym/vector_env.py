@@ -442,6 +442,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         outlook = Outlook(
             progress=torch.from_numpy(progress).to(like),
             schedule=self._factor(progress, runs.progress_known),
+            step=torch.from_numpy(step).to(like),
             horizon=like * self.horizon,
             passes=like * self._passes,
             parameters=like * sum(self.inner.layout.sizes),

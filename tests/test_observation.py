@@ -35,7 +35,7 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        outlook=Outlook(*(b,) * 5, *(torch.ones(runs),) * 3),
+        outlook=Outlook(*(b,) * 6, *(torch.ones(runs),) * 3),
     )
 
 
@@ -49,7 +49,7 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
-    outlook = Outlook(b() * 0.9, b(), 1e3 * b(), 50.0 * b(), 1e5 * b(), known, known, known)
+    outlook = Outlook(b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), 1e5 * b(), known, known, known)
     return Observed(stats, memory, hyper, rows, rows - 0.5, outlook)
 
 
@@ -102,7 +102,7 @@ def test_masked_features_are_zero_and_say_so(hidden):
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
     observed = ordinary()
     masked = observe(ALL, observed._replace(outlook=observed.outlook._replace(**{f"{hidden}_known": mask})))
-    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes"]}[hidden]
+    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes", "epoch"]}[hidden]
     plain = observe(ALL, observed)
     for i, name in enumerate(ALL):
         assert torch.equal(masked[0, :, i], plain[0, :, i])
@@ -145,6 +145,10 @@ def test_formulas_in_plain_python():
         "model_size": math.log10(o.outlook.parameters[run].item()) / 4 - 1,
         "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.outlook.passes[run].item()) / 3,
+        "steps": math.log10(1 + o.outlook.step[run].item()) / 2 - 1,
+        "passes_made": math.log10(
+            0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()
+        ) / 3,
     }
     got = observe(tuple(expected), o)[run, layer].tolist()
     assert got == pytest.approx(list(expected.values()), abs=1e-5)

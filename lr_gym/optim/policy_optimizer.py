@@ -311,6 +311,7 @@ class PolicyOptimizer(Optimizer):
         return Outlook(
             progress=one * self._progress(step),
             schedule=one * self._factor(step),
+            step=one * step,
             horizon=one * (steps or 1),
             passes=one * ((steps or 1) / (epoch or 1)),
             parameters=one * sum(live.layout.sizes),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lr_gym.rng import Stream, normal, random_bits, uniform
 from lr_gym.tasks.architectures import mlp
-from lr_gym.tasks.modules import GRU, Dropout, Position, Pretrained, ScaledLinear
+from lr_gym.tasks.modules import GRU, Dropout, Position, Pretrained, Recurrent, ScaledLinear
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
 from lr_gym.tasks.task import Task
 
@@ -54,7 +54,7 @@ def _scaled_fan_in(module: nn.Module, name: str) -> Initial:
 
 def _hidden(module: nn.Module, name: str) -> Initial:
     """U(-1/sqrt(h), 1/sqrt(h)), as torch."""
-    assert isinstance(module, nn.GRU)
+    assert isinstance(module, (nn.GRU, nn.RNN))
     return Initial("uniform", module.hidden_size**-0.5)
 
 
@@ -76,6 +76,7 @@ INITIAL: dict[type[nn.Module], Draw] = {
     nn.Embedding: lambda module, name: Initial("normal", 1.0),
     Position: lambda module, name: Initial("normal", 0.02),  # as BERT (Devlin et al. 2019)
     GRU: _hidden,
+    Recurrent: _hidden,
     Quadratic: lambda module, name: Initial("normal", 1.0),
     Rosenbrock: lambda module, name: Initial("normal", 0.5),
 }

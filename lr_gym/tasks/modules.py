@@ -17,6 +17,7 @@ __all__ = [
     "Pair",
     "Position",
     "Pretrained",
+    "Recurrent",
     "Residual",
     "ScaledLinear",
     "SelfAttention",
@@ -72,6 +73,19 @@ class ScaledLinear(nn.Linear):
 
 class GRU(nn.GRU):
     """One-layer GRU (Cho et al. 2014): (n, T, i) -> the last hidden state (n, h)."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        """`inputs`: i; `hidden`: h."""
+        super().__init__(inputs, hidden, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Last hidden state."""
+        last: Tensor = super().forward(x)[1][0]
+        return last
+
+
+class Recurrent(nn.RNN):
+    """One-layer recurrence with tanh (Elman 1990): (n, T, i) -> the last hidden state (n, h)."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         """`inputs`: i; `hidden`: h."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lr_gym.rng import Stream, integers, normal, uniform
 from lr_gym.tasks import datasets
 from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
-from lr_gym.tasks.modules import MeanOverTime, Residual, ScaledLinear
+from lr_gym.tasks.modules import MeanOverTime, Recurrent, Residual, ScaledLinear
 from lr_gym.tasks.task import Data, Split, Task
 
 __all__ = ["RANGES", "SOURCES", "RandomTask", "random_task"]
@@ -26,12 +26,15 @@ __all__ = ["RANGES", "SOURCES", "RandomTask", "random_task"]
 # What is drawn: (low, high) log-uniform, integers rounded; a tuple of more, uniformly one of it.
 RANGES: dict[str, tuple[Any, ...]] = {
     "source": ("mnist1d", "digits", "teacher", "teacher"),
-    "width": (16, 80),
+    "inputs": (32, 400),
+    "decay": (0.0, 0.0, 1.0),
+    "network": ("dense", "dense", "dense", "patches", "patches", "recurrent"),
+    "width": (16, 128),
     "depth": (1, 2, 3, 4),
     "activation": (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU),
     "norm": (False, False, True),
     "residual": (False, False, True),
-    "patch": (0, 0, 4, 8),
+    "patch": (2, 4, 8),
     "pool": (False, False, True),
     "scale": (0.25, 4.0),
     "batch_size": (8, 64),
@@ -40,13 +43,13 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "classes": (2, 10),
     "difficulty": (0.5, 4.0),
     "loss": ("cross_entropy", "cross_entropy", "squared_error"),
-    "label_noise": (0.0, 0.0, 0.0, 0.2),
+    "label_noise": (0.0, 0.0, 0.1, 0.3),
     "horizon": (100, 3000),
     "base": ("sgd", "adam", "adamw"),
     "initial_lr": (1e-5, 1e-1),
 }
-INPUTS = {"mnist1d": 40, "digits": 64, "teacher": 32}
-SOURCES = tuple(INPUTS)
+INPUTS = {"mnist1d": 40, "digits": 64}
+SOURCES = (*INPUTS, "teacher")
 
 
 class RandomTask(NamedTuple):
@@ -73,49 +76,64 @@ def _draw(number: int) -> dict[str, Any]:
             low, high = choices
             value = low * math.exp(u * math.log(high / low))
             drawn[name] = round(value) if isinstance(low, int) else value
+    if drawn["source"] in INPUTS or drawn["network"] != "dense":  # sequences are kept short: they are slow
+        drawn["inputs"] = INPUTS.get(drawn["source"], 32)
     return drawn
 
 
 def _teacher(number: int, drawn: dict[str, Any]) -> Data:
-    """Normal numbers and the class that a random network of 32 tanh units gives them: as many examples as one likes."""
-    seed, inputs, hidden = torch.tensor(number), INPUTS["teacher"], 32
+    """Normal numbers and the class that a random network of 32 tanh units gives them: as many examples as one likes.
+
+    The variance of input k = 1, 2, ... is proportional to k^-decay, and 1 in the mean.
+    """
+    seed, inputs, hidden = torch.tensor(number), drawn["inputs"], 32
 
     def draw(step: int, *shape: int) -> Tensor:
         return normal(seed, Stream.TASK, step, math.prod(shape)).view(shape)
 
     sizes = [drawn["examples"], 300, 300, 600]
-    x = draw(8, sum(sizes), inputs)
+    variance = torch.arange(1, inputs + 1).double() ** -drawn["decay"]
+    x = draw(8, sum(sizes), inputs) * (variance / variance.mean()).sqrt().float()
     weights = draw(9, inputs, hidden) * (drawn["difficulty"] / math.sqrt(inputs))
     classes = (torch.tanh(x @ weights) @ draw(10, hidden, drawn["classes"])).argmax(1)
     return Data(*(Split(*part) for part in zip(torch.split(x, sizes), torch.split(classes, sizes), strict=True)))
 
 
 def _data(number: int, drawn: dict[str, Any]) -> Data:
-    """The source with a random part of its gradient split, some of whose labels are wrong; other splits are clean."""
+    """The source with a random part of its gradient split; some labels of every split are wrong."""
     seed, classes = torch.tensor(number), drawn["classes"]
     real = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}.get(drawn["source"])
     data = _teacher(number, drawn) if real is None else real()
     chosen = torch.unique(integers(seed, Stream.TASK, 6, drawn["examples"], len(data.gradient.inputs)))
     data = data._replace(gradient=Split(*(part[chosen] for part in data.gradient)))
-    data = Data(*(Split(inputs * drawn["input_scale"], targets % classes) for inputs, targets in data))
-    labels = data.gradient.targets
-    wrong = uniform(seed, Stream.TASK, 4, len(labels), dtype=torch.float64) < drawn["label_noise"]
-    noisy = torch.where(wrong, integers(seed, Stream.TASK, 5, len(labels), classes), labels)
-    return data._replace(gradient=data.gradient._replace(targets=noisy))
+    sizes = [len(split.targets) for split in data]
+    wrong = uniform(seed, Stream.TASK, 4, sum(sizes), dtype=torch.float64) < drawn["label_noise"]
+    labels = torch.cat([split.targets % classes for split in data])
+    labels = torch.where(wrong, integers(seed, Stream.TASK, 5, sum(sizes), classes), labels)
+    noisy = torch.split(labels, sizes)
+    return Data(*(Split(split.inputs * drawn["input_scale"], y) for split, y in zip(data, noisy, strict=True)))
 
 
 def _network(drawn: dict[str, Any]) -> nn.Module:
-    """A perceptron; with patches, one that all patches of the input share, before a readout of all or of their mean."""
-    inputs, width, patch = INPUTS[drawn["source"]], drawn["width"], drawn["patch"]
-    count = inputs // patch if patch else 1
-    modules: list[nn.Module] = [nn.Unflatten(1, (count, patch))] if patch else []
-    for layer in range(drawn["depth"]):
-        linear = ScaledLinear(width if layer else inputs // count, width, drawn["scale"])
+    """A perceptron of all inputs, or of each of their patches, before a readout of all patches or of their mean; or the
+    last of its hidden layers reads the patches one by one and the readout sees its last state.
+    """  # noqa: D205
+    inputs, width, kind, depth = drawn["inputs"], drawn["width"], drawn["network"], drawn["depth"]
+    patch = inputs if kind == "dense" else drawn["patch"]
+    count = inputs // patch
+    modules: list[nn.Module] = [nn.Unflatten(1, (count, patch))] if count > 1 else []
+    for layer in range(depth):
+        fan_in = width if layer else patch
+        if kind == "recurrent" and layer == depth - 1:
+            modules += [Recurrent(fan_in, width)]
+            continue
+        linear = ScaledLinear(fan_in, width, drawn["scale"])
         block = [linear, *[nn.LayerNorm(width)] * drawn["norm"], drawn["activation"]()]
         modules += [Residual(*block)] if drawn["residual"] and layer else block
-    mean = patch and drawn["pool"]
-    modules += [MeanOverTime()] if mean else [nn.Flatten()]
-    return nn.Sequential(*modules, nn.Linear(width if mean else width * count, drawn["classes"]))
+    if kind == "patches":
+        modules += [MeanOverTime()] if drawn["pool"] else [nn.Flatten()]
+    whole = kind == "patches" and not drawn["pool"]
+    return nn.Sequential(*modules, nn.Linear(width * count if whole else width, drawn["classes"]))
 
 
 def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -140,7 +158,7 @@ def random_task(number: int) -> RandomTask:
         metrics={"accuracy": accuracy},
         batch_size=drawn["batch_size"],
         horizon=drawn["horizon"],
-        family="patches" if drawn["patch"] else "mlp",
+        family={"dense": "mlp"}.get(drawn["network"], drawn["network"]),
         source=drawn["source"],
     )
     options = {"base": drawn["base"], "initial_lr": (drawn["initial_lr"], drawn["initial_lr"])}

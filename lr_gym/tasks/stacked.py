@@ -23,6 +23,7 @@ from lr_gym.tasks.modules import (
     MeanOverTime,
     Pair,
     Position,
+    Recurrent,
     Residual,
     ScaledLinear,
     SelfAttention,
@@ -178,6 +179,16 @@ def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     return out
 
 
+def _recurrent(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
+    w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    runs, examples, length, _ = x.shape
+    share = _affine(x.transpose(1, 2).flatten(1, 2), w_x, b_x + b_h).view(runs, length, examples, -1)
+    h = share[:, 0].tanh()
+    for step in share[:, 1:].unbind(1):
+        h = torch.baddbmm(step, h, w_h.transpose(1, 2)).tanh()
+    return h
+
+
 def _dropout(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, Dropout)
     return module.masked(x, values[prefix + "seed"], values[prefix + "calls"])
@@ -244,6 +255,7 @@ STACKED: dict[type[nn.Module], Callable[[nn.Module, Values, str, Tensor], Tensor
     nn.Embedding: _embedding,
     Position: _position,
     GRU: _gru,
+    Recurrent: _recurrent,
     Dropout: _dropout,
     nn.Sequential: _sequential,
     Residual: _residual,
