@@ -34,7 +34,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "activation": (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU),
     "norm": (False, False, True),
     "residual": (False, False, True),
-    "patch": (2, 4, 8),
+    "patch": (4, 4, 8),
     "pool": (False, False, True),
     "scale": (0.25, 4.0),
     "batch_size": (8, 64),

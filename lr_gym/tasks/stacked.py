@@ -126,7 +126,7 @@ def _position(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tens
     return x + _spread(values[prefix + "weight"], x)
 
 
-class _Recurrence(torch.autograd.Function):
+class _GatedRecurrence(torch.autograd.Function):
     """GRU of torch over time: input's share (B, T, n, 3h), W (B, 3h, h), b (B, h) -> last hidden state (B, n, h).
 
     r, z = sigmoid(x + W h) of the first two thirds, new = tanh(x + r (W h + b)) of the last, h = new + z (h - new).
@@ -175,18 +175,41 @@ def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     hidden = w_h.shape[2]
     bias = b_x + nn.functional.pad(b_h[:, : 2 * hidden], (0, hidden))
     share = _affine(x.transpose(1, 2).flatten(1, 2), w_x, bias).view(runs, length, examples, -1)
-    out: Tensor = _Recurrence.apply(share, w_h, b_h[:, 2 * hidden :])
+    out: Tensor = _GatedRecurrence.apply(share, w_h, b_h[:, 2 * hidden :])
     return out
 
 
+class _Recurrence(torch.autograd.Function):
+    """h = tanh(x + W h) over time: input's share (B, T, n, h), W (B, h, h) -> last state (B, n, h); backward as above."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        states = [x[:, 0].tanh()]
+        for step in x[:, 1:].unbind(1):
+            states.append(torch.baddbmm(step, states[-1], weight.transpose(1, 2)).tanh_())
+        ctx.save_for_backward(weight, *states)
+        return states[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        weight, *states = ctx.saved_tensors
+        (grad,) = grads
+        inputs: list[Tensor] = []
+        for h in reversed(states):
+            inputs.append(torch.addcmul(grad, grad * h, h, value=-1.0))
+            grad = torch.bmm(inputs[-1], weight)
+        grad_x = torch.stack(inputs[::-1], dim=1)
+        before = torch.stack([torch.zeros_like(grad), *states[:-1]], dim=1)
+        return grad_x, torch.bmm(grad_x.flatten(1, 2).transpose(1, 2), before.flatten(1, 2))
+
+
 def _recurrent(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
+    """The recurrence of torch: the input's share of all steps in one product, with both biases."""
     w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     runs, examples, length, _ = x.shape
     share = _affine(x.transpose(1, 2).flatten(1, 2), w_x, b_x + b_h).view(runs, length, examples, -1)
-    h = share[:, 0].tanh()
-    for step in share[:, 1:].unbind(1):
-        h = torch.baddbmm(step, h, w_h.transpose(1, 2)).tanh()
-    return h
+    out: Tensor = _Recurrence.apply(share, w_h)
+    return out
 
 
 def _dropout(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
