@@ -2,7 +2,8 @@
 
 A batch has slots. Each slot keeps its number of layers, since a vector environment has a fixed number of rows; width,
 activation, batch size, data, label noise, horizon and initial scale are drawn anew. Horizons are rounded to whole
-intervals, so that all trainings have the same number of decisions and end together.
+intervals, so that all trainings have the same number of decisions and end together. Tasks that would take far longer
+than the others of their batch are passed over.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = ["random_batch"]
 
 FIRST = 1 << 20  # smaller numbers are left to named suites
 COUNT = 1 << 30
+DEAREST = 2_000_000_000  # products of a training: one task in nine needs more, and those would take most of the time
 
 
 def layers_of(number: int) -> int:
@@ -26,6 +28,13 @@ def layers_of(number: int) -> int:
     drawn = random_task(number).drawn
     normed = int(drawn["depth"]) - (drawn["network"] == "recurrent")
     return int(drawn["depth"]) + int(drawn["norm"]) * normed + 1
+
+
+def products_of(number: int) -> int:
+    """Multiplications of weights in all forward passes of a training of task `random-<number>`, or a few more."""
+    task, _, drawn = random_task(number)
+    patches = 1 if drawn["network"] == "dense" else drawn["inputs"] // drawn["patch"]
+    return task.horizon * task.batch_size * patches * sum(p.numel() for p in task.model().parameters())
 
 
 def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None) -> list[Task]:
@@ -42,7 +51,7 @@ def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon
     for slot in range(slots):
         first = _number(seed, 0, slot, 0)
         number, attempt = _number(seed, generation, slot, 0), 0
-        while layers_of(number) != layers_of(first):
+        while layers_of(number) != layers_of(first) or products_of(number) > DEAREST:
             attempt += 1
             number = _number(seed, generation, slot, attempt)
         task = random_task(number).task

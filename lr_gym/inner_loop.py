@@ -114,6 +114,7 @@ class InnerLoop:
         self._noise = noise
         self._weight_decay = weight_decay
         self._compiler = Compiler() if compile else None
+        self._draw_noise = self._fixed(self._plain_noise)  # apart: inductor cannot schedule both as one
         self._update_ = self._fixed(self._plain_update_)
         self._loss_and_grads = self._fixed(self._plain_loss_and_grads)
         self._measure = self._fixed(self._plain_measure)
@@ -261,29 +262,39 @@ class InnerLoop:
 
     def _apply(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> InnerState:
         """Apply the pending gradient with lr * factor, factor (B,)."""
-        step, first_mass, second_mass = self._update_(state._replace(buffers=()), hyper, factor)
+        noise = self._draw_noise(state.grads, hyper.noise, state.run_seed, state.step) if self._noise else ()
+        step, first_mass, second_mass = self._update_(state._replace(buffers=()), hyper, factor, noise)
         return state._replace(step=step, first_mass=first_mass, second_mass=second_mass)
 
-    def _plain_update_(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _plain_noise(
+        self, grads: tuple[Tensor, ...], level: Tensor, run_seed: Tensor, step: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What to add to each gradient."""
+        layers = self.layout.layer_of
+        return tuple(
+            gradient_noise(grad, level[:, layer], run_seed, step, start)
+            for grad, layer, start in zip(grads, layers, self._starts, strict=True)
+        )
+
+    def _plain_update_(
+        self, state: InnerState, hyper: Hyperparams, factor: Tensor, noise: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         lr = hyper.lr * factor.unsqueeze(1)
         scales = [
             MomentScale(state.first_mass[:, layer], state.second_mass).advanced(self.rule, hyper.momentum[:, layer])
             for layer in range(self.layout.num_layers)
         ]
         for i, layer in enumerate(self.layout.layer_of):
-            grad, noise = state.grads[i], None
-            if self._noise:
-                noise = gradient_noise(grad, hyper.noise[:, layer], state.run_seed, state.step, self._starts[i])
             step_(
                 self.rule,
                 state.params[i],
-                grad,
+                state.grads[i],
                 state.firsts[i],
                 state.seconds[i] if state.seconds else None,
                 scales[layer],
                 lr=lr[:, layer],
                 momentum=hyper.momentum[:, layer],
                 weight_decay=hyper.weight_decay[:, layer] if self._weight_decay else None,
-                noise=noise,
+                noise=noise[i] if noise else None,
             )
         return state.step + 1, torch.stack([scale.mass for scale in scales], dim=1), scales[0].second

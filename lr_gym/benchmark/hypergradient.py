@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lr_gym.optim.base import evaluate
+
 __all__ = ["HypergradientAdam"]
 
 
@@ -38,10 +40,7 @@ class HypergradientAdam(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every group's learning rate, then its parameters."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             group["step"] += 1
