@@ -40,7 +40,7 @@ def statistics(loop: InnerLoop, state: InnerState) -> GradientStatistics:
     """What the cell is fed, (B, L) each, of the pending gradient."""
 
     def pooled(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-        return loop.layout.pool([(x * y).flatten(1).sum(1) for x, y in zip(xs, ys, strict=True)])
+        return loop.layout.pool(torch.stack([(x * y).flatten(1).sum(1) for x, y in zip(xs, ys, strict=True)], dim=1))
 
     count = state.loss.new_tensor(loop.layout.layer_sizes())
     grad, buffer = pooled(state.grads, state.grads), pooled(state.firsts, state.firsts)

@@ -256,9 +256,11 @@ class InnerLoop:
         second_mass: Tensor,
         momentum: Tensor,
     ) -> LayerStats:
-        scales = [MomentScale(first_mass[:, layer], second_mass) for layer in self.layout.layer_of]
-        momenta = [momentum[:, layer] for layer in self.layout.layer_of]
-        return measure(self.rule, self.layout, params, grads, firsts, seconds or (None,) * len(params), scales, momenta)
+        layers = self.layout.layer_of
+        masses, momenta = (torch.stack([x[:, layer] for layer in layers], dim=1) for x in (first_mass, momentum))
+        scale = MomentScale(masses, second_mass.unsqueeze(1).expand_as(masses))
+        none = (None,) * len(params)
+        return measure(self.rule, self.layout, params, grads, firsts, seconds or none, scale, momenta)
 
     def _apply(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> InnerState:
         """Apply the pending gradient with lr * factor, factor (B,)."""

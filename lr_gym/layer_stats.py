@@ -31,58 +31,51 @@ def measure(
     grads: Sequence[Tensor],
     firsts: Sequence[Tensor],
     seconds: Sequence[Tensor | None],
-    scales: Sequence[MomentScale],
-    momenta: Sequence[Tensor],
+    scale: MomentScale,
+    momentum: Tensor,
     weights: Sequence[float] | None = None,
 ) -> LayerStats:
     """Measure every layer, changing nothing.
 
     Args:
         rule: the base optimizer, whose next update is measured without weight decay and noise.
-        layout: the layer of each tensor.
+        layout: the layer of each of n tensors.
         params: per tensor (B, *shape).
         grads: per tensor (B, *shape), pending: they have not joined the moments yet.
         firsts: per tensor (B, *shape) first moments.
         seconds: per tensor (B, *shape) second moments, None for SGD.
-        scales: per tensor masses of those moments.
-        momenta: per tensor (B,) momentum.
+        scale: masses (B, n) of those moments.
+        momentum: (B, n).
         weights: per tensor how many elements each of its elements stands for, 1 by default; more for a sample.
     """
-    sums: list[list[Tensor]] = [[] for _ in range(7)]
-    for i, (param, grad, first, second, scale, momentum) in enumerate(
-        zip(params, grads, firsts, seconds, scales, momenta, strict=True)
-    ):
-        mass = scale.mass.clamp_min(1e-15)
+    ahead = scale.advanced(rule, momentum)
+    sums: list[Tensor] = []
+    for i, (param, grad, first, second) in enumerate(zip(params, grads, firsts, seconds, strict=True)):
+        next_first, next_second = advanced_moments(rule, grad, first, second, momentum[:, i])
+        way = direction(rule, next_first, next_second, MomentScale(ahead.mass[:, i], ahead.second[:, i]))
         grad_square = _square_sum(grad)
         second_sum = grad_square if second is None else _total(second)
-        second_mass = torch.ones_like(mass) if second is None else scale.second.clamp_min(1e-15)
-        first_square = _square_sum(first)
-        next_first, next_second = advanced_moments(rule, grad, first, second, momentum)
-        way, factor = direction(rule, next_first, next_second, scale.advanced(rule, momentum))
-        for column, value in zip(
-            sums,
-            (
-                _square_sum(param),
-                grad_square,
-                first_square,
-                first_square / mass.square(),
-                second_sum / second_mass,
-                _square_sum(way) * (factor * factor),
-                _total(grad * first),
-            ),
-            strict=True,
-        ):
-            column.append(value if weights is None else value * weights[i])
-
+        values = _square_sum(param), grad_square, _square_sum(first), second_sum, _square_sum(way), _total(grad * first)
+        sums.append(torch.stack(values))
+    table = torch.stack(sums, dim=-1)  # (6, B, n)
+    if weights is not None:
+        table = table * table.new_tensor(weights)
+    param_square, grad_square, first_square, second_sum, way_square, dots = table
+    mass, second_mass = (value.clamp_min(1e-15) for value in (scale.mass, scale.second))
+    momentum_square = first_square / mass.square()
+    second_moment = second_sum if rule.family == "sgd" else second_sum / second_mass
+    update_square = way_square * ahead.factor(rule).square()
+    columns = (param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots)
+    pooled = layout.pool(torch.stack(columns))
+    param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots = pooled
     count = params[0].new_tensor(layout.layer_sizes())
-    param_square, grad_square, first_square, momentum_square, second_sum, update_square, dots = map(layout.pool, sums)
     length = (grad_square * first_square).sqrt()
     cosine = torch.where(length > 0, dots / length, torch.zeros_like(length)).clamp(-1.0, 1.0)
     return LayerStats(
         param_rms=(param_square / count).sqrt(),
         grad_rms=(grad_square / count).sqrt(),
         momentum_rms=(momentum_square / count).sqrt(),
-        second_moment_rms=(second_sum / count).sqrt(),
+        second_moment_rms=(second_moment / count).sqrt(),
         update_rms=(update_square / count).sqrt(),
         cosine=cosine,
     )

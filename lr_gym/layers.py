@@ -42,12 +42,13 @@ class Layout(NamedTuple):
             totals[layer] += size
         return [max(1, total) for total in totals]
 
-    def pool(self, per_tensor: Sequence[Tensor]) -> Tensor:
-        """Sum (B,) values of each tensor over the tensors of each layer: (B, L)."""
-        columns: list[list[Tensor]] = [[] for _ in self.names]
-        for layer, value in zip(self.layer_of, per_tensor, strict=True):
-            columns[layer].append(value)
-        return torch.stack([torch.stack(column).sum(0) for column in columns], dim=1)
+    def pool(self, per_tensor: Tensor) -> Tensor:
+        """Sum (..., n) values of n tensors over the tensors of each layer: (..., L)."""
+        sums: list[Tensor | None] = [None] * self.num_layers
+        for layer, value in zip(self.layer_of, per_tensor.unbind(-1), strict=True):
+            so_far = sums[layer]
+            sums[layer] = value if so_far is None else so_far + value
+        return torch.stack([value for value in sums if value is not None], dim=-1)
 
 
 def check_control(control: str) -> str:

@@ -94,6 +94,11 @@ class MomentScale:
         )
 
 
+    def factor(self, rule: BaseRule) -> Tensor:
+        """The factor of `direction`, so that the update at lr 1 is their product."""
+        return torch.ones_like(self.mass) if rule.family == "sgd" else self.second.sqrt() / self.mass
+
+
 def stretch(per_run: Tensor, like: Tensor) -> Tensor:
     """View (B,) so that it broadcasts over the elements of a (B, *shape) tensor."""
     return per_run.view(per_run.shape + (1,) * (like.ndim - per_run.ndim))
@@ -129,19 +134,16 @@ def advanced_moments(
     return torch.lerp(first, grad, weight), (second * rule.beta2).addcmul_(grad, grad, value=1.0 - rule.beta2)
 
 
-def direction(
-    rule: BaseRule, first: Tensor, second: Tensor | None, scale: MomentScale
-) -> tuple[Tensor, Tensor | float]:
-    """Direction (B, *shape) and its factor (B,), so that the update at lr 1 is their product.
+def direction(rule: BaseRule, first: Tensor, second: Tensor | None, scale: MomentScale) -> Tensor:
+    """Direction (B, *shape) of the update, which has yet to be multiplied by `scale.factor`.
 
-    For SGD the direction is the momentum buffer itself: do not write to it.
+    For SGD it is the momentum buffer itself: do not write to it.
     """
     if rule.family == "sgd":
-        return first, 1.0
+        return first
     assert second is not None
-    correction = scale.second.sqrt()
-    denominator = second.sqrt().add_(stretch(rule.eps * correction, second))
-    return torch.div(first, denominator, out=denominator), correction / scale.mass
+    denominator = second.sqrt().add_(stretch(rule.eps * scale.second.sqrt(), second))
+    return torch.div(first, denominator, out=denominator)
 
 
 def gradient_noise(grad: Tensor, level: Tensor, run_seed: Tensor, step: Tensor | int, start: int) -> Tensor:
@@ -194,5 +196,5 @@ def step_(
         else:
             grad = torch.addcmul(grad, param, stretch(weight_decay, param).to(grad.dtype))
     advance_moments_(rule, grad, first, second, momentum)
-    way, factor = direction(rule, first, second, scale)
-    param.sub_(way * stretch(lr * factor, param))
+    way = direction(rule, first, second, scale)
+    param.sub_(way * stretch(lr * scale.factor(rule), param))

@@ -38,10 +38,11 @@ def trained(base, steps):
             lr = torch.full((RUNS,), 0.1, dtype=torch.float64)
             for p, g, f, s, scale, m in zip(params, grads, firsts, seconds, scales, momenta, strict=True):
                 step_(rule, p, g, f, s, scale, lr=lr, momentum=m)
-    return rule, LAYOUT, params, grads, firsts, seconds, scales, momenta
+    masses, second_masses = (torch.stack([getattr(s, of) for s in scales], dim=1) for of in ("mass", "second"))
+    return rule, LAYOUT, params, grads, firsts, seconds, MomentScale(masses, second_masses), torch.stack(momenta, 1)
 
 
-def naive(rule, layout, params, grads, firsts, seconds, scales, momenta):
+def naive(rule, layout, params, grads, firsts, seconds, scale, momentum_of):
     """The definitions of LayerStats, one run and one layer at a time."""
     table = torch.zeros(len(LayerStats._fields), RUNS, layout.num_layers, dtype=torch.float64)
     for run in range(RUNS):
@@ -50,8 +51,7 @@ def naive(rule, layout, params, grads, firsts, seconds, scales, momenta):
             whole = lambda tensors, run=run, members=members: torch.cat([tensors[i][run].reshape(-1) for i in members])
             size = lambda x: x.square().mean().sqrt()
             param, grad, first = whole(params), whole(grads), whole(firsts)
-            scale, momentum = scales[members[0]], momenta[members[0]][run]
-            mass, second_mass = scale.mass[run], scale.second[run]
+            momentum, mass, second_mass = (of[run, members[0]] for of in (momentum_of, scale.mass, scale.second))
             if rule.family == "sgd":
                 update, second = momentum * first + grad, grad.square()
             else:
@@ -82,7 +82,7 @@ def test_measure_equals_naive_loop(base, steps):
 def test_measure_changes_nothing(base):
     arguments = trained(base, 3)
     tensors = [t for part in arguments[2:6] for t in part if t is not None]
-    tensors += [t for scale in arguments[6] for t in (scale.mass, scale.second)] + arguments[7]
+    tensors += [arguments[6].mass, arguments[6].second, arguments[7]]
     before = [t.clone() for t in tensors]
     measure(*arguments)
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))

@@ -54,7 +54,7 @@ def test_empty_layer_has_size_one():
 
 def test_pool_sums_the_tensors_of_each_layer():
     layout = Layout(("a", "b"), (0, 1, 0), (1, 1, 1))
-    pooled = layout.pool([torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]), torch.tensor([100.0, 200.0])])
+    pooled = layout.pool(torch.tensor([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]))
     assert pooled.tolist() == [[101.0, 10.0], [202.0, 20.0]]
 
 

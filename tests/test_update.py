@@ -114,9 +114,9 @@ def test_direction_times_factor_is_the_update_at_lr_one(base):
     before = param.clone()
     ahead = first.clone(), None if second is None else second.clone()
     advance_moments_(rule, grad, *ahead, momentum)
-    way, factor = direction(rule, *ahead, scale)
+    way = direction(rule, *ahead, scale)
     step_(rule, param, grad, first, second, scale, lr=torch.ones(2).double(), momentum=momentum)
-    torch.testing.assert_close(before - param, way * (factor if base == "sgd" else factor.unsqueeze(1)))
+    torch.testing.assert_close(before - param, way * scale.factor(rule).unsqueeze(1))
 
 
 def test_noise_joins_the_gradient():

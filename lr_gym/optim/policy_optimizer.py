@@ -101,7 +101,7 @@ class PolicyOptimizer(Optimizer):
         maximize: bool = False,
         seed: int = 0,
         fused: bool = False,
-        sample: int | None = 2**15,
+        sample: int | None = 2**13,
     ) -> None:
         """Load the policy.
 
@@ -334,31 +334,31 @@ class PolicyOptimizer(Optimizer):
             return tensor.to(dtype).unsqueeze(0)
 
         pieces: list[tuple[Tensor, ...]] = []
-        layers: list[int] = []
-        scales: list[MomentScale] = []
+        slot_of: list[int] = []
         weights: list[float] = []
-        for slot in live.slots:
-            first, second, scale = self._moments(slot, dtype)
+        for i, slot in enumerate(live.slots):
+            first, second = self._moments(slot)
             tensors = (slot.param, _descent(slot), first, *([] if second is None else [second]))
             stride = _stride(slot.param.numel(), self._sample)
             blocks = (
                 [tuple(_sampled(t, stride) for t in tensors)] if stride > 1 else list(in_blocks(*tensors, size=_BLOCK))
             )
             pieces += blocks
-            layers += [slot.layer] * len(blocks)
-            scales += [scale] * len(blocks)
+            slot_of += [i] * len(blocks)
             weights += [slot.param.numel() / blocks[0][0].numel() if stride > 1 else 1.0] * len(blocks)
+        layers = tuple(live.slots[i].layer for i in slot_of)
         sizes = tuple(round(w * piece[0].numel()) for w, piece in zip(weights, pieces, strict=True))
         columns = [[row(tensor) for tensor in column] for column in zip(*pieces, strict=True)]
+        scale = self._scale(live.slots, hyper.lr)
         stats = measure(
             self._rule,
-            Layout(live.layout.names, tuple(layers), sizes),
+            Layout(live.layout.names, layers, sizes),
             columns[0],
             columns[1],
             columns[2],
             columns[3] if len(columns) > 3 else [None] * len(pieces),
-            scales,
-            [hyper.momentum[:, layer] for layer in layers],
+            MomentScale(scale.mass[:, slot_of], scale.second[:, slot_of]),
+            hyper.momentum[:, layers],
             weights,
         )
         outlook = self._outlook(live, step)
@@ -397,7 +397,9 @@ class PolicyOptimizer(Optimizer):
         param, group, layer = slot.param, slot.group, slot.layer
         rule = dataclasses.replace(self._rule, beta2=group["betas"][1], eps=group["eps"])
         grad = _descent(slot)
-        first, second, scale = self._moments(slot, live.control.offset.dtype)
+        first, second = self._moments(slot)
+        masses = self._scale([slot], live.control.offset)
+        scale = MomentScale(masses.mass[:, 0], masses.second[:, 0])
         momentum, lr = hyper.momentum[:, layer], hyper.lr[:, layer] * (group["lr"] * factor)
         scale = scale.advanced(rule, momentum)
         self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
@@ -427,7 +429,7 @@ class PolicyOptimizer(Optimizer):
         """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs."""
         state, grad = self.state[slot.param], slot.param.grad
         if "exp_avg" not in state:
-            self._moments(slot, torch.float32)
+            self._moments(slot)
         assert grad is not None
         tensors = (slot.param, grad, state["exp_avg"], state["exp_avg_sq"])
         if grad.is_sparse or not all(t.is_contiguous() and t.dtype == slot.param.dtype for t in tensors):
@@ -435,6 +437,8 @@ class PolicyOptimizer(Optimizer):
         if "first_mass" in state:  # both follow from the number of steps
             del state["first_mass"]
             state["step"] = _steps_of(state.pop("second_mass"), slot.group["betas"][1])
+        elif "step" not in state:
+            state["step"] = torch.zeros((), device=slot.param.device)
         return True
 
     def _fused_update(self, live: _Live, slots: list[_Slot], factor: float) -> None:
@@ -445,7 +449,8 @@ class PolicyOptimizer(Optimizer):
         if slots:
             torch._foreach_add_([self.state[slot.param]["step"] for slot in slots], 1)
         kernel = torch._fused_adamw_ if self._rule.decoupled else torch._fused_adam_
-        for (layer, _), members in calls.items():
+        rates = {id(g): (live.multiplier.lr[0] * (g["lr"] * factor)).unbind() for g in self.param_groups}
+        for (layer, of), members in calls.items():
             group, states = members[0].group, [self.state[slot.param] for slot in members]
             kernel(
                 [slot.param for slot in members],
@@ -454,7 +459,7 @@ class PolicyOptimizer(Optimizer):
                 [state["exp_avg_sq"] for state in states],
                 [],
                 [state["step"] for state in states],
-                lr=live.multiplier.lr[0, layer] * (group["lr"] * factor),
+                lr=rates[of][layer],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
                 weight_decay=group["weight_decay"],
@@ -463,8 +468,8 @@ class PolicyOptimizer(Optimizer):
                 maximize=group["maximize"],
             )
 
-    def _moments(self, slot: _Slot, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, MomentScale]:
-        """A tensor's moments and their masses in the controller's dtype; without a gradient none is kept."""
+    def _moments(self, slot: _Slot) -> tuple[Tensor, Tensor | None]:
+        """A tensor's moments; without a gradient none is kept."""
         param, adam = slot.param, self._rule.family == "adam"
         state = self.state[param] if param.grad is not None else dict(self.state.get(param, {}))
         first = "exp_avg" if adam else "momentum_buffer"
@@ -472,14 +477,26 @@ class PolicyOptimizer(Optimizer):
             state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
             if adam:
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        masses = {key: state[key] for key in _MASSES if key in state}
-        if not masses:
-            steps = state.get("step", torch.zeros(())).double()  # of a fused step, or of torch's Adam
-            for key, beta in zip(_MASSES, slot.group["betas"], strict=True):
-                masses[key] = (1.0 - beta**steps).to(param.device, dtype).reshape(1)
-            if "step" not in state:
-                state.update(masses)
-        return state[first], state.get("exp_avg_sq"), MomentScale(*(masses[key].to(dtype) for key in _MASSES))
+        return state[first], state.get("exp_avg_sq")
+
+    def _scale(self, slots: list[_Slot], like: Tensor) -> MomentScale:
+        """Masses (1, n) of the moments of n tensors, of the dtype and on the device of `like`.
+
+        After steps by the plain path they are kept; after fused ones, or torch's own Adam, the number of steps tells.
+        """
+        states = [self.state.get(slot.param, {}) for slot in slots]
+        if all(key in state for state in states for key in _MASSES):
+            return MomentScale(*(torch.cat([state[key].to(like) for state in states]).unsqueeze(0) for key in _MASSES))
+        zero, masses = torch.zeros((), device=like.device), []
+        steps = torch.stack([state.get("step", zero).to(zero) for state in states]).double()
+        for i, key in enumerate(_MASSES):
+            beta = torch.tensor([slot.group["betas"][i] for slot in slots], dtype=torch.float64, device=like.device)
+            mass = (1.0 - beta**steps).to(like.dtype)
+            if any(key in state for state in states):
+                own = zip(states, mass.split(1), strict=True)
+                mass = torch.cat([state.get(key, counted).to(like) for state, counted in own])
+            masses.append(mass.unsqueeze(0))
+        return MomentScale(*masses)
 
     def _store_controller(self) -> None:
         """Write the controller's state where `state_dict` and copies look: a vector for each layer."""

@@ -8,6 +8,7 @@ import pytest
 
 from agents.arguments import Agent, parse
 from agents.settings import presets
+from lr_gym.observation import FEATURES
 
 BASE = ["--output-dir", "out"]
 
@@ -19,10 +20,19 @@ def test_every_agent_has_its_presets(agent):
         assert parse([*BASE, "--agent", agent, "--preset", preset]).preset == preset
 
 
-@pytest.mark.parametrize("agent", ["ppo", "es", "sweep"])
-def test_the_generalist_learns_on_random_tasks_and_is_selected_on_others(agent):
-    args = parse([*BASE, "--agent", agent, "--preset", "generalist"])
+GENERALISTS = [*((agent, "generalist") for agent in ("ppo", "es", "sweep")), ("sweep", "sgd"), ("sweep", "anytime")]
+
+
+@pytest.mark.parametrize(("agent", "preset"), GENERALISTS)
+def test_generalists_learn_on_random_tasks_and_are_selected_on_others(agent, preset):
+    args = parse([*BASE, "--agent", agent, "--preset", preset])
     assert (args.suite, args.selection_suite) == ("random", "validation")
+
+
+def test_anytime_sees_nothing_that_needs_an_end():
+    features = parse([*BASE, "--agent", "sweep", "--preset", "anytime"]).features
+    assert all(FEATURES[name].needs not in ("progress", "passes") for name in features)
+    assert not {"progress_known", "passes_known"} & set(features)
 
 
 def test_source_preset_holds_the_values_of_the_source():
