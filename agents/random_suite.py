@@ -24,10 +24,11 @@ DEAREST = 2_000_000_000  # products of a training: one task in nine needs more, 
 
 
 def layers_of(number: int) -> int:
-    """Modules with parameters of task `random-<number>`: hidden layers, norms (a recurrence has none), and the output."""
+    """Modules with parameters of task `random-<number>`: hidden layers, their norms, and the output."""
     drawn = random_task(number).drawn
-    normed = int(drawn["depth"]) - (drawn["network"] == "recurrent")
-    return int(drawn["depth"]) + int(drawn["norm"]) * normed + 1
+    depth = int(drawn["depth"])
+    normed = depth - int(drawn["network"] == "recurrent")
+    return depth + int(drawn["norm"]) * normed + 1
 
 
 def products_of(number: int) -> int:

@@ -93,7 +93,6 @@ class MomentScale:
             torch.lerp(self.second, torch.ones_like(self.second), 1.0 - rule.beta2),
         )
 
-
     def factor(self, rule: BaseRule) -> Tensor:
         """The factor of `direction`, so that the update at lr 1 is their product."""
         return torch.ones_like(self.mass) if rule.family == "sgd" else self.second.sqrt() / self.mass

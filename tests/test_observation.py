@@ -146,9 +146,7 @@ def test_formulas_in_plain_python():
         "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.outlook.passes[run].item()) / 3,
         "steps": math.log10(1 + o.outlook.step[run].item()) / 2 - 1,
-        "passes_made": math.log10(
-            0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()
-        ) / 3,
+        "passes_made": math.log10(0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()) / 3,
     }
     got = observe(tuple(expected), o)[run, layer].tolist()
     assert got == pytest.approx(list(expected.values()), abs=1e-5)

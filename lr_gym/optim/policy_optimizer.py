@@ -493,8 +493,7 @@ class PolicyOptimizer(Optimizer):
             beta = torch.tensor([slot.group["betas"][i] for slot in slots], dtype=torch.float64, device=like.device)
             mass = (1.0 - beta**steps).to(like.dtype)
             if any(key in state for state in states):
-                own = zip(states, mass.split(1), strict=True)
-                mass = torch.cat([state.get(key, counted).to(like) for state, counted in own])
+                mass = torch.cat([state.get(key, mass[j : j + 1]).to(like) for j, state in enumerate(states)])
             masses.append(mass.unsqueeze(0))
         return MomentScale(*masses)
 

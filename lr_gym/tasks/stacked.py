@@ -180,7 +180,10 @@ def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
 
 
 class _Recurrence(torch.autograd.Function):
-    """h = tanh(x + W h) over time: input's share (B, T, n, h), W (B, h, h) -> last state (B, n, h); backward as above."""
+    """h = tanh(x + W h) over time: input's share (B, T, n, h), W (B, h, h) -> last state (B, n, h).
+
+    Backward as in `_GatedRecurrence`.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
