@@ -18,6 +18,7 @@ from lr_gym.types import Hyperparams, LayerStats
 
 __all__ = [
     "DEFAULT_FEATURES",
+    "ENDLESS_FEATURES",
     "FEATURES",
     "PEAK_CENTRE",
     "PEAK_WIDTH",
