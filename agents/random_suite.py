@@ -14,6 +14,7 @@ import torch
 
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks import Task
+from lr_gym.tasks.models import build_model
 from lr_gym.tasks.random_tasks import random_task
 
 __all__ = ["random_batch"]
@@ -35,7 +36,7 @@ def products_of(number: int) -> int:
     """Multiplications of weights in all forward passes of a training of task `random-<number>`, or a few more."""
     task, _, drawn = random_task(number)
     patches = 1 if drawn["network"] == "dense" else drawn["inputs"] // drawn["patch"]
-    return task.horizon * task.batch_size * patches * sum(p.numel() for p in task.model().parameters())
+    return task.horizon * task.batch_size * patches * sum(p.numel() for p in build_model(task).parameters())
 
 
 def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None) -> list[Task]:

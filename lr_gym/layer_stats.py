@@ -56,10 +56,8 @@ def measure(
         grad_square = _square_sum(grad)
         second_sum = grad_square if second is None else _total(second)
         values = _square_sum(param), grad_square, _square_sum(first), second_sum, _square_sum(way), _total(grad * first)
-        sums.append(torch.stack(values))
+        sums.append(torch.stack(values) if weights is None else torch.stack(values) * weights[i])
     table = torch.stack(sums, dim=-1)  # (6, B, n)
-    if weights is not None:
-        table = table * table.new_tensor(weights)
     param_square, grad_square, first_square, second_sum, way_square, dots = table
     mass, second_mass = (value.clamp_min(1e-15) for value in (scale.mass, scale.second))
     momentum_square = first_square / mass.square()

@@ -253,7 +253,9 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs)), dtype=bool)
         lr = options.pop("initial_lr", None)
         if options or mask.shape != (self.num_envs,):
-            raise ValueError(f"reset() takes the option reset_mask, ({self.num_envs},) bool; got {options or mask}")
+            raise ValueError(
+                f"reset() takes the options reset_mask, ({self.num_envs},) bool, and initial_lr; got {options or mask}"
+            )
         self._given_lr = None if lr is None else self._check_lr(lr)
         if seed is not None or self._row_seed is None:
             self._seed_rows(seed)

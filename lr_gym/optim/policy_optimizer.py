@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from lr_gym.control import ControlState, apply_action, decide_observation, initi
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
 from lr_gym.observation import Memory, Outlook
-from lr_gym.optim.base import in_blocks
+from lr_gym.optim.base import evaluate, in_blocks
 from lr_gym.optim.guard import Guard
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
@@ -171,10 +171,8 @@ class PolicyOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; a closure re-evaluates the model and returns the loss, which is observed and returned."""
-        loss = None
+        loss = evaluate(closure)
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
             self.observe(loss)
         live, step = self._prepare(), self.param_groups[0]["step"]
         if step % self._interval == 0:
@@ -357,8 +355,8 @@ class PolicyOptimizer(Optimizer):
             columns[1],
             columns[2],
             columns[3] if len(columns) > 3 else [None] * len(pieces),
-            MomentScale(scale.mass[:, slot_of], scale.second[:, slot_of]),
-            hyper.momentum[:, layers],
+            MomentScale(_columns(scale.mass, slot_of), _columns(scale.second, slot_of)),
+            _columns(hyper.momentum, layers),
             weights,
         )
         outlook = self._outlook(live, step)
@@ -490,11 +488,13 @@ class PolicyOptimizer(Optimizer):
         zero, masses = torch.zeros((), device=like.device), []
         steps = torch.stack([state.get("step", zero).to(zero) for state in states]).double()
         for i, key in enumerate(_MASSES):
-            beta = torch.tensor([slot.group["betas"][i] for slot in slots], dtype=torch.float64, device=like.device)
-            mass = (1.0 - beta**steps).to(like.dtype)
-            if any(key in state for state in states):
-                mass = torch.cat([state.get(key, mass[j : j + 1]).to(like) for j, state in enumerate(states)])
-            masses.append(mass.unsqueeze(0))
+            betas = [slot.group["betas"][i] for slot in slots]
+            counted = {beta: (1.0 - beta**steps).to(like.dtype).unbind() for beta in set(betas)}
+            rows = [
+                state[key].to(like).reshape(()) if key in state else counted[beta][j]
+                for j, (state, beta) in enumerate(zip(states, betas, strict=True))
+            ]
+            masses.append(torch.stack(rows).unsqueeze(0))
         return MomentScale(*masses)
 
     def _store_controller(self) -> None:
@@ -532,6 +532,12 @@ def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
     left = (1.0 - second_mass.double()).clamp_min(torch.finfo(torch.float32).eps / 2)
     steps = torch.round(torch.log(left) / math.log(beta2)) if beta2 > 0.0 else torch.ones_like(left)
     return steps.to(torch.float32).reshape(())
+
+
+def _columns(table: Tensor, index: Sequence[int]) -> Tensor:
+    """Columns (1, len(index)) of a table (1, n), without an index that would have to travel to the device."""
+    columns = table.unbind(1)
+    return torch.stack([columns[i] for i in index], dim=1)
 
 
 def _stride(elements: int, sample: int | None) -> int:

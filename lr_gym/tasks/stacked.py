@@ -168,14 +168,18 @@ class _GatedRecurrence(torch.autograd.Function):
         return torch.stack(inputs[::-1], dim=1), grad_weight, product[..., -weight.shape[2] :].sum(1)
 
 
-def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """The GRU of torch: the input's share of all steps in one product, with every bias that can ride along."""
-    w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+def _input_share(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(B, n, T, i), W (B, o, i), b (B, o) -> (B, T, n, o): what a recurrence owes to its inputs, in one product."""
     runs, examples, length, _ = x.shape
+    return _affine(x.transpose(1, 2).flatten(1, 2), weight, bias).view(runs, length, examples, -1)
+
+
+def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
+    """The GRU of torch; every bias that can rides along with the input's share."""
+    w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     hidden = w_h.shape[2]
     bias = b_x + nn.functional.pad(b_h[:, : 2 * hidden], (0, hidden))
-    share = _affine(x.transpose(1, 2).flatten(1, 2), w_x, bias).view(runs, length, examples, -1)
-    out: Tensor = _GatedRecurrence.apply(share, w_h, b_h[:, 2 * hidden :])
+    out: Tensor = _GatedRecurrence.apply(_input_share(x, w_x, bias), w_h, b_h[:, 2 * hidden :])
     return out
 
 
@@ -207,11 +211,9 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _recurrent(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """The recurrence of torch: the input's share of all steps in one product, with both biases."""
+    """The recurrence of torch; both biases ride along with the input's share."""
     w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    runs, examples, length, _ = x.shape
-    share = _affine(x.transpose(1, 2).flatten(1, 2), w_x, b_x + b_h).view(runs, length, examples, -1)
-    out: Tensor = _Recurrence.apply(share, w_h)
+    out: Tensor = _Recurrence.apply(_input_share(x, w_x, b_x + b_h), w_h)
     return out
 
 
