@@ -21,7 +21,8 @@ __all__ = ["random_batch"]
 
 FIRST = 1 << 20  # smaller numbers are left to named suites
 COUNT = 1 << 30
-DEAREST = 2_000_000_000  # products of a training: one task in nine needs more, and those would take most of the time
+DEAREST = 8_000_000_000  # operations of a training: one task in four needs more, and those would take most of the time
+UPDATE = 32  # products that cost as much as to move a weight
 
 
 def layers_of(number: int) -> int:
@@ -32,11 +33,12 @@ def layers_of(number: int) -> int:
     return depth + int(drawn["norm"]) * normed + 1
 
 
-def products_of(number: int) -> int:
-    """Multiplications of weights in all forward passes of a training of task `random-<number>`, or a few more."""
+def operations_of(number: int) -> int:
+    """Products of weights in all forward passes of a training of task `random-<number>`, and its updates as products."""
     task, _, drawn = random_task(number)
     patches = 1 if drawn["network"] == "dense" else drawn["inputs"] // drawn["patch"]
-    return task.horizon * task.batch_size * patches * sum(p.numel() for p in build_model(task).parameters())
+    weights = sum(p.numel() for p in build_model(task).parameters())
+    return task.horizon * weights * (task.batch_size * patches + UPDATE)
 
 
 def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None) -> list[Task]:
@@ -53,7 +55,7 @@ def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon
     for slot in range(slots):
         first = _number(seed, 0, slot, 0)
         number, attempt = _number(seed, generation, slot, 0), 0
-        while layers_of(number) != layers_of(first) or products_of(number) > DEAREST:
+        while layers_of(number) != layers_of(first) or operations_of(number) > DEAREST:
             attempt += 1
             number = _number(seed, generation, slot, attempt)
         task = random_task(number).task

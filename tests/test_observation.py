@@ -31,7 +31,11 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
     remembered = value if memory is None else memory
     return Observed(
         stats=LayerStats(*(bl,) * 6),
-        memory=Memory(*(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 2),
+        memory=Memory(
+            *(torch.full((runs,), remembered),) * 6,
+            *(torch.full((runs, layers), remembered),) * 2,
+            torch.full((runs,), remembered),
+        ),
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
@@ -45,7 +49,7 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     b = lambda: torch.rand(runs, generator=generator, dtype=torch.float64) + 0.1
     bl = lambda: torch.rand(runs, layers, generator=generator, dtype=torch.float64) + 0.1
     stats = LayerStats(*(bl() for _ in range(5)), bl() - 0.6)
-    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl())
+    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl(), b())
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)

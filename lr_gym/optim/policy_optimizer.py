@@ -505,18 +505,20 @@ class PolicyOptimizer(Optimizer):
         control = live.control
         per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
         columns = [value.expand(live.layout.num_layers) for value in per_run]
-        columns += [value[0] for value in control.memory[_PER_RUN:]]
+        columns += [value[0] for value in control.memory[_PER_RUN:-1]]
         rows = torch.cat([torch.stack(columns, dim=1), control.offset[0], control.action[0]], dim=1)
         if live.guard is not None:
             rows = torch.cat([rows, torch.stack(live.guard.state, dim=-1)[0]], dim=1)
+        rows = torch.cat([rows, control.memory.fresh_loss.expand(len(rows), 1)], dim=1)
         for lead, row in zip(live.leads, rows, strict=True):
             self.state[lead.param][_CONTROLLER] = row.clone()
 
     def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[_Slot]) -> ControlState:
         """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
         per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
-        per_layer = [*control.memory[_PER_RUN:], *control.offset.unbind(-1), *control.action.unbind(-1)]
+        per_layer = [*control.memory[_PER_RUN:-1], *control.offset.unbind(-1), *control.action.unbind(-1)]
         per_layer += [] if guard is None else list(guard.state)
+        per_layer += [control.memory.fresh_loss.expand(1, len(leads))]
         for layer, lead in enumerate(leads):
             if _CONTROLLER in self.state[lead.param]:
                 row = self.state[lead.param][_CONTROLLER].to(control.offset)

@@ -25,11 +25,11 @@ __all__ = ["RANGES", "SOURCES", "RandomTask", "random_task"]
 
 # What is drawn: (low, high) log-uniform, integers rounded; a tuple of more, uniformly one of it.
 RANGES: dict[str, tuple[Any, ...]] = {
-    "source": ("mnist1d", "digits", "teacher", "teacher"),
+    "source": ("mnist1d", "digits", "teacher", "teacher", "clusters", "clusters"),
     "inputs": (32, 400),
     "decay": (0.0, 0.0, 1.0),
     "network": ("dense", "dense", "dense", "patches", "patches", "recurrent"),
-    "width": (16, 128),
+    "width": (16, 1024),
     "depth": (1, 2, 3, 4),
     "activation": (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU),
     "norm": (False, False, True),
@@ -49,7 +49,8 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "initial_lr": (1e-5, 1e-1),
 }
 INPUTS = {"mnist1d": 40, "digits": 64}
-SOURCES = (*INPUTS, "teacher")
+CLUSTERS = 3  # of each class
+SOURCES = (*INPUTS, "teacher", "clusters")
 
 
 class RandomTask(NamedTuple):
@@ -81,21 +82,31 @@ def _draw(number: int) -> dict[str, Any]:
     return drawn
 
 
-def _teacher(number: int, drawn: dict[str, Any]) -> Data:
-    """Normal numbers and the class that a random network of 32 tanh units gives them: as many examples as one likes.
+def _made(number: int, drawn: dict[str, Any]) -> Data:
+    """As many examples as one likes, of which all can be learned (clusters) or only what they have in common (teacher).
 
-    The variance of input k = 1, 2, ... is proportional to k^-decay, and 1 in the mean.
+    Inputs are normal numbers. The variance of input k = 1, 2, ... is proportional to k^-decay, and 1 in the mean. Of a
+    teacher, the class is the one that a random network of 32 tanh units gives them. Of clusters, each example belongs to
+    one of CLUSTERS of each class, whose centres lie 8 / difficulty of the clusters' deviations apart.
     """
     seed, inputs, hidden = torch.tensor(number), drawn["inputs"], 32
 
     def draw(step: int, *shape: int) -> Tensor:
         return normal(seed, Stream.TASK, step, math.prod(shape)).view(shape)
 
-    sizes = [drawn["examples"], 300, 300, 600]
+    sizes = [drawn["examples"], 600, 300, 600]
     variance = torch.arange(1, inputs + 1).double() ** -drawn["decay"]
-    x = draw(8, sum(sizes), inputs) * (variance / variance.mean()).sqrt().float()
-    weights = draw(9, inputs, hidden) * (drawn["difficulty"] / math.sqrt(inputs))
-    classes = (torch.tanh(x @ weights) @ draw(10, hidden, drawn["classes"])).argmax(1)
+    scales = (variance / variance.mean()).sqrt().float()
+    x = draw(8, sum(sizes), inputs)
+    if drawn["source"] == "clusters":
+        count = CLUSTERS * drawn["classes"]
+        own = integers(seed, Stream.TASK, 11, len(x), count)
+        centres = draw(9, count, inputs) * (8.0 / drawn["difficulty"] / math.sqrt(2.0 * inputs))
+        x, classes = (x + centres[own]) * scales, own % drawn["classes"]
+    else:
+        x = x * scales
+        weights = draw(9, inputs, hidden) * (drawn["difficulty"] / math.sqrt(inputs))
+        classes = (torch.tanh(x @ weights) @ draw(10, hidden, drawn["classes"])).argmax(1)
     return Data(*(Split(*part) for part in zip(torch.split(x, sizes), torch.split(classes, sizes), strict=True)))
 
 
@@ -103,7 +114,7 @@ def _data(number: int, drawn: dict[str, Any]) -> Data:
     """The source with a random part of its gradient split; some labels of every split are wrong."""
     seed, classes = torch.tensor(number), drawn["classes"]
     real = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}.get(drawn["source"])
-    data = _teacher(number, drawn) if real is None else real()
+    data = _made(number, drawn) if real is None else real()
     chosen = torch.unique(integers(seed, Stream.TASK, 6, drawn["examples"], len(data.gradient.inputs)))
     data = data._replace(gradient=Split(*(part[chosen] for part in data.gradient)))
     sizes = [len(split.targets) for split in data]

@@ -10,7 +10,7 @@ import torch
 from learners import assert_equal_states
 from tiny import TINY
 
-from agents.random_suite import DEAREST, layers_of, products_of, random_batch
+from agents.random_suite import DEAREST, layers_of, operations_of, random_batch
 from agents.sb3 import LayerRowsVecEnv, PPOConfig, PPOLearner
 from lr_gym.layers import layout_of_named
 from lr_gym.tasks.models import build_model
@@ -41,16 +41,16 @@ def test_layers_are_known_before_a_model_is_built(number):
 def test_no_task_of_a_batch_takes_far_longer_than_others():
     batches = [random_batch(5, generation, 4, 50) for generation in range(8)]
     numbers = [int(task.name.removeprefix("random-")) for batch in batches for task in batch]
-    assert max(map(products_of, numbers)) <= DEAREST
-    assert max(map(products_of, range(100))) > DEAREST  # there are such tasks
+    assert max(map(operations_of, numbers)) <= DEAREST
+    assert max(map(operations_of, range(100))) > DEAREST  # there are such tasks
 
 
-def test_products_of_a_network_that_all_patches_share():
+def test_operations_of_a_network_that_all_patches_share():
     number = next(i for i in range(1000) if (d := random_task(i).drawn)["network"] == "recurrent" and d["depth"] == 1)
     task, _, drawn = random_task(number)
     patches = drawn["inputs"] // drawn["patch"]
     weights = drawn["width"] * (drawn["patch"] + drawn["width"])  # of the recurrence
-    assert products_of(number) > task.horizon * task.batch_size * patches * weights
+    assert operations_of(number) > task.horizon * task.batch_size * patches * weights
 
 
 def renewing(seed: int = 0) -> LayerRowsVecEnv:
