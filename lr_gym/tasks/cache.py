@@ -12,6 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,16 @@ from lr_gym.files import write_atomically
 from lr_gym.rng import Stream, random_bits
 from lr_gym.tasks.task import SPLITS, Data, Split
 
-__all__ = ["cache_folder", "cached", "cached_data", "permutation", "progress", "require", "split_examples"]
+__all__ = [
+    "cache_folder",
+    "cached",
+    "cached_data",
+    "permutation",
+    "progress",
+    "require",
+    "split_examples",
+    "version_of",
+]
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -36,6 +46,12 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(f'{module} is missing: pip install "lr-gym[{extra}]"') from error
+
+
+def version_of(package: str, extra: str) -> str:
+    """Installed version of an optional package; the ImportError of a missing one says what to install."""
+    require(package.replace("-", "_"), extra)
+    return version(package)
 
 
 def cache_folder() -> Path:

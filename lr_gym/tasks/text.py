@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lr_gym.tasks.cache import cached_data, permutation, progress, require
-from lr_gym.tasks.datasets import version_of
+from lr_gym.tasks.cache import cached_data, permutation, progress, require, version_of
 from lr_gym.tasks.modules import Dropout, Pretrained
 from lr_gym.tasks.task import Data, Split
 
