@@ -34,7 +34,7 @@ def layers_of(number: int) -> int:
 
 
 def operations_of(number: int) -> int:
-    """Products of weights in all forward passes of a training of task `random-<number>`, and its updates as products."""
+    """Products of weights in all forward passes of training on task `random-<number>`, and its updates as products."""
     task, _, drawn = random_task(number)
     patches = 1 if drawn["network"] == "dense" else drawn["inputs"] // drawn["patch"]
     weights = sum(p.numel() for p in build_model(task).parameters())

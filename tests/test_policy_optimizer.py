@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lr_gym.action import ACTIONS, CONTROLLED, action_table
 from lr_gym.control import ControlSpec
 from lr_gym.layers import CONTROLS
+from lr_gym.observation import DEFAULT_FEATURES
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import MLPPolicy, constant_policy, save_policy
 from lr_gym.schedules import SCHEDULES, base_schedule
@@ -160,6 +161,26 @@ def test_state_dict_continues_bit_for_bit(base, total_steps, at):
     fresh.load_state_dict(saved["optimizer"])
     assert_same(train(fresh, other, other_loss_at, range(at, at + 20)), expected)
     assert fresh.metrics() == optimizer.metrics()
+
+
+@pytest.mark.parametrize(("features", "columns"), [(DEFAULT_FEATURES, -1), (("memorised", "epoch_known"), None)])
+def test_the_loss_on_new_data_is_saved_and_an_older_state_lacks_it(features, columns):
+    """No policy of the time when it was not saved looked at it."""
+    policy = acting(features=features)
+    make = lambda module: PolicyOptimizer(module.parameters(), policy, lr=0.01, total_steps=40, steps_per_epoch=5)
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = make(model)
+    train(optimizer, model, loss_at, range(10))
+    saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    for state in saved["optimizer"]["state"].values():
+        if "controller" in state:
+            state["controller"] = state["controller"][:columns]
+    expected = train(optimizer, model, loss_at, range(10, 30))
+    other, other_loss_at = plain_run(TINY, 1, torch.float32)
+    other.load_state_dict(saved["model"])
+    fresh = make(other)
+    fresh.load_state_dict(saved["optimizer"])
+    assert_same(train(fresh, other, other_loss_at, range(10, 30)), expected)
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301

@@ -32,7 +32,7 @@ _CONTROLLER = "controller"  # key in the state of each layer's first parameter
 _MASSES = ("first_mass", "second_mass")
 _BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 _RUN = 16  # elements side by side that are sampled together
-_PER_RUN = len(Memory._fields) - 2  # fields of Memory that have no layers
+_PER_RUN = len(Memory._fields) - 3  # of the memory: the values before those of each layer
 
 
 class _Slot(NamedTuple):

@@ -9,7 +9,17 @@ from torch import nn
 
 from lr_gym.tasks.modules import GRU, Dropout, MeanOverTime, Position, Residual, SelfAttention
 
-__all__ = ["autoencoder", "char_transformer", "cnn1d", "cnn2d", "dropout_mlp", "gru", "mlp", "normed_mlp", "transformer"]
+__all__ = [
+    "autoencoder",
+    "char_transformer",
+    "cnn1d",
+    "cnn2d",
+    "dropout_mlp",
+    "gru",
+    "mlp",
+    "normed_mlp",
+    "transformer",
+]
 
 
 def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:

@@ -85,8 +85,8 @@ def _draw(number: int) -> dict[str, Any]:
 def _made(number: int, drawn: dict[str, Any]) -> Data:
     """As many examples as one likes, of which all can be learned (clusters) or only what they have in common (teacher).
 
-    Inputs are normal numbers. The variance of input k = 1, 2, ... is proportional to k^-decay, and 1 in the mean. Of a
-    teacher, the class is the one that a random network of 32 tanh units gives them. Of clusters, each example belongs to
+    Inputs are normal numbers. The variance of input k = 1, 2, ... is proportional to k^-decay, and 1 in the mean. The
+    class that a teacher gives them is that of a random network of 32 tanh units. Of clusters, each example belongs to
     one of CLUSTERS of each class, whose centres lie 8 / difficulty of the clusters' deviations apart.
     """
     seed, inputs, hidden = torch.tensor(number), drawn["inputs"], 32

@@ -67,7 +67,11 @@ def _make_flights() -> Data:
 
 
 def _encoded(
-    table: pd.DataFrame, numbers: Sequence[str], words: Sequence[str], targets: NDArray[np.generic], sizes: tuple[int, ...]
+    table: pd.DataFrame,
+    numbers: Sequence[str],
+    words: Sequence[str],
+    targets: NDArray[np.generic],
+    sizes: tuple[int, ...],
 ) -> Data:
     """Four splits of such sizes, numbers first; targets (n, ...) as they are."""
     from sklearn.compose import make_column_transformer
