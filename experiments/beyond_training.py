@@ -1,0 +1,70 @@
+"""A policy on wider networks and longer trainings than any it has learned from, beside Adam and tuned schedules.
+
+mnist1d-mlp with other widths, or with another horizon. The policy starts from 1e-3 and is not tuned; `adam` stays at
+1e-3; WSD has the best of `--lrs` by the selection split, one training of another seed each. Figures are losses on the
+test split, mean and range over seeds; `its lr` is the policy's half-way, the median over layers.
+
+    python experiments/beyond_training.py --policy builtin:default --widths 100 400 1600 --horizons 500
+    python experiments/beyond_training.py --policy builtin:default --widths 100 --horizons 30000
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import statistics
+from collections.abc import Sequence
+
+from lr_gym.benchmark.contestants import POLICY_LR
+from lr_gym.benchmark.engine import process_pool
+from lr_gym.benchmark.run import Cell, Contestant, Outcome, attempt
+from lr_gym.tasks import TASKS, Task
+from lr_gym.tasks.architectures import mlp
+
+
+def variant(width: int, horizon: int) -> Task:
+    """mnist1d-mlp with hidden layers of such a width, over so many steps."""
+    model = functools.partial(mlp, (40, width, width, 10))
+    name = f"mnist1d-mlp-{width}-{horizon}"
+    return dataclasses.replace(TASKS["mnist1d-mlp"], name=name, model=model, horizon=horizon)
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """Mean and range of the test loss."""
+    losses = [outcome.test_loss for outcome in outcomes]
+    return f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default="builtin:default")
+    parser.add_argument("--widths", type=int, nargs="+", default=[100, 400, 1600])
+    parser.add_argument("--horizons", type=int, nargs="+", default=[500])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    print("| width | steps | policy | its lr | adam 1e-3 | wsd | tuned lr |\n|---|---|---|---|---|---|---|")
+    policy, adam = Contestant("", POLICY_LR, args.policy), Contestant("adam", 1e-3)
+    with process_pool(args.workers) as pool:
+
+        def train(task: Task, contestants: Sequence[Contestant], seeds: range) -> dict[Contestant, list[Outcome]]:
+            cells = [Cell(c, task, seed, test=True) for c in contestants for seed in seeds]  # type: ignore[arg-type]
+            outcomes = list(pool.map(attempt, cells))
+            return {c: [o for cell, o in zip(cells, outcomes, strict=True) if cell[0] == c] for c in contestants}
+
+        for width, horizon in itertools.product(args.widths, args.horizons):
+            task = variant(width, horizon)
+            tried = train(task, [Contestant("adam-wsd", lr) for lr in args.lrs], range(-1, 0))
+            best = min(tried, key=lambda c: tried[c][0].selection_loss)
+            found = train(task, [policy, adam, best], range(args.seeds))
+            half = [statistics.median(outcome.lr[len(outcome.lr) // 2]) for outcome in found[policy]]
+            row = [width, horizon, summary(found[policy]), f"{statistics.median(half):.2g}"]
+            row += [summary(found[adam]), summary(found[best]), f"{best.lr:g}"]
+            print("|", " | ".join(map(str, row)), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
