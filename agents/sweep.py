@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from lr_gym.observation import PEAK_CENTRE, PEAK_WIDTH
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "regret_of"]
+__all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "learn", "regret_of"]
 
 WORST = 2.0  # regret in nats that counts at most, for a rate that diverges too
 JUMP = 0.1  # chance per decision that a wandering training leaps
@@ -146,6 +146,34 @@ def regret_of(named: Tensor, curves: Tensor, rates: Tensor) -> Tensor:
     values = curves.gather(1, torch.cat([left, left + 1], dim=1))
     between = values[:, 0].lerp(values[:, 1], inside - left.squeeze(1))
     return between + 0.5 * (place - inside).abs()
+
+
+def learn(
+    network: RateNetwork,
+    optimizer: torch.optim.Optimizer,
+    seen: Sweeps,
+    rates: Tensor,
+    learning_rates: Iterable[float],
+    generator: torch.Generator,
+) -> None:
+    """Lower the regret of what the network names, a step on BATCH random rows for each learning rate.
+
+    Args:
+        network: that learns.
+        optimizer: of it.
+        seen: that it learns from.
+        rates: logarithms of the sweeps' learning rates.
+        learning_rates: of the optimizer.
+        generator: of the rows.
+    """
+    for lr in learning_rates:
+        optimizer.param_groups[0]["lr"] = lr
+        rows = torch.randint(len(seen.sweep), (BATCH,), generator=generator)
+        named = network(seen.observation[rows].float())
+        loss = regret_of(named, seen.curves[seen.sweep[rows].long()], rates).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -273,9 +301,9 @@ class SweepLearner(PolicyLearner):
         played = list((map if self._pool is None else self._pool.map)(play, *zip(*jobs, strict=True)))
         new = [seen for seen, _ in played]
         with torch.no_grad():
-            regret = [float(self._regret(seen, slice(None)).mean()) for seen in new]
+            regret = [float(self._regret(seen).mean()) for seen in new]
         self._seen = self._seen.joined(functools.reduce(Sweeps.joined, new))
-        self._learn()
+        learn(self._network, self._optimizer, self._seen, self._rates, self._learning_rates(), self._generator)
         self._done += 1
         means = {
             key: float(np.mean([figures[key] for _, figures in played if key in figures]))
@@ -284,20 +312,14 @@ class SweepLearner(PolicyLearner):
         }
         return {"regret": float(np.mean(regret)), **means}
 
-    def _regret(self, seen: Sweeps, rows: Tensor | slice) -> Tensor:
-        named = self._network(seen.observation[rows].float())
-        return regret_of(named, seen.curves[seen.sweep[rows].long()], self._rates)
+    def _regret(self, seen: Sweeps) -> Tensor:
+        return regret_of(self._network(seen.observation.float()), seen.curves[seen.sweep.long()], self._rates)
 
-    def _learn(self) -> None:
-        config, seen = self._config, self._seen
-        for step in range(config.steps):
-            done = (self._done + step / config.steps) / max(1, self._updates)
-            self._optimizer.param_groups[0]["lr"] = config.learning_rate * max(0.0, 1.0 - done)
-            rows = torch.randint(len(seen.sweep), (BATCH,), generator=self._generator)
-            loss = self._regret(seen, rows).mean()
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+    def _learning_rates(self) -> list[float]:
+        """Of the network, in the update to come."""
+        steps, updates = self._config.steps, max(1, self._updates)
+        done = [(self._done + step / steps) / updates for step in range(steps)]
+        return [self._config.learning_rate * max(0.0, 1.0 - part) for part in done]
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The policy that goes `shift` above where the network says."""

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from agents.arguments import parse
-from agents.sweep import RateNetwork, SweepConfig, Sweeps, regret_of
+from agents.sweep import RateNetwork, SweepConfig, Sweeps, learn, regret_of
 from lr_gym.benchmark.metrics import mean_interval
 from lr_gym.observation import TASK_FEATURES
 
-FOLDS, STEPS, BATCH = 5, 500, 4096
+FOLDS, STEPS = 5, 500
 DECIDED = 0.02  # regret, in nats, below which every rate of a sweep would have done: such tasks ask for nothing
 
 
@@ -29,15 +29,9 @@ def fit(sweeps: Sweeps, learned: Tensor, columns: list[int], config: SweepConfig
     """A network of the agent's size, learned from the rows (n,) bool, that sees those columns only."""
     network = RateNetwork((len(columns), *config.hidden), config.logarithms, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    generator, rows = torch.Generator().manual_seed(0), learned.nonzero().squeeze(1)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = config.learning_rate * (1.0 - step / STEPS)
-        batch = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
-        named = network(sweeps.observation[batch][:, columns].float())
-        loss = regret_of(named, sweeps.curves[sweeps.sweep[batch].long()], config.logarithms).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    seen = Sweeps(sweeps.observation[learned][:, columns], sweeps.sweep[learned], sweeps.curves)
+    rates = [config.learning_rate * (1.0 - step / STEPS) for step in range(STEPS)]
+    learn(network, optimizer, seen, config.logarithms, rates, torch.Generator().manual_seed(0))
     return network
 
 
