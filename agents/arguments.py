@@ -118,16 +118,17 @@ def parse(command: list[str]) -> Args:
     """Defaults, preset, config file and command line, the later over the earlier."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--agent")
-    first.add_argument("--preset", default="default")
+    first.add_argument("--preset")
     first.add_argument("--config", type=Path)
     known, _ = first.parse_known_args(command)
     defaults = Args(output_dir=tyro.MISSING)
     config = read_yaml(known.config) if known.config else {}
     agent = known.agent or config.get("agent", "ppo")
+    preset = known.preset or config.get("preset", "default")
     if agent in get_args(Agent):  # an unknown one is tyro's to refuse
         named = presets(agent)
-        if known.preset not in named:
-            raise ValueError(f"unknown preset {known.preset!r} of {agent}; choose from {', '.join(named)}")
-        defaults = apply(defaults, named[known.preset], f"preset {known.preset}")
+        if preset not in named:
+            raise ValueError(f"unknown preset {preset!r} of {agent}; choose from {', '.join(named)}")
+        defaults = apply(defaults, named[preset], f"preset {preset}")
     defaults = apply(defaults, config, str(known.config))
     return tyro.cli(Args, args=command, default=defaults)

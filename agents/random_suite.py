@@ -33,12 +33,12 @@ def layers_of(number: int) -> int:
     return depth + int(drawn["norm"]) * normed + 1
 
 
-def operations_of(number: int) -> int:
+def operations_of(number: int, horizon: int | None = None) -> int:
     """Products of weights in all forward passes of training on task `random-<number>`, and its updates as products."""
     task, _, drawn = random_task(number)
     patches = 1 if drawn["network"] == "dense" else drawn["inputs"] // drawn["patch"]
     weights = sum(p.numel() for p in build_model(task).parameters())
-    return task.horizon * weights * (task.batch_size * patches + UPDATE)
+    return (horizon or task.horizon) * weights * (task.batch_size * patches + UPDATE)
 
 
 def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None) -> list[Task]:
@@ -55,7 +55,7 @@ def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon
     for slot in range(slots):
         first = _number(seed, 0, slot, 0)
         number, attempt = _number(seed, generation, slot, 0), 0
-        while layers_of(number) != layers_of(first) or operations_of(number) > DEAREST:
+        while layers_of(number) != layers_of(first) or operations_of(number, horizon) > DEAREST:
             attempt += 1
             number = _number(seed, generation, slot, attempt)
         task = random_task(number).task

@@ -35,6 +35,16 @@ def presets(agent: str) -> dict[str, dict[str, Any]]:
     return read_yaml(FOLDER / f"{agent}.yml")
 
 
+def _number(value: Any, old: Any, name: str, source: str) -> Any:
+    """A value where a number stood before: YAML takes 1e-3, which has no dot, for a word."""
+    if not isinstance(old, float) or isinstance(value, (int, float)) or value is None:
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} in {source} must be a number; got {value!r}") from error
+
+
 def apply(defaults: T, values: Mapping[str, Any], source: str) -> T:
     """Defaults (a dataclass instance) with values laid over them; nested mappings reach into nested dataclasses.
 
@@ -50,5 +60,5 @@ def apply(defaults: T, values: Mapping[str, Any], source: str) -> T:
         if isinstance(value, Mapping) and dataclasses.is_dataclass(old):
             changes[name] = apply(old, value, f"{source}, {name}")
         else:
-            changes[name] = tuple(value) if isinstance(value, list) else value
+            changes[name] = tuple(value) if isinstance(value, list) else _number(value, old, name, source)
     return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]

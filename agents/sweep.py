@@ -296,7 +296,7 @@ class SweepLearner(PolicyLearner):
     def update(self) -> dict[str, float]:
         """Sweep each task, remember, and learn from all that is remembered."""
         policy = self._policy({}, 0.0)
-        first = (self._seed << 41) + (self._done << 12)
+        first = (self._seed << 44) + (self._done << 12)  # above every seed that judges
         jobs = [(self._make, self._done, slot, self._config, policy, first + slot) for slot in range(self._slots)]
         played = list((map if self._pool is None else self._pool.map)(play, *zip(*jobs, strict=True)))
         new = [seen for seen, _ in played]

@@ -4,8 +4,8 @@ Trains each variant from several seeds (train_agent.py, resumable), then deploys
 nobody learned from, each from an initial learning rate of its own (log-uniform in 1e-4..3e-2), and takes the test loss.
 Baselines choose their learning rate out of 13 on the selection split of other trainings.
 
-    python experiments/compare_agents.py --output-dir runs/agents              # train what is missing, then the tables
-    python experiments/compare_agents.py --output-dir runs/agents --tables     # the tables of what is there
+    PYTHONPATH=. python experiments/compare_agents.py --output-dir runs/agents           # train what is missing, tables
+    PYTHONPATH=. python experiments/compare_agents.py --output-dir runs/agents --tables  # tables of what is there
 """
 
 from __future__ import annotations

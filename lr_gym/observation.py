@@ -145,6 +145,13 @@ def _log_update_ratio(o: Observed) -> Tensor:
     return (_log(o.hyper.lr * o.stats.update_rms) - _log(o.stats.param_rms)) / LN_10
 
 
+def _among_layers(o: Observed) -> Tensor:
+    """The same minus its mean over the layers that learn: frozen ones have no update to compare with."""
+    ratio, learns = _log_update_ratio(o), (o.stats.grad_rms > 0) & (o.stats.param_rms > 0)
+    mean = torch.where(learns, ratio, 0.0).sum(1, keepdim=True) / learns.sum(1, keepdim=True).clamp_min(1)
+    return torch.where(learns, ratio - mean, 0.0)
+
+
 def _log_snr(o: Observed) -> Tensor:
     return 2.0 * (_log(o.stats.momentum_rms) - _log(o.stats.second_moment_rms)) / LN_10
 
@@ -163,8 +170,8 @@ FEATURES: dict[str, Feature] = {
         "log10 of rms(next update) / rms(weights), centred on 10^-2.5",
     ),
     "update_ratio_among_layers": Feature(
-        lambda o: torch.tanh(_log_update_ratio(o) - _log_update_ratio(o).mean(1, keepdim=True)),
-        "the same minus its mean over the layers",
+        lambda o: torch.tanh(_among_layers(o)),
+        "the same minus its mean over the layers that learn",
     ),
     "grad_trend": Feature(
         lambda o: torch.tanh(_log(o.stats.grad_rms) - o.memory.log_grad),
@@ -290,7 +297,7 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
     """The memory before the first decision, on the device and of the dtype of `like`."""
     zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
-    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(2)), zeros.clone())
+    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(2)), fresh_loss=zeros.clone())
 
 
 def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, fresh: Tensor) -> Memory:

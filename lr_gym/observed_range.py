@@ -7,8 +7,8 @@ measures them for an existing policy, which has learned on the tasks that are na
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,8 +74,6 @@ def _range(rows: NDArray[np.floating]) -> Tensor:
 
 def main(path: str, *tasks: str) -> None:
     """Measure and store the ranges of a policy file or of a training's output folder."""
-    if not tasks:
-        raise ValueError("name at least one task that the policy has learned on")
     policy = load_policy(path)
     low, high = policy.about.get("initial_lr", INITIAL_LR)
     envs = (controlled_env(policy.spec, task, RUNS, (low, high)) for task in tasks)
@@ -84,5 +82,9 @@ def main(path: str, *tasks: str) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m lr_gym.observed_range", description=main.__doc__)
+    parser.add_argument("policy", help="file or output folder of train_agent.py")
+    parser.add_argument("tasks", nargs="+", help="that it has learned on, names of lr_gym.tasks.TASKS")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    main(*sys.argv[1:])
+    main(args.policy, *args.tasks)

@@ -46,6 +46,7 @@ def controlled_env(
         controls=spec.controls,
         action=spec.action,
         action_step=spec.action_step,
+        action_bound=spec.action_bound,
         base=spec.base,
         schedule=spec.schedule,
         decisions=spec.decisions,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["SCHEDULES", "base_schedule"]
 
 Schedule = Callable[[Any], NDArray[np.float64]]
-WSD_DECAY = 0.2  # fraction of the training that warmup-stable-decay spends on decaying (Hu et al. 2024: 0.1 to 0.2)
+WSD_DECAY = 0.2  # fraction of the training that WSD spends on decaying (Hu et al. 2024: 0.1 to 0.2)
 
 SCHEDULES: dict[str, Schedule] = {
     "constant": lambda progress: np.ones_like(np.asarray(progress, dtype=np.float64)),

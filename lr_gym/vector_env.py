@@ -101,6 +101,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         controls: Sequence[str] = ("lr",),
         action: str = "recursive",
         action_step: float | None = None,
+        action_bound: float | None = None,
         base: str = "adamw",
         schedule: str = "wsd",
         decisions: int = 50,
@@ -128,6 +129,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             controls: a part of ("lr", "momentum", "noise"), in this order.
             action: a name of ACTIONS.
             action_step: log of the largest factor on the learning rate per decision; that of ACTIONS by default.
+            action_bound: log of the largest factor on the learning rate in all, likewise.
             base: base optimizer, a name of RULES.
             schedule: base schedule, a name of SCHEDULES; stays at its start in runs that do not know their progress.
             decisions: decisions per training.
@@ -178,6 +180,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             controls=tuple(controls),
             action=action,
             action_step=action_step,
+            action_bound=action_bound,
             base=base,
             schedule=schedule,
             decisions=decisions,
@@ -332,6 +335,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             "step": self._step,
             "done": self._done,
             "observation": self._observation,
+            "given_lr": np.full(self.num_envs, np.nan) if self._given_lr is None else self._given_lr,
         }
         tensors = {f"host.{name}": torch.from_numpy(value.copy()) for name, value in host.items()}
         return tensors | {name: value.clone() for name, value in flatten(self.runs, "runs").items()}
@@ -345,6 +349,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._step = state["host.step"].numpy().copy()
         self._done = state["host.done"].numpy().copy()
         self._observation = state["host.observation"].numpy().copy()
+        given = state.get("host.given_lr")  # not saved by older versions
+        self._given_lr = None if given is None or given.isnan().any() else given.numpy().copy()
         self._history = [[] for _ in range(self.num_envs)]
 
     def _check_lr(self, lr: Any) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from lr_gym.inner_loop import minibatch
 from lr_gym.observation import FEATURES
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import MLPPolicy
+from lr_gym.rollout import controlled_env
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.models import initial_parameters, load_parameters
 from lr_gym.vector_env import LRControlVectorEnv
@@ -115,3 +116,8 @@ def test_environment_equals_optimizer(base, action, control):
     for param, value in zip(model.parameters(), final, strict=True):
         error = (param - value[0]).norm() / value[0].norm()
         assert error <= 1e-9
+
+
+def test_a_policys_own_step_and_bound_are_the_environments():
+    spec = ControlSpec(action_step=0.3, action_bound=0.1)
+    assert controlled_env(spec, "mnist1d-mlp", 1, 0.01).control_spec == spec

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import io
 import pickle
 import subprocess
@@ -21,7 +23,7 @@ from lr_gym.control import ControlSpec
 from lr_gym.layers import CONTROLS
 from lr_gym.observation import DEFAULT_FEATURES
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.policy import MLPPolicy, constant_policy, save_policy
+from lr_gym.policy import MLPPolicy, constant_policy, load_policy, save_policy
 from lr_gym.schedules import SCHEDULES, base_schedule
 from lr_gym.update import RULES
 
@@ -104,25 +106,115 @@ def test_base_schedule_and_the_users_scheduler_multiply(schedule):
     own = base_schedule(schedule)
     both = torch.optim.lr_scheduler.LambdaLR(twin_optimizer, lambda step: float(own(step / 20)) * 0.9**step)
     for step in range(25):  # five more than announced
-        train(optimizer, model, loss_at, [step])
+        over = step == 20 and schedule != "constant"
+        with pytest.warns(UserWarning, match="total_steps=20 are over") if over else contextlib.nullcontext():
+            train(optimizer, model, loss_at, [step])
         train(twin_optimizer, twin, twin_loss_at, [step], observe=False)
         users.step(), both.step()
     assert_close(model, twin)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.9**25)  # the policy leaves it alone
 
 
-def test_groups_have_their_own_settings():
+@pytest.mark.parametrize("fused", [False, True])
+def test_groups_have_their_own_settings(fused):
     (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
 
     def groups(module):
-        weights, biases = ([p for p in module.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
+        named = list(module.named_parameters())
+        weights, biases = ([(n, p) for n, p in named if (p.ndim > 1) == wide] for wide in (True, False))
         first = {"params": weights, "lr": 0.02, "weight_decay": 0.1, "betas": (0.8, 0.99)}
-        return [first, {"params": biases, "weight_decay": 0.0, "eps": 1e-4, "betas": (0.8, 0.95)}]
+        return [first, {"params": biases, "weight_decay": 0.0, "eps": 1e-4, "betas": (0.5, 0.95)}]
 
-    optimizer = PolicyOptimizer(groups(model), constant(), lr=0.01, total_steps=30)
+    optimizer = PolicyOptimizer(groups(model), constant(), lr=0.01, total_steps=30, fused=fused)
     train(optimizer, model, loss_at, range(30))
     train(torch.optim.AdamW(groups(twin), lr=0.01), twin, twin_loss_at, range(30), observe=False)
     assert_close(model, twin)
+
+
+@pytest.mark.parametrize("policy", ["builtin:default", "builtin:mnist1d"])
+def test_the_policy_does_not_cancel_the_users_scheduler(policy):
+    """A tenth from step 20 on is a tenth of what the policy would have done, not a start that it has to mend."""
+    ends = []
+    for factor in (1.0, 0.1):
+        model, loss_at = plain_run(TINY, 1, torch.float32)
+        optimizer = PolicyOptimizer(model.named_parameters(), policy, total_steps=100)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step, f=factor: f if step >= 20 else 1.0)
+        for step in range(60):
+            train(optimizer, model, loss_at, [step])
+            scheduler.step()
+        ends.append([value for key, value in optimizer.metrics().items() if key.startswith("lr/")])
+    for plain, scaled in zip(*ends, strict=True):
+        assert 0.05 < scaled / plain < 0.2
+
+
+def test_a_scheduler_that_begins_low_is_not_where_the_policy_starts():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.named_parameters(), constant(), lr=0.01, total_steps=100)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.001)  # a warmup
+    train(optimizer, model, loss_at, [0])
+    assert optimizer.param_groups[0]["start_lr"] == 0.01
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_weight_decay_is_torchs_by_default():
+    parameters = list(nn.Linear(2, 1).parameters())
+    for base, torchs in TORCH.items():
+        mine = PolicyOptimizer(parameters, constant(base=base), base=base)
+        assert mine.defaults["weight_decay"] == torchs(parameters).defaults["weight_decay"]
+
+
+@pytest.mark.parametrize("policy", ["builtin:default", "builtin:mnist1d"])
+def test_frozen_layers_do_not_change_what_the_others_do(policy):
+    traces = []
+    for everything in (True, False):
+        torch.manual_seed(0)
+        frozen, live = nn.Linear(4, 500), nn.Sequential(nn.Linear(500, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+        frozen.requires_grad_(False)
+        model, x, y = nn.Sequential(live, frozen), torch.randn(32, 4), torch.randint(2, (32,))
+        named = model.named_parameters() if everything else live.named_parameters(prefix="0")
+        optimizer = PolicyOptimizer(named, policy, total_steps=50)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(live(frozen(x)), y)
+            loss.backward()
+            optimizer.observe(loss)
+            optimizer.step()
+        traces.append([value for key, value in optimizer.metrics().items() if key.startswith("multiplier/0")])
+    assert traces[0] == pytest.approx(traces[1], rel=0.3)  # the position of a layer, a feature, differs a little
+
+
+def test_groups_of_bare_tensors_that_tear_layers_apart_warn():
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
+    weights, rest = ([p for p in model.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
+    with pytest.warns(UserWarning, match="first tensor of group 1 is no matrix"):
+        PolicyOptimizer([{"params": weights}, {"params": rest}], constant()).metrics()
+
+
+def test_an_infinite_loss_is_not_told():
+    """Mixed precision skips such a step, so the others of the interval must still count."""
+    model, _ = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), constant())
+    for loss in (1.0, float("inf"), float("nan"), 3.0):
+        optimizer.observe(loss)
+    control = optimizer._live.control
+    assert (control.loss_sum / control.loss_count).item() == 2.0
+
+
+def test_a_closure_may_return_nothing():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), constant())
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step(lambda: loss_at(0).backward())
+    assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("elements", [1, 10, 100])
+def test_a_sample_smaller_than_a_run_of_elements_measures(elements):
+    parameter = nn.Parameter(torch.ones(elements, 1))
+    optimizer = PolicyOptimizer([parameter], constant(), sample=2)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert (parameter < 1).all()
 
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])
@@ -161,6 +253,39 @@ def test_state_dict_continues_bit_for_bit(base, total_steps, at):
     fresh.load_state_dict(saved["optimizer"])
     assert_same(train(fresh, other, other_loss_at, range(at, at + 20)), expected)
     assert fresh.metrics() == optimizer.metrics()
+
+
+def test_a_state_knows_whether_it_was_guarded():
+    """With the guard or without it, each part is loaded for what it is."""
+    policy = load_policy("builtin:mnist1d")
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    make = lambda seen: PolicyOptimizer(
+        model.named_parameters(), dataclasses.replace(policy, seen=seen), total_steps=40, steps_per_epoch=5
+    )
+    optimizer = make(policy.seen)
+    train(optimizer, model, loss_at, range(10))
+    fresh, state = optimizer._live.control.memory.fresh_loss, through_file(optimizer.state_dict())
+    free, guarded = make(None), make(policy.seen)
+    free.load_state_dict(state), free.metrics()
+    assert torch.equal(free._live.control.memory.fresh_loss, fresh)
+    guarded.load_state_dict(through_file(free.state_dict())), guarded.metrics()
+    assert torch.equal(guarded._live.control.memory.fresh_loss, fresh)
+    old = through_file(optimizer.state_dict())
+    for per_tensor in old["state"].values():  # as they once were saved
+        if "guard" in per_tensor:
+            per_tensor["controller"] = torch.cat([per_tensor["controller"][:-1], per_tensor.pop("guard")])
+    guarded.load_state_dict(old)
+    assert guarded.metrics() == optimizer.metrics()
+
+
+def test_a_state_of_a_policy_with_other_controls_is_refused():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), acting(), total_steps=40)
+    train(optimizer, model, loss_at, range(3))
+    other = PolicyOptimizer(model.parameters(), constant(), total_steps=40)
+    other.load_state_dict(through_file(optimizer.state_dict()))
+    with pytest.raises(ValueError, match="policy with other controls"):
+        other.metrics()
 
 
 @pytest.mark.parametrize(("features", "columns"), [(DEFAULT_FEATURES, -1), (("memorised", "epoch_known"), None)])
@@ -396,7 +521,7 @@ def test_odd_tensors_train_as_torchs(kind, base, dtype):
     torch.set_rng_state(torch_state)
     mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     anchor = nn.Parameter(torch.ones(2, 2, dtype=dtype))  # so that there is something beside an empty tensor
-    optimizer = PolicyOptimizer([mine, anchor], constant(base=base), lr=0.01, total_steps=20, base=base)
+    optimizer = PolicyOptimizer([mine, anchor], constant(base=base), 0.01, 20, base, weight_decay=0.01)
     reference = TORCH[base]([theirs], weight_decay=0.01)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):

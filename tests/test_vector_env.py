@@ -459,6 +459,14 @@ def test_state_continues_bit_for_bit(base, reward, tmp_path):
     assert_same(again.reset(), env.reset())
 
 
+def test_state_keeps_the_initial_lr_that_a_reset_named():
+    env, again = tiny(), tiny()
+    env.reset(seed=0, options={"initial_lr": [1e-3] * env.num_envs})
+    again.load_state_dict(env.state_dict())
+    actions = list(itertools.islice(random_actions(env), 40))
+    assert_same(play(env, 40, iter(actions)), play(again, 40, iter(actions)))  # through autoresets
+
+
 def test_state_is_a_copy():
     env = tiny()
     env.reset(seed=0)

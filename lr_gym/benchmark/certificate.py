@@ -12,8 +12,8 @@ All play the same seeds from the same initial learning rates, and are compared s
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,6 +121,9 @@ def describe(certificate: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m lr_gym.benchmark.certificate", description="Is a policy feedback?")
+    parser.add_argument("policy", help="file, output folder of train_agent.py, or builtin:NAME")
+    parser.add_argument("tasks", nargs="+", help="names of lr_gym.tasks.TASKS")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    _, path, *names = sys.argv
-    print(*describe(certificate(load_policy(path), *names)), sep="\n")
+    print(*describe(certificate(load_policy(args.policy), *args.tasks)), sep="\n")

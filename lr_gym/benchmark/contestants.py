@@ -152,12 +152,12 @@ OPTIMIZERS: dict[str, Baseline] = {
     "adam-constant": Baseline("Adam, constant", _ADAM),
     "adam-cosine": Baseline("Adam, cosine", _ADAM, "cosine"),
     "adam-linear": Baseline("Adam, linear decay", _ADAM, "linear"),
-    "adam-wsd": Baseline("Adam, warmup-stable-decay", _ADAM, "wsd"),
+    "adam-wsd": Baseline("Adam, stable, then decay (WSD without warmup)", _ADAM, "wsd"),
     "adam-one-cycle": Baseline("Adam, one cycle", _ADAM, "one-cycle"),
     "adam-plateau": Baseline("Adam, halved on plateaus", _ADAM, "plateau"),
     "adamw": Baseline("AdamW, constant", _ADAMW),
     "adamw-cosine": Baseline("AdamW, cosine", _ADAMW, "cosine"),
-    "adamw-wsd": Baseline("AdamW, warmup-stable-decay", _ADAMW, "wsd"),
+    "adamw-wsd": Baseline("AdamW, stable, then decay (WSD without warmup)", _ADAMW, "wsd"),
     "radam": Baseline("RAdam, constant", _plain(torch.optim.RAdam)),
     "nadam": Baseline("NAdam, constant", _plain(torch.optim.NAdam)),
     "muon": Baseline("Muon on hidden matrices, AdamW on the rest, cosine", _muon, "cosine"),
@@ -214,10 +214,10 @@ def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str
     check_installed(optimizers)
     rows = []
     for path, short in zip(paths, _policy_names(paths), strict=True):
-        load_policy(path)
+        space = SGD_RANGE if load_policy(path).spec.base == "sgd" else ADAM_RANGE
         about = f"{path}, initial lr"
-        rows.append(Entrant(f"policy {short}", f"{about} {POLICY_LR:g}, no tuning", "", path, POLICY_LR, ADAM_RANGE))
-        rows.append(Entrant(f"policy {short} (tuned lr)", f"{about} tuned", "", path, None, ADAM_RANGE))
+        rows.append(Entrant(f"policy {short}", f"{about} {POLICY_LR:g}, no tuning", "", path, POLICY_LR, space))
+        rows.append(Entrant(f"policy {short} (tuned lr)", f"{about} tuned", "", path, None, space))
     for name in optimizers:
         row = OPTIMIZERS[name]
         rows.append(Entrant(name, row.about, name, "", row.lr, row.space))
@@ -225,7 +225,7 @@ def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str
 
 
 def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int, steps_per_epoch: float) -> Optimizer:
-    """Build a contestant's optimizer; a baseline's schedule is made by `schedulers.make_scheduler`.
+    """Build a contestant's optimizer; the schedule of a baseline is one of `schedulers.SCHEDULERS`.
 
     Args:
         contestant: who trains.

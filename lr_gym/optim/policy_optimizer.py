@@ -29,6 +29,8 @@ from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
 __all__ = ["PolicyOptimizer"]
 
 _CONTROLLER = "controller"  # key in the state of each layer's first parameter
+_GUARD = "guard"  # likewise
+_START = "start_lr"  # key of a group: its learning rate when the training began
 _MASSES = ("first_mass", "second_mass")
 _BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 _RUN = 16  # elements side by side that are sampled together
@@ -69,9 +71,11 @@ class PolicyOptimizer(Optimizer):
     """SGD, Adam or AdamW whose learning rates a trained policy sets, layer by layer, as training runs.
 
     The effective learning rate is `group["lr"]` (yours, and your scheduler's) times the policy's base schedule times
-    the policy's multiplier for that layer. The policy decides every `total_steps // decisions` steps and its decision
-    holds in between. Layers are found by parameter name where names are given (`model.named_parameters()`), else by
-    shape: a tensor of two or more dimensions opens a layer and smaller ones join it.
+    the policy's multiplier for that layer. The policy does not see what you or a scheduler make of `group["lr"]` after
+    the first step: it would take that for a start to be mended. It decides every `total_steps // decisions` steps and
+    its decision holds in between. Layers are found by parameter name where names are given
+    (`model.named_parameters()`), else by shape: a tensor of two or more dimensions opens a layer and smaller ones join
+    it.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = PolicyOptimizer(model.named_parameters(), "builtin:default", total_steps=100)
@@ -93,7 +97,7 @@ class PolicyOptimizer(Optimizer):
         lr: float = 1e-3,
         total_steps: int | None = None,
         base: str = "adamw",
-        weight_decay: float = 0.01,
+        weight_decay: float | None = None,
         *,
         steps_per_epoch: float | None = None,
         betas: tuple[float, float] | None = None,
@@ -114,7 +118,7 @@ class PolicyOptimizer(Optimizer):
             base: "adamw", "adam" or "sgd"; must be of the family that the policy was trained on.
             steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
                 None hides from the policy how often it will have passed over the data.
-            weight_decay: decoupled for adamw, L2 for the others, as in torch.optim.
+            weight_decay: decoupled for adamw, L2 for the others, by default 0.01 and 0, as in torch.optim.
             betas: (momentum or beta1, beta2); the base optimizer's usual ones by default.
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
@@ -131,6 +135,7 @@ class PolicyOptimizer(Optimizer):
         rule = base_rule(base)
         betas = (rule.momentum, rule.beta2) if betas is None else betas
         eps = rule.eps if eps is None else eps
+        weight_decay = 0.01 * rule.decoupled if weight_decay is None else weight_decay
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0; got {value!r}")
@@ -172,9 +177,15 @@ class PolicyOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; a closure re-evaluates the model and returns the loss, which is observed and returned."""
         loss = evaluate(closure)
-        if closure is not None:
+        if loss is not None:
             self.observe(loss)
         live, step = self._prepare(), self.param_groups[0]["step"]
+        if step == self._total_steps and self._factor(step) == 0.0:
+            warnings.warn(
+                f"PolicyOptimizer: total_steps={step} are over and the learning rate is 0: give the number of "
+                "optimizer steps that the whole training takes",
+                stacklevel=4,
+            )
         if step % self._interval == 0:
             self._decide(live, step)
         self._update(live, step)
@@ -186,7 +197,10 @@ class PolicyOptimizer(Optimizer):
         """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
         live = self._prepare()
         value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
-        live.control = live.control.add_loss(value.to(live.control.loss_sum).reshape(1))
+        value = value.to(live.control.loss_sum).reshape(1)
+        told = torch.where(torch.isfinite(value), live.control.loss_sum + value, live.control.loss_sum)
+        count = live.control.loss_count + torch.isfinite(value)  # mixed precision skips steps of infinite loss
+        live.control = live.control._replace(loss_sum=told, loss_count=count)
 
     def metrics(self) -> dict[str, float]:
         """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift; reads the device."""
@@ -230,7 +244,7 @@ class PolicyOptimizer(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
-            for key in (_CONTROLLER, *_MASSES):  # torch casts what it loads to the parameter's dtype
+            for key in (_CONTROLLER, _GUARD, *_MASSES):  # torch casts what it loads to the parameter's dtype
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
         self._live = None
@@ -266,6 +280,8 @@ class PolicyOptimizer(Optimizer):
         if self._live is not None:
             return self._live
         spec = self._policy.spec
+        for group in self.param_groups:
+            group.setdefault(_START, group.get("initial_lr", group["lr"]))  # initial_lr: from before a warmup
         pairs = [(param, group) for group in self.param_groups for param in group["params"]]
         params = [param for param, _ in pairs]
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
@@ -273,6 +289,7 @@ class PolicyOptimizer(Optimizer):
             layout = layout_of_named(zip(names, params, strict=True), spec.control)
         else:
             layout = layout_of_tensors(params, spec.control)
+            self._check_groups()
         starts = itertools.accumulate(layout.sizes, initial=0)
         slots = [
             _Slot(param, group, layer, start)
@@ -288,6 +305,17 @@ class PolicyOptimizer(Optimizer):
         multiplier = decode(spec.controls, control.offset, self._unit(control, leads))
         self._live = _Live(layout, slots, leads, control, multiplier, guard)
         return self._live
+
+    def _check_groups(self) -> None:
+        """Warn of groups without names that do not begin with a layer of their own."""
+        for i, group in enumerate(self.param_groups):
+            if i and group["params"][0].ndim < 2 and self._policy.spec.control == "per_layer":
+                warnings.warn(
+                    f"PolicyOptimizer: the first tensor of group {i} is no matrix, so it counts as a part of the last "
+                    "layer of the group before: give (name, parameter) pairs, as model.named_parameters() does",
+                    stacklevel=6,
+                )
+                return
 
     @staticmethod
     def _unit(control: ControlState, leads: list[_Slot]) -> Hyperparams:
@@ -312,21 +340,21 @@ class PolicyOptimizer(Optimizer):
             step=one * step,
             horizon=one * (steps or 1),
             passes=one * ((steps or 1) / (epoch or 1)),
-            parameters=one * sum(live.layout.sizes),
+            parameters=one * max(1, sum(s.param.numel() for s in live.slots if s.param.requires_grad)),
             loss_known=one,
             progress_known=one * float(steps is not None),
             passes_known=one * float(epoch is not None),
         )
 
-    def _effective(self, live: _Live, step: int) -> Hyperparams:
-        """Hyperparameters in force at a step, (1, L)."""
-        lr = live.multiplier.lr.new_tensor([[float(lead.group["lr"]) for lead in live.leads]])
+    def _effective(self, live: _Live, step: int, key: str = "lr") -> Hyperparams:
+        """Hyperparameters in force at a step, (1, L); with key=_START those that would be had nobody changed lr."""
+        lr = live.multiplier.lr.new_tensor([[float(lead.group[key]) for lead in live.leads]])
         return live.multiplier._replace(lr=live.multiplier.lr * lr * self._factor(step))
 
     def _decide(self, live: _Live, step: int) -> None:
         """Measure, observe, predict, decode."""
         spec, dtype = self._policy.spec, live.control.offset.dtype
-        hyper = self._effective(live, step)
+        hyper = self._effective(live, step, _START)
 
         def row(tensor: Tensor) -> Tensor:
             return tensor.to(dtype).unsqueeze(0)
@@ -365,7 +393,7 @@ class PolicyOptimizer(Optimizer):
         unit = self._unit(control, live.leads)
         live.multiplier, live.control = apply_action(spec, control, action.unsqueeze(0), unit)
         if live.guard is not None:
-            lr = unit.lr.new_tensor([[float(lead.group.get("initial_lr", lead.group["lr"])) for lead in live.leads]])
+            lr = unit.lr.new_tensor([[float(lead.group[_START]) for lead in live.leads]])
             offset = live.guard.decide(observation, stats.grad_rms > 0, lr, control.offset, live.control.offset)
             live.multiplier, live.control = decode(spec.controls, offset, unit), live.control._replace(offset=offset)
             self._warn(live.guard, wait=False)
@@ -398,7 +426,9 @@ class PolicyOptimizer(Optimizer):
         first, second = self._moments(slot)
         masses = self._scale([slot], live.control.offset)
         scale = MomentScale(masses.mass[:, 0], masses.second[:, 0])
-        momentum, lr = hyper.momentum[:, layer], hyper.lr[:, layer] * (group["lr"] * factor)
+        lr = hyper.lr[:, layer] * (group["lr"] * factor)
+        controlled = "momentum" in self._policy.spec.controls
+        momentum = hyper.momentum[:, layer] if controlled else torch.full_like(lr, group["betas"][0])
         scale = scale.advanced(rule, momentum)
         self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
         self.state[param].pop("step", None)
@@ -506,26 +536,40 @@ class PolicyOptimizer(Optimizer):
         per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
         columns = [value.expand(live.layout.num_layers) for value in per_run]
         columns += [value[0] for value in control.memory[_PER_RUN:-1]]
-        rows = torch.cat([torch.stack(columns, dim=1), control.offset[0], control.action[0]], dim=1)
-        if live.guard is not None:
-            rows = torch.cat([rows, torch.stack(live.guard.state, dim=-1)[0]], dim=1)
-        rows = torch.cat([rows, control.memory.fresh_loss.expand(len(rows), 1)], dim=1)
+        fresh = control.memory.fresh_loss.expand(live.layout.num_layers, 1)
+        rows = torch.cat([torch.stack(columns, dim=1), control.offset[0], control.action[0], fresh], dim=1)
         for lead, row in zip(live.leads, rows, strict=True):
             self.state[lead.param][_CONTROLLER] = row.clone()
+        if live.guard is not None:
+            for lead, row in zip(live.leads, torch.stack(live.guard.state, dim=-1)[0], strict=True):
+                self.state[lead.param][_GUARD] = row.clone()
 
     def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[_Slot]) -> ControlState:
         """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
         per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
         per_layer = [*control.memory[_PER_RUN:-1], *control.offset.unbind(-1), *control.action.unbind(-1)]
-        per_layer += [] if guard is None else list(guard.state)
-        per_layer += [control.memory.fresh_loss.expand(1, len(leads))]
+        fresh, guarded = control.memory.fresh_loss.expand(1, len(leads)), [] if guard is None else list(guard.state)
+        plain = len(per_run) + len(per_layer)
         for layer, lead in enumerate(leads):
-            if _CONTROLLER in self.state[lead.param]:
-                row = self.state[lead.param][_CONTROLLER].to(control.offset)
-                for target, value in zip(per_run, row[: len(per_run)], strict=True):
-                    target[0] = value
-                for target, value in zip(per_layer, row[len(per_run) :], strict=False):
-                    target[0, layer] = value
+            state = self.state[lead.param]
+            if _CONTROLLER not in state:
+                continue
+            row = state[_CONTROLLER].to(control.offset)
+            if len(row) not in (plain, plain + 1, plain + 2):
+                raise ValueError(
+                    f"the state that was loaded is that of a policy with other controls: {len(row)} numbers a layer, "
+                    f"{plain + 1} are expected; load it into an optimizer with the policy that it was saved with"
+                )
+            run_row, layer_row, rest = row.split([len(per_run), len(per_layer), len(row) - plain])
+            for target, value in zip(per_run, run_row, strict=True):
+                target[0] = value
+            for target, value in zip(per_layer, layer_row, strict=True):
+                target[0, layer] = value
+            if len(rest) == 1:
+                fresh[0, layer] = rest[0]
+            guard_row = rest if len(rest) == 2 else state.get(_GUARD, ())  # it once had no key of its own
+            for target, value in zip(guarded, guard_row, strict=False):
+                target[0, layer] = value
         return control
 
 
@@ -550,6 +594,8 @@ def _stride(elements: int, sample: int | None) -> int:
     if sample is None or elements <= 4 * sample:
         return 1
     stride, runs = elements // sample, elements // _RUN
+    if runs < 2:
+        return 1
     while math.gcd(stride, runs) > 1:
         stride += 1
     return stride

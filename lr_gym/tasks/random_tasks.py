@@ -21,7 +21,7 @@ from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
 from lr_gym.tasks.modules import MeanOverTime, Recurrent, Residual, ScaledLinear
 from lr_gym.tasks.task import Data, Split, Task
 
-__all__ = ["RANGES", "SOURCES", "RandomTask", "random_task"]
+__all__ = ["RANGES", "RandomTask", "random_task"]
 
 # What is drawn: (low, high) log-uniform, integers rounded; a tuple of more, uniformly one of it.
 RANGES: dict[str, tuple[Any, ...]] = {
@@ -50,7 +50,6 @@ RANGES: dict[str, tuple[Any, ...]] = {
 }
 INPUTS = {"mnist1d": 40, "digits": 64}
 CLUSTERS = 3  # of each class
-SOURCES = (*INPUTS, "teacher", "clusters")
 
 
 class RandomTask(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import get_args
 
 import pytest
@@ -54,6 +55,22 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_pa
     assert (args.dqn.gamma, args.dqn.hidden, args.dqn.batch_size) == (0.5, (8,), 512)
 
 
+def test_a_file_may_name_the_preset(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text("agent: sweep\npreset: generalist\n")
+    assert parse([*BASE, "--config", str(file)]) == dataclasses.replace(
+        parse([*BASE, "--agent", "sweep", "--preset", "generalist"]), config=file
+    )
+    assert parse([*BASE, "--config", str(file), "--preset", "default"]).suite is None
+
+
+def test_a_number_without_a_dot_is_a_number(tmp_path):
+    """YAML 1.1 takes 1e-3 for a word."""
+    file = tmp_path / "mine.yml"
+    file.write_text("ppo:\n  learning_rate: 1e-3\n")
+    assert parse([*BASE, "--config", str(file)]).ppo.learning_rate == 1e-3
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -61,6 +78,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_pa
         ("ppo:\n  gama: 1", ["gama", "ppo", "gamma"]),
         ("- 1", ["mapping", "mine.yml"]),
         ("a: [", ["mine.yml"]),
+        ("ppo:\n  gamma: high", ["gamma", "mine.yml", "number", "high"]),
     ],
 )
 def test_bad_files_are_named(text, words, tmp_path):

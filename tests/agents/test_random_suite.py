@@ -45,6 +45,11 @@ def test_no_task_of_a_batch_takes_far_longer_than_others():
     assert max(map(operations_of, range(100))) > DEAREST  # there are such tasks
 
 
+def test_a_shorter_horizon_makes_a_task_cheaper():
+    dear = next(number for number in range(100) if operations_of(number) > DEAREST)
+    assert operations_of(dear, 10) * random_task(dear).task.horizon == operations_of(dear) * 10
+
+
 def test_operations_of_a_network_that_all_patches_share():
     number = next(i for i in range(1000) if (d := random_task(i).drawn)["network"] == "recurrent" and d["depth"] == 1)
     task, _, drawn = random_task(number)
