@@ -296,8 +296,8 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 
 def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
     """The memory before the first decision, on the device and of the dtype of `like`."""
-    zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
-    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(2)), fresh_loss=zeros.clone())
+    per_run = [like.new_zeros(runs) for _ in range(7)]
+    return Memory(*per_run[:6], *(like.new_zeros(runs, layers) for _ in range(2)), *per_run[6:])
 
 
 def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, fresh: Tensor) -> Memory:
