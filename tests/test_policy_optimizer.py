@@ -278,6 +278,18 @@ def test_a_state_knows_whether_it_was_guarded():
     assert guarded.metrics() == optimizer.metrics()
 
 
+def test_a_state_of_other_layers_warns():
+    """Without names a bias joins the weight before it; with them it has a layer of its own."""
+    weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    bare = PolicyOptimizer([weight, bias], acting(), total_steps=40)
+    weight.grad, bias.grad = torch.ones(2, 2), torch.ones(2)
+    bare.step()
+    named = PolicyOptimizer([("a.weight", weight), ("b.weight", bias)], acting(), total_steps=40)
+    named.load_state_dict(through_file(bare.state_dict()))
+    with pytest.warns(UserWarning, match="has other layers"):
+        named.step()
+
+
 def test_a_state_of_a_policy_with_other_controls_is_refused():
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = PolicyOptimizer(model.parameters(), acting(), total_steps=40)

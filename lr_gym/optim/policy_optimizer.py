@@ -301,10 +301,21 @@ class PolicyOptimizer(Optimizer):
         self._policy = self._policy.to(like.device)
         seen = getattr(self._policy, "seen", None)  # a policy of the user's own may know nothing of guards
         guard = None if seen is None else Guard(seen, spec, layout.names, like)
+        self._check_leads(leads)
         control = self._stored_controller(initial_state(spec, 1, layout.num_layers, like), guard, leads)
         multiplier = decode(spec.controls, control.offset, self._unit(control, leads))
         self._live = _Live(layout, slots, leads, control, multiplier, guard)
         return self._live
+
+    def _check_leads(self, leads: list[_Slot]) -> None:
+        """Warn of layers that were trained before and of which a loaded state knows nothing."""
+        states = [self.state.get(lead.param, {}) for lead in leads]
+        if any(_CONTROLLER in state for state in states) and any(s and _CONTROLLER not in s for s in states):
+            warnings.warn(
+                "PolicyOptimizer: the state that was loaded has other layers (perhaps it was saved without names): "
+                "those of which it knows nothing start anew",
+                stacklevel=6,
+            )
 
     def _check_groups(self) -> None:
         """Warn of groups without names that do not begin with a layer of their own."""
