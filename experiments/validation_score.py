@@ -34,16 +34,16 @@ def losses(policy: Policy, lr: float | tuple[float, float], runs: int) -> NDArra
 
 
 def candidate(name: str, runs: int) -> NDArray[np.float64]:
-    """`losses` of a policy, or of SCHEDULE:LR."""
-    schedule, _, lr = name.partition(":")
-    if schedule in SCHEDULES:
-        return losses(constant_policy(ControlSpec(schedule=schedule), 10), float(lr), runs)
+    """`losses` of a policy, or of SCHEDULE:LR:BASE."""
+    if name.partition(":")[0] in SCHEDULES:
+        schedule, lr, base = (*name.split(":"), "adamw")[:3]
+        return losses(constant_policy(ControlSpec(schedule=schedule, base=base), 10), float(lr), runs)
     return losses(load_policy(name), INITIAL_LR, runs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR")
+    parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR, or SCHEDULE:LR:BASE")
     parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
     args = parser.parse_args()
     torch.set_num_threads(1)
