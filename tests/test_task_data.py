@@ -127,6 +127,26 @@ def test_titanic_is_standardised_by_the_gradient_split_only():
     assert sum(int(split.targets.sum()) for split in data) == 500  # survivors
 
 
+def test_prices_of_diamonds_are_standardised_by_the_gradient_split_only():
+    data = tables.diamonds()
+    assert [tuple(split.inputs.shape) for split in data] == [(40_000, 26), (4_000, 26), (4_000, 26), (5_940, 26)]
+    assert data.gradient.targets.mean() == pytest.approx(0.0, abs=1e-5)
+    assert data.gradient.targets.std() == pytest.approx(1.0, abs=1e-5)
+    assert abs(data.test.targets.mean()) > 1e-4
+    carat, price = data.test.inputs[:, 0], data.test.targets[:, 0]
+    assert torch.corrcoef(torch.stack([carat, price]))[0, 1] > 0.8
+
+
+def test_one_flight_in_four_is_late():
+    data = tables.flights()
+    assert data.gradient.inputs.shape == (40_000, 136)
+    for split in data:
+        assert 0.22 < split.targets.double().mean() < 0.26
+        assert torch.isfinite(split.inputs).all()
+    hour, late = data.gradient.inputs[:, 0], data.gradient.targets
+    assert late[hour > 1.0].double().mean() > 1.5 * late[hour < -1.0].double().mean()  # delays add up over the day
+
+
 # CIFAR-10
 
 

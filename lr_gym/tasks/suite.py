@@ -229,6 +229,7 @@ _ROWS = (
         source="flights",
         extra="tables",
         sizes=(40_000, 4_000, 4_000, 8_000),
+        best="loss 0.509, Adam, cosine from lr 0.001",
     ),
     Task(
         name="quadratic",
