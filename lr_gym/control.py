@@ -151,7 +151,7 @@ def decide_observation(
     Returns:
         Observation (B, L, F) and the state with its loss sums emptied.
     """
-    memory = remember(state.memory, stats, state.loss_sum / state.loss_count, outlook.passes_made <= 1.0)
+    memory = remember(state.memory, stats, state.loss_sum / state.loss_count)
     observed = Observed(stats, memory, hyper, state.offset, state.action, outlook)
     empty = torch.zeros_like(state.loss_sum)
     state = state._replace(memory=memory, loss_sum=empty, loss_count=empty.clone())

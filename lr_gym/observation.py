@@ -51,8 +51,6 @@ class Memory(NamedTuple):
         long_loss: (B,) the same, newest weighs LONG.
         initial_param_rms: (B, L) when first seen to be positive.
         log_grad: (B, L) running mean of log grad_rms, newest weighs LONG.
-        fresh_loss: (B,) short_loss as it was when the training last saw nothing but new data; the first one, where it
-            never did. Last, since states that were saved without it must still be understood.
     """
 
     loss_seen: Tensor
@@ -63,7 +61,6 @@ class Memory(NamedTuple):
     long_loss: Tensor
     initial_param_rms: Tensor
     log_grad: Tensor
-    fresh_loss: Tensor
 
 
 class Outlook(NamedTuple):
@@ -90,11 +87,6 @@ class Outlook(NamedTuple):
     loss_known: Tensor
     progress_known: Tensor
     passes_known: Tensor
-
-    @property
-    def passes_made(self) -> Tensor:
-        """Passes over the training data so far, (B,)."""
-        return self.step * self.passes / self.horizon
 
 
 class Observed(NamedTuple):
@@ -123,8 +115,7 @@ class Feature(NamedTuple):
     Attributes:
         compute: Observed -> (B, L) or (B, 1) in [-1, 1].
         about: one line for the documentation.
-        needs: "loss", "progress", "epoch", "fresh" (loss and epoch) or "passes" (epoch and progress) where the feature
-            is 0 unless that is known, else "".
+        needs: "loss", "progress", "epoch" or "passes" where the feature is 0 unless that is known, else "".
     """
 
     compute: Callable[[Observed], Tensor]
@@ -262,13 +253,8 @@ FEATURES: dict[str, Feature] = {
         lambda o: _column(torch.log10(1.0 + o.outlook.step) / 2.0 - 1.0),
         "log10 of the steps made, centred on 10^2: all that is known of the time where the end is not",
     ),
-    "memorised": Feature(
-        lambda o: _column(torch.tanh(o.memory.short_loss - o.memory.fresh_loss)),
-        "log of the recent loss over that at the end of the first pass over the data: what later passes gain",
-        "fresh",
-    ),
     "passes_made": Feature(
-        lambda o: _column(torch.log10(0.01 + o.outlook.passes_made) / 3.0),
+        lambda o: _column(torch.log10(0.01 + o.outlook.step * o.outlook.passes / o.outlook.horizon) / 3.0),
         "log10 of the passes over the data so far",
         "epoch",
     ),
@@ -278,7 +264,7 @@ FEATURES: dict[str, Feature] = {
 }
 
 # What describes a training as a whole rather than how it goes: only many tasks teach what it means.
-TASK_FEATURES = ("peak_lr", "loss_level", "model_size", "horizon", "passes", "passes_known", "memorised")
+TASK_FEATURES = ("peak_lr", "loss_level", "model_size", "horizon", "passes", "passes_known")
 ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
 _CHOSEN = ("momentum", "noise", "log_lr", *TASK_FEATURES, *ENDLESS_FEATURES)
 DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN)
@@ -296,18 +282,17 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 
 def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
     """The memory before the first decision, on the device and of the dtype of `like`."""
-    per_run = [like.new_zeros(runs) for _ in range(7)]
-    return Memory(*per_run[:6], *(like.new_zeros(runs, layers) for _ in range(2)), *per_run[6:])
+    zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
+    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(2)))
 
 
-def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, fresh: Tensor) -> Memory:
+def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
     """Update the memory at a decision.
 
     Args:
         memory: before.
         stats: at this decision.
         mean_loss: (B,) mean loss since the last decision, NaN where none was given.
-        fresh: (B,) bool, whether no example was seen twice until now.
     """
     log_grad = _log(stats.grad_rms)
     new_layer = memory.initial_param_rms == 0
@@ -319,30 +304,26 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, fresh: Tensor
     def running(mean: Tensor, weight: float) -> Tensor:
         return torch.where(known, torch.where(first_loss, log_loss, torch.lerp(mean, log_loss, weight)), mean)
 
-    short_loss = running(memory.short_loss, SHORT)
     return Memory(
         loss_seen=torch.where(known, torch.ones_like(loss), memory.loss_seen),
         initial_loss=torch.where(first_loss, loss, memory.initial_loss),
         last_loss=loss,
         loss_change=torch.where(known & ~first_loss, log_loss - last, torch.zeros_like(loss)),
-        short_loss=short_loss,
+        short_loss=running(memory.short_loss, SHORT),
         long_loss=running(memory.long_loss, LONG),
         initial_param_rms=torch.where(new_layer, stats.param_rms, memory.initial_param_rms),
         log_grad=torch.where(new_layer, log_grad, torch.lerp(memory.log_grad, log_grad, LONG)),
-        fresh_loss=torch.where(fresh | first_loss, short_loss, memory.fresh_loss),
     )
 
 
 def observe(features: Sequence[str], observed: Observed) -> Tensor:
     """The observation (B, L, F), F = len(features): finite and in [-1, 1], float32."""
     shape, outlook = observed.hyper.lr.shape, observed.outlook
-    loss_known = outlook.loss_known * observed.memory.loss_seen
     known = {
         "": torch.ones_like(outlook.loss_known),
-        "loss": loss_known,
+        "loss": outlook.loss_known * observed.memory.loss_seen,
         "progress": outlook.progress_known,
         "epoch": outlook.passes_known,
-        "fresh": outlook.passes_known * loss_known,
         "passes": outlook.passes_known * outlook.progress_known,
     }
     columns = []

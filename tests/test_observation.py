@@ -31,11 +31,7 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
     remembered = value if memory is None else memory
     return Observed(
         stats=LayerStats(*(bl,) * 6),
-        memory=Memory(
-            *(torch.full((runs,), remembered),) * 6,
-            *(torch.full((runs, layers), remembered),) * 2,
-            torch.full((runs,), remembered),
-        ),
+        memory=Memory(*(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 2),
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
@@ -49,7 +45,7 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     b = lambda: torch.rand(runs, generator=generator, dtype=torch.float64) + 0.1
     bl = lambda: torch.rand(runs, layers, generator=generator, dtype=torch.float64) + 0.1
     stats = LayerStats(*(bl() for _ in range(5)), bl() - 0.6)
-    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl(), b())
+    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl())
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
@@ -71,8 +67,7 @@ def test_memory_of_absurd_stats_still_gives_bounded_features(value):
     observed = filled(value)
     memory = empty_memory(2, 3, torch.zeros(()))
     for other in (value, 1.0, value, value):
-        stats = LayerStats(*(torch.full((2, 3), other),) * 6)
-        memory = remember(memory, stats, torch.full((2,), other), torch.tensor([True, False]))
+        memory = remember(memory, LayerStats(*(torch.full((2, 3), other),) * 6), torch.full((2,), other))
         observation = observe(ALL, observed._replace(memory=memory))
         assert torch.isfinite(observation).all()
         assert observation.abs().max() <= 1
@@ -107,8 +102,7 @@ def test_masked_features_are_zero_and_say_so(hidden):
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
     observed = ordinary()
     masked = observe(ALL, observed._replace(outlook=observed.outlook._replace(**{f"{hidden}_known": mask})))
-    unknown = {"loss": ["loss", "fresh"], "progress": ["progress", "passes"], "passes": ["passes", "epoch", "fresh"]}
-    unknown = unknown[hidden]
+    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes", "epoch"]}[hidden]
     plain = observe(ALL, observed)
     for i, name in enumerate(ALL):
         assert torch.equal(masked[0, :, i], plain[0, :, i])
@@ -123,7 +117,7 @@ def test_loss_features_are_masked_until_a_loss_was_seen():
     observed = ordinary()
     unseen = observed._replace(memory=observed.memory._replace(loss_seen=torch.zeros(2).double()))
     for name, feature in FEATURES.items():
-        if feature.needs in ("loss", "fresh") or name == "loss_known":
+        if feature.needs == "loss" or name == "loss_known":
             assert not observe((name,), unseen).any()
 
 
@@ -151,7 +145,6 @@ def test_formulas_in_plain_python():
         "model_size": math.log10(o.outlook.parameters[run].item()) / 4 - 1,
         "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.outlook.passes[run].item()) / 3,
-        "memorised": math.tanh((memory.short_loss - memory.fresh_loss)[run].item()),
         "steps": math.log10(1 + o.outlook.step[run].item()) / 2 - 1,
         "passes_made": math.log10(0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()) / 3,
     }
@@ -174,16 +167,15 @@ def test_update_ratio_does_not_see_the_scale_of_the_loss():
 
 
 def test_memory_equals_a_loop_over_numbers():
-    """Losses given at some decisions only, a layer whose weights are zero at first (a bias), an end of new data."""
+    """Losses given at some decisions only, and a layer whose weights are zero at first (a bias)."""
     losses = [2.0, math.nan, 1.5, 0.7, math.nan, 0.9]
     weights, grads = [0.0, 0.0, 0.5, 0.6, 0.7, 0.8], [1.0, 2.0, 4.0, 1.0, 0.5, 3.0]
-    fresh, unspoilt = [True, True, True, False, False, False], 0.0
     memory = empty_memory(1, 1, torch.zeros((), dtype=torch.float64))
     seen, short, long, change, last, first, start, log_grad = 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for loss, weight, grad, new in zip(losses, weights, grads, fresh, strict=True):
+    for loss, weight, grad in zip(losses, weights, grads, strict=True):
         table = lambda x: torch.full((1, 1), x, dtype=torch.float64)
         stats = LayerStats(*(table(x) for x in (weight, grad, 0.0, 0.0, 0.0, 0.0)))
-        memory = remember(memory, stats, torch.tensor([loss], dtype=torch.float64), torch.tensor([new]))
+        memory = remember(memory, stats, torch.tensor([loss], dtype=torch.float64))
 
         log_grad = math.log(grad) if start == 0 else 0.9 * log_grad + 0.1 * math.log(grad)
         start = weight if start == 0 else start
@@ -195,24 +187,14 @@ def test_memory_equals_a_loop_over_numbers():
             else:
                 first, short, long = loss, log, log
             seen, last = 1, loss
-        unspoilt = short if new else unspoilt
         got = [value.item() for value in memory]
-        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad, unspoilt], abs=1e-9)
-
-
-def test_who_never_sees_a_pass_without_repetition_measures_from_the_first_loss():
-    memory, stats = empty_memory(1, 1, torch.zeros(())), LayerStats(*(torch.ones(1, 1),) * 6)
-    for loss in (2.0, 1.0):
-        memory = remember(memory, stats, torch.tensor([loss]), torch.tensor([False]))
-    assert memory.fresh_loss.item() == pytest.approx(math.log(2.0))
+        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad], abs=1e-9)
 
 
 def test_memory_of_one_run_ignores_the_others():
     stats = LayerStats(*(torch.tensor([[1.0], [math.nan]]),) * 6)
-    new = torch.tensor([True, True])
-    both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]), new)
-    stats = LayerStats(*(s[:1] for s in stats))
-    alone = remember(empty_memory(1, 1, torch.zeros(())), stats, torch.tensor([1.0]), new[:1])
+    both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]))
+    alone = remember(empty_memory(1, 1, torch.zeros(())), LayerStats(*(s[:1] for s in stats)), torch.tensor([1.0]))
     for a, b in zip(both, alone, strict=True):
         assert torch.equal(a[:1], b)
 

@@ -34,7 +34,7 @@ _START = "start_lr"  # key of a group: its learning rate when the training began
 _MASSES = ("first_mass", "second_mass")
 _BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 _RUN = 16  # elements side by side that are sampled together
-_PER_RUN = len(Memory._fields) - 3  # of the memory: the values before those of each layer
+_PER_RUN = len(Memory._fields) - 2  # fields of Memory that have no layers
 
 
 class _Slot(NamedTuple):
@@ -281,7 +281,7 @@ class PolicyOptimizer(Optimizer):
             return self._live
         spec = self._policy.spec
         for group in self.param_groups:
-            group.setdefault(_START, group.get("initial_lr", group["lr"]))  # initial_lr: from before a warmup
+            group.setdefault(_START, float(group.get("initial_lr", group["lr"])))  # initial_lr: from before a warmup
         pairs = [(param, group) for group in self.param_groups for param in group["params"]]
         params = [param for param, _ in pairs]
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
@@ -546,9 +546,8 @@ class PolicyOptimizer(Optimizer):
         control = live.control
         per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
         columns = [value.expand(live.layout.num_layers) for value in per_run]
-        columns += [value[0] for value in control.memory[_PER_RUN:-1]]
-        fresh = control.memory.fresh_loss.expand(live.layout.num_layers, 1)
-        rows = torch.cat([torch.stack(columns, dim=1), control.offset[0], control.action[0], fresh], dim=1)
+        columns += [value[0] for value in control.memory[_PER_RUN:]]
+        rows = torch.cat([torch.stack(columns, dim=1), control.offset[0], control.action[0]], dim=1)
         for lead, row in zip(live.leads, rows, strict=True):
             self.state[lead.param][_CONTROLLER] = row.clone()
         if live.guard is not None:
@@ -558,27 +557,25 @@ class PolicyOptimizer(Optimizer):
     def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[_Slot]) -> ControlState:
         """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
         per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
-        per_layer = [*control.memory[_PER_RUN:-1], *control.offset.unbind(-1), *control.action.unbind(-1)]
-        fresh, guarded = control.memory.fresh_loss.expand(1, len(leads)), [] if guard is None else list(guard.state)
-        plain = len(per_run) + len(per_layer)
+        per_layer = [*control.memory[_PER_RUN:], *control.offset.unbind(-1), *control.action.unbind(-1)]
+        guarded = [] if guard is None else list(guard.state)
+        expected = len(per_run) + len(per_layer)
         for layer, lead in enumerate(leads):
             state = self.state[lead.param]
             if _CONTROLLER not in state:
                 continue
             row = state[_CONTROLLER].to(control.offset)
-            if len(row) not in (plain, plain + 1, plain + 2):
+            if len(row) not in (expected, expected + 2):
                 raise ValueError(
                     f"the state that was loaded is that of a policy with other controls: {len(row)} numbers a layer, "
-                    f"{plain + 1} are expected; load it into an optimizer with the policy that it was saved with"
+                    f"{expected} are expected; load it into an optimizer with the policy that it was saved with"
                 )
-            run_row, layer_row, rest = row.split([len(per_run), len(per_layer), len(row) - plain])
+            run_row, layer_row, rest = row.split([len(per_run), len(per_layer), len(row) - expected])
             for target, value in zip(per_run, run_row, strict=True):
                 target[0] = value
             for target, value in zip(per_layer, layer_row, strict=True):
                 target[0, layer] = value
-            if len(rest) == 1:
-                fresh[0, layer] = rest[0]
-            guard_row = rest if len(rest) == 2 else state.get(_GUARD, ())  # it once had no key of its own
+            guard_row = rest if len(rest) else state.get(_GUARD, ())  # it once had no key of its own
             for target, value in zip(guarded, guard_row, strict=False):
                 target[0, layer] = value
         return control
