@@ -31,7 +31,7 @@ from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "learn", "regret_of"]
 
-WORST = 0.5  # regret in nats that counts at most: without it, tasks that can be solved exactly would be all that counts
+WORST = 0.5  # regret in nats that counts at most, else tasks whose loss can go to 0 would be most of the mean
 JUMP = 0.1  # chance per decision that a wandering training leaps
 JITTER = 0.02  # of wandering layers, in full actions
 BATCH = 4096

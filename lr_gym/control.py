@@ -120,8 +120,12 @@ class ControlState(NamedTuple):
     loss_count: Tensor
 
     def add_loss(self, loss: Tensor) -> ControlState:
-        """Take note of one more inner step's training loss (B,)."""
-        return self._replace(loss_sum=self.loss_sum + loss, loss_count=self.loss_count + 1.0)
+        """Take note of one more inner step's training loss (B,); none where it is not finite.
+
+        Mixed precision skips steps of infinite loss, and the others of the interval must still count.
+        """
+        told = torch.isfinite(loss)
+        return self._replace(loss_sum=self.loss_sum + torch.where(told, loss, 0.0), loss_count=self.loss_count + told)
 
 
 def initial_state(spec: ControlSpec, runs: int, layers: int, like: Tensor) -> ControlState:

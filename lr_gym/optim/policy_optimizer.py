@@ -18,9 +18,11 @@ from lr_gym.action import decode
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
-from lr_gym.observation import Memory, Outlook
+from lr_gym.observation import Outlook
 from lr_gym.optim.base import evaluate, in_blocks
+from lr_gym.optim.controller_rows import fill_row, rows_of
 from lr_gym.optim.guard import Guard
+from lr_gym.optim.sampling import sampled, stride_of
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
 from lr_gym.types import Hyperparams, check_count
@@ -33,8 +35,6 @@ _GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
 _MASSES = ("first_mass", "second_mass")
 _BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
-_RUN = 16  # elements side by side that are sampled together
-_PER_RUN = len(Memory._fields) - 2  # fields of Memory that have no layers
 
 
 class _Slot(NamedTuple):
@@ -197,10 +197,7 @@ class PolicyOptimizer(Optimizer):
         """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
         live = self._prepare()
         value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
-        value = value.to(live.control.loss_sum).reshape(1)
-        told = torch.where(torch.isfinite(value), live.control.loss_sum + value, live.control.loss_sum)
-        count = live.control.loss_count + torch.isfinite(value)  # mixed precision skips steps of infinite loss
-        live.control = live.control._replace(loss_sum=told, loss_count=count)
+        live.control = live.control.add_loss(value.to(live.control.loss_sum).reshape(1))
 
     def metrics(self) -> dict[str, float]:
         """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift; reads the device."""
@@ -376,9 +373,9 @@ class PolicyOptimizer(Optimizer):
         for i, slot in enumerate(live.slots):
             first, second = self._moments(slot)
             tensors = (slot.param, _descent(slot), first, *([] if second is None else [second]))
-            stride = _stride(slot.param.numel(), self._sample)
+            stride = stride_of(slot.param.numel(), self._sample)
             blocks = (
-                [tuple(_sampled(t, stride) for t in tensors)] if stride > 1 else list(in_blocks(*tensors, size=_BLOCK))
+                [tuple(sampled(t, stride) for t in tensors)] if stride > 1 else list(in_blocks(*tensors, size=_BLOCK))
             )
             pieces += blocks
             slot_of += [i] * len(blocks)
@@ -543,11 +540,7 @@ class PolicyOptimizer(Optimizer):
         live = getattr(self, "_live", None)
         if live is None:
             return
-        control = live.control
-        per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
-        columns = [value.expand(live.layout.num_layers) for value in per_run]
-        columns += [value[0] for value in control.memory[_PER_RUN:]]
-        rows = torch.cat([torch.stack(columns, dim=1), control.offset[0], control.action[0]], dim=1)
+        rows = rows_of(live.control)
         for lead, row in zip(live.leads, rows, strict=True):
             self.state[lead.param][_CONTROLLER] = row.clone()
         if live.guard is not None:
@@ -556,28 +549,13 @@ class PolicyOptimizer(Optimizer):
 
     def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[_Slot]) -> ControlState:
         """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
-        per_run = [*control.memory[:_PER_RUN], control.loss_sum, control.loss_count]
-        per_layer = [*control.memory[_PER_RUN:], *control.offset.unbind(-1), *control.action.unbind(-1)]
-        guarded = [] if guard is None else list(guard.state)
-        expected = len(per_run) + len(per_layer)
         for layer, lead in enumerate(leads):
             state = self.state[lead.param]
-            if _CONTROLLER not in state:
-                continue
-            row = state[_CONTROLLER].to(control.offset)
-            if len(row) not in (expected, expected + 2):
-                raise ValueError(
-                    f"the state that was loaded is that of a policy with other controls: {len(row)} numbers a layer, "
-                    f"{expected} are expected; load it into an optimizer with the policy that it was saved with"
-                )
-            run_row, layer_row, rest = row.split([len(per_run), len(per_layer), len(row) - expected])
-            for target, value in zip(per_run, run_row, strict=True):
-                target[0] = value
-            for target, value in zip(per_layer, layer_row, strict=True):
-                target[0, layer] = value
-            guard_row = rest if len(rest) else state.get(_GUARD, ())  # it once had no key of its own
-            for target, value in zip(guarded, guard_row, strict=False):
-                target[0, layer] = value
+            if _CONTROLLER in state:
+                older = fill_row(control, layer, state[_CONTROLLER])
+                guard_row = older if len(older) else state.get(_GUARD, ())  # which once had no key of its own
+                for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
+                    target[0, layer] = value
         return control
 
 
@@ -592,26 +570,6 @@ def _columns(table: Tensor, index: Sequence[int]) -> Tensor:
     """Columns (1, len(index)) of a table (1, n), without an index that would have to travel to the device."""
     columns = table.unbind(1)
     return torch.stack([columns[i] for i in index], dim=1)
-
-
-def _stride(elements: int, sample: int | None) -> int:
-    """Distance of the runs of elements that are measured, in runs; 1 for all.
-
-    It shares no divisor with their number, so that no column of a matrix is missed each time.
-    """
-    if sample is None or elements <= 4 * sample:
-        return 1
-    stride, runs = elements // sample, elements // _RUN
-    if runs < 2:
-        return 1
-    while math.gcd(stride, runs) > 1:
-        stride += 1
-    return stride
-
-
-def _sampled(tensor: Tensor, stride: int) -> Tensor:
-    """Every stride-th run of elements, flat; a run is what a CPU's cache reads at once."""
-    return tensor.reshape(-1)[: tensor.numel() // _RUN * _RUN].view(-1, _RUN)[::stride].reshape(-1)
 
 
 def _descent(slot: _Slot) -> Tensor:

@@ -1,0 +1,48 @@
+"""A controller's state as a row of numbers for each layer: how it is kept in the state of an optimizer (B = 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lr_gym.control import ControlState
+from lr_gym.observation import Memory
+
+__all__ = ["fill_row", "rows_of"]
+
+PER_RUN = len(Memory._fields) - 2  # fields of Memory that have no layers
+OLDER = 2  # numbers that states of before 2026-11-22 have at the end of a row: the guard's
+
+
+def _parts(control: ControlState) -> tuple[list[Tensor], list[Tensor]]:
+    """Values of the run, (1,) each, and of the layers, (1, L) each."""
+    per_run = [*control.memory[:PER_RUN], control.loss_sum, control.loss_count]
+    return per_run, [*control.memory[PER_RUN:], *control.offset.unbind(-1), *control.action.unbind(-1)]
+
+
+def rows_of(control: ControlState) -> Tensor:
+    """Rows (L, n): what belongs to the run stands in each."""
+    per_run, per_layer = _parts(control)
+    layers = control.offset.shape[1]
+    return torch.stack([*(value.expand(layers) for value in per_run), *(value[0] for value in per_layer)], dim=1)
+
+
+def fill_row(control: ControlState, layer: int, row: Tensor) -> Tensor:
+    """Write a layer's row (n,) into a state, in place; returns what the row holds beyond, (0,) or (OLDER,).
+
+    Raises:
+        ValueError: for a row of another length, that of a policy with other controls.
+    """
+    per_run, per_layer = _parts(control)
+    known = len(per_run) + len(per_layer)
+    if len(row) not in (known, known + OLDER):
+        raise ValueError(
+            f"the state that was loaded is that of a policy with other controls: {len(row)} numbers a layer, {known} "
+            "are expected; load it into an optimizer with the policy that it was saved with"
+        )
+    run_row, layer_row, beyond = torch.split(row.to(control.offset), [len(per_run), len(per_layer), len(row) - known])
+    for target, value in zip(per_run, run_row, strict=True):
+        target[0] = value
+    for target, value in zip(per_layer, layer_row, strict=True):
+        target[0, layer] = value
+    return beyond
