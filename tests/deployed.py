@@ -1,0 +1,54 @@
+"""PolicyOptimizer in plain training loops, for the tests of it: policies, torch's twins of it, a loop, comparisons."""
+
+from __future__ import annotations
+
+import torch
+from tiny import random_policy
+
+from lr_gym.action import CONTROLLED
+from lr_gym.control import ControlSpec
+from lr_gym.policy import MLPPolicy, constant_policy
+
+TORCH = {
+    "sgd": lambda params, **options: torch.optim.SGD(params, lr=0.01, momentum=0.9, **options),
+    "adam": lambda params, **options: torch.optim.Adam(params, lr=0.01, **options),
+    "adamw": lambda params, **options: torch.optim.AdamW(params, lr=0.01, **options),
+}
+
+
+def spec_of(**options) -> ControlSpec:
+    return ControlSpec(**{"schedule": "constant", "decisions": 8, **options})
+
+
+def constant(**options) -> MLPPolicy:
+    return constant_policy(spec_of(**options), 5)
+
+
+def acting(**options) -> MLPPolicy:
+    """A policy that acts, on everything that can be controlled."""
+    return random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
+
+
+def train(optimizer, model, loss_at, steps, observe=True):
+    """Ordinary training steps; the parameters after each."""
+    trace = []
+    for step in steps:
+        optimizer.zero_grad()
+        loss = loss_at(step)
+        loss.backward()
+        if observe:
+            optimizer.observe(loss)
+        optimizer.step()
+        trace.append([p.detach().clone() for p in model.parameters()])
+    return trace
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(x, y, strict=True))
+
+
+def assert_close(model, twin, tolerance=1e-9):
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert (p - q).norm() <= tolerance * q.norm()

@@ -1,0 +1,145 @@
+"""What PolicyOptimizer saves: exact resume, copies, states of torch's optimizers, of older versions, other layers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import pickle
+
+import pytest
+import torch
+from deployed import TORCH, acting, assert_close, assert_same, constant, train
+from tiny import TINY, plain_run
+from torch import nn
+
+from lr_gym.optim import PolicyOptimizer
+from lr_gym.policy import load_policy
+from lr_gym.update import RULES
+
+
+def through_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("base", ["adam", "adamw"])
+def test_state_of_torchs_optimizer_continues(base):
+    """A training that began with torch's optimizer goes on as if nothing had happened."""
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    before, after = TORCH[base](model.parameters()), TORCH[base](twin.parameters())
+    train(before, model, loss_at, range(10), observe=False)
+    train(after, twin, twin_loss_at, range(20), observe=False)
+    optimizer = PolicyOptimizer(model.parameters(), constant(base=base), base=base, total_steps=20)
+    optimizer.load_state_dict(through_file(before.state_dict()))
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    train(optimizer, model, loss_at, range(10, 20))
+    assert_close(model, twin)
+
+
+@pytest.mark.parametrize("at", [0, 9, 10])
+@pytest.mark.parametrize("total_steps", [40, None])
+@pytest.mark.parametrize("base", RULES)
+def test_state_dict_continues_bit_for_bit(base, total_steps, at):
+    policy = acting(base=base)
+    make = lambda module: PolicyOptimizer(
+        module.named_parameters(), policy, lr=0.01, total_steps=total_steps, base=base, seed=3
+    )
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = make(model)
+    train(optimizer, model, loss_at, range(at))
+    saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    expected = train(optimizer, model, loss_at, range(at, at + 20))
+    other, other_loss_at = plain_run(TINY, 1, torch.float32)
+    other.load_state_dict(saved["model"])
+    fresh = make(other)
+    fresh.load_state_dict(saved["optimizer"])
+    assert_same(train(fresh, other, other_loss_at, range(at, at + 20)), expected)
+    assert fresh.metrics() == optimizer.metrics()
+
+
+def test_a_state_knows_whether_it_was_guarded():
+    """With the guard or without it, each part is loaded for what it is, and as it once was saved too."""
+    policy = load_policy("builtin:mnist1d")
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    make = lambda seen: PolicyOptimizer(
+        model.named_parameters(), dataclasses.replace(policy, seen=seen), total_steps=40, steps_per_epoch=5
+    )
+    optimizer = make(policy.seen)
+    train(optimizer, model, loss_at, range(10))
+    state, metrics = through_file(optimizer.state_dict()), optimizer.metrics()
+    free, guarded = make(None), make(policy.seen)
+    free.load_state_dict(state)
+    assert {key: metrics[key] for key in free.metrics()} == free.metrics()
+    guarded.load_state_dict(through_file(free.state_dict()))
+    assert guarded.metrics() == metrics
+    old = through_file(optimizer.state_dict())
+    for per_tensor in old["state"].values():
+        if "guard" in per_tensor:
+            per_tensor["controller"] = torch.cat([per_tensor["controller"], per_tensor.pop("guard")])
+    guarded.load_state_dict(old)
+    assert guarded.metrics() == metrics
+
+
+def test_a_state_of_other_layers_warns():
+    """Without names a bias joins the weight before it; with them it has a layer of its own."""
+    weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    bare = PolicyOptimizer([weight, bias], acting(), total_steps=40)
+    weight.grad, bias.grad = torch.ones(2, 2), torch.ones(2)
+    bare.step()
+    named = PolicyOptimizer([("a.weight", weight), ("b.weight", bias)], acting(), total_steps=40)
+    named.load_state_dict(through_file(bare.state_dict()))
+    with pytest.warns(UserWarning, match="has other layers"):
+        named.step()
+
+
+def test_a_state_of_a_policy_with_other_controls_is_refused():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), acting(), total_steps=40)
+    train(optimizer, model, loss_at, range(3))
+    other = PolicyOptimizer(model.parameters(), constant(), total_steps=40)
+    other.load_state_dict(through_file(optimizer.state_dict()))
+    with pytest.raises(ValueError, match="policy with other controls"):
+        other.metrics()
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
+def test_copies_continue_bit_for_bit(how):
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
+    train(optimizer, model, loss_at, range(10))
+    other, twin = how((model, optimizer))
+    data = [loss_at.__closure__[i].cell_contents for i in range(len(loss_at.__closure__))]
+    assert model in data  # `loss_at` trains the original: the copy gets its own
+    _, other_loss_at = plain_run(TINY, 1, torch.float32)
+    for cell in other_loss_at.__closure__:
+        if isinstance(cell.cell_contents, nn.Module):
+            cell.cell_contents = other
+    assert_same(train(optimizer, model, loss_at, range(10, 30)), train(twin, other, other_loss_at, range(10, 30)))
+
+
+def test_saving_in_between_changes_nothing():
+    traces = []
+    for saves in (False, True):
+        model, loss_at = plain_run(TINY, 1, torch.float32)
+        optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
+        trace = []
+        for step in range(20):
+            trace += train(optimizer, model, loss_at, [step])
+            if saves:
+                optimizer.state_dict(), optimizer.metrics()
+        traces.append(trace)
+    assert_same(*traces)
+
+
+def test_half_precision_keeps_the_controllers_state_in_full():
+    model, loss_at = plain_run(TINY, 1, torch.bfloat16)
+    make = lambda: PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
+    optimizer = make()
+    train(optimizer, model, loss_at, range(10))
+    before = optimizer.metrics()
+    fresh = make()
+    fresh.load_state_dict(through_file(optimizer.state_dict()))
+    assert fresh.metrics() == before
