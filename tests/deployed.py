@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import torch
 from tiny import random_policy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lr_gym.action import CONTROLLED
 from lr_gym.control import ControlSpec
@@ -41,6 +44,34 @@ def train(optimizer, model, loss_at, steps, observe=True):
         optimizer.step()
         trace.append([p.detach().clone() for p in model.parameters()])
     return trace
+
+
+class NoSync(TorchDispatchMode):
+    """Fails on every operation that reads a number back from the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        forbidden = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal")
+        assert not any(func.__name__.startswith(name + ".") or func.__name__ == name for name in forbidden), func
+        return func(*args, **(kwargs or {}))
+
+
+def train_watched(optimizer, loss_at, steps):
+    """Ordinary training steps, of which the optimizer's part may read no number back from the device."""
+    for step in range(steps):
+        loss = loss_at(step)
+        optimizer.zero_grad()
+        loss.backward()
+        with NoSync():
+            optimizer.observe(loss)
+            optimizer.step()
+
+
+def through_file(state):
+    """The state as it comes back from a file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
 
 
 def assert_same(a, b):

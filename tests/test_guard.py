@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_policy_optimizer import assert_same, spec_of, through_file, train, train_watched
+from deployed import assert_same, spec_of, through_file, train, train_watched
 from test_q_policy import trained as q_policy
 from tiny import TINY, plain_run, random_policy
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deployed import TORCH, acting, assert_close, assert_same, constant, spec_of, train
+from deployed import TORCH, NoSync, acting, assert_close, assert_same, constant, spec_of, train, train_watched
 from tiny import TINY, plain_run, random_policy
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lr_gym.action import ACTIONS, CONTROLLED, action_table
 from lr_gym.layers import CONTROLS
@@ -418,29 +417,9 @@ def test_scaler_that_skips_a_step_leaves_everything():
     assert scaler.get_scale() == 2.0
 
 
-class NoSync(TorchDispatchMode):
-    """Fails on every operation that reads a number back from the device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        forbidden = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal")
-        assert not any(func.__name__.startswith(name + ".") or func.__name__ == name for name in forbidden), func
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_watchdog_barks():
     with pytest.raises(AssertionError, match="scalar"), NoSync():
         torch.ones(1).item()
-
-
-def train_watched(optimizer, loss_at, steps):
-    """Ordinary training steps, of which the optimizer's part may read no number back from the device."""
-    for step in range(steps):
-        loss = loss_at(step)
-        optimizer.zero_grad()
-        loss.backward()
-        with NoSync():
-            optimizer.observe(loss)
-            optimizer.step()
 
 
 @pytest.mark.parametrize("base", RULES)

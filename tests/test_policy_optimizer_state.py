@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import pickle
 
 import pytest
 import torch
-from deployed import TORCH, acting, assert_close, assert_same, constant, train
+from deployed import TORCH, acting, assert_close, assert_same, constant, through_file, train
 from tiny import TINY, plain_run
 from torch import nn
 
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import load_policy
 from lr_gym.update import RULES
-
-
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])
