@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ from lr_gym.tasks import losses as L
 from lr_gym.tasks.architectures import cnn2d, dropout_mlp
 from lr_gym.tasks.models import PROBLEM, initial_buffers, plain_model
 from lr_gym.tasks.modules import GRU, Dropout, Pair, Recurrent, ScaledLinear
-from lr_gym.tasks.random_tasks import RANGES, random_task
+from lr_gym.tasks.random_tasks import RANGES
 from lr_gym.tasks.stacked import STACKED, stacked_forward
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
 from lr_gym.types import Hyperparams
@@ -272,102 +269,7 @@ def test_bernoulli_kl_equals_torchs():
     torch.testing.assert_close(ours, expected[:, 0], rtol=1e-8, atol=1e-12)
 
 
-# Random tasks and suites
-
-
-def test_random_task_is_the_same_in_another_process():
-    code = "from lr_gym.tasks.random_tasks import random_task as r; print([r(i).task.about for i in range(20)])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
-    assert out.strip() == str([random_task(i).task.about for i in range(20)])
-
-
-def test_random_task_zero_is_what_it_was():
-    """Numbers are names: a change of RANGES or of the generator would rename every saved result."""
-    drawn = random_task(0).drawn
-    expected = {"source": "mnist1d", "width": 63, "depth": 3, "horizon": 1840, "base": "adamw"}
-    assert {key: drawn[key] for key in expected} == expected
-
-
-def test_random_tasks_cover_their_ranges():
-    drawn = [random_task(i).drawn for i in range(300)]
-    for name, choices in RANGES.items():
-        free = name != "inputs"  # which only made data of dense networks have
-        made = ("teacher", "clusters")
-        values = [d[name] for d in drawn if free or (d["source"] in made and d["network"] == "dense")]
-        if len(choices) > 2:
-            assert set(values) == set(choices), name
-        else:
-            assert choices[0] <= min(values) <= max(values) <= choices[1], name
-            middle = float(np.exp(np.mean(np.log(choices))))
-            assert 0.4 < np.mean(np.array(values) < middle) < 0.6, name
-
-
-def test_label_noise_is_that_of_every_split():
-    draws = (random_task(i) for i in range(200))
-    noisy = next(d for d in draws if d.drawn["label_noise"] > 0.0 and d.drawn["source"] in ("mnist1d", "digits"))
-    data, clean = noisy.task.data(), TASKS[f"{noisy.drawn['source']}-mlp"].data()
-    classes, scale = noisy.drawn["classes"], noisy.drawn["input_scale"]
-    expected = noisy.drawn["label_noise"] * (1.0 - 1.0 / classes)
-    for mine, theirs in zip(data[1:], clean[1:], strict=True):
-        assert torch.equal(mine.inputs, theirs.inputs * scale)
-        assert abs((theirs.targets % classes != mine.targets).float().mean() - expected) < 0.06
-    where = (data.gradient.inputs[:, None] == clean.gradient.inputs * scale).all(-1).float().argmax(1)
-    wrong = (clean.gradient.targets[where] % classes != data.gradient.targets).float().mean()
-    assert abs(wrong - expected) < 0.05
-
-
-def test_teachers_differ_and_have_as_many_examples_as_are_drawn():
-    draws = [random_task(i) for i in range(40) if random_task(i).drawn["source"] == "teacher"][:2]
-    one, other = (draw.task.data() for draw in draws)
-    assert 0.6 * draws[0].drawn["examples"] < len(one.gradient.inputs) <= draws[0].drawn["examples"]
-    assert not torch.equal(one.test.inputs, other.test.inputs)
-    assert one.test.targets.unique().numel() == draws[0].drawn["classes"]
-
-
-@pytest.mark.parametrize(("difficulty", "low", "high"), [(0.6, 0.0, 0.01), (3.8, 0.1, 0.9)])
-def test_the_nearest_centre_tells_the_class_of_clusters_that_are_not_difficult(difficulty, low, high):
-    """Thirteen deviations apart, or two."""
-    draws = (random_task(i) for i in range(3000))
-    near = lambda d: abs(math.log(d["difficulty"] / difficulty)) < 0.1
-    draw = next(d for d in draws if d.drawn["source"] == "clusters" and not d.drawn["label_noise"] and near(d.drawn))
-    learned, tested = (s for s in (draw.task.data().gradient, draw.task.data().test))
-    spread = learned.inputs.std(0)
-    nearest = torch.cdist(tested.inputs / spread, learned.inputs / spread).argmin(1)
-    assert low <= (learned.targets[nearest] != tested.targets).float().mean() <= high
-
-
-def drawn_with(**wanted):
-    return next(d for d in map(random_task, range(1000)) if all(d.drawn[k] == v for k, v in wanted.items()))
-
-
-def test_patches_share_their_weights():
-    draw = drawn_with(network="patches", patch=8)
-    first = next(iter(draw.task.model().parameters()))
-    assert first.shape == (draw.drawn["width"], 8)
-    assert draw.task.family == "patches"
-
-
-@pytest.mark.parametrize("network", ["dense", "patches", "recurrent"])
-@pytest.mark.parametrize("depth", [1, 2])
-def test_random_networks_read_their_inputs(network, depth):
-    draw = drawn_with(network=network, depth=depth)
-    inputs = draw.task.data().test.inputs[:5]
-    assert draw.task.model()(inputs).shape == (5, draw.drawn["classes"])
-
-
-def test_variances_of_a_teachers_inputs_decay():
-    draw = drawn_with(source="teacher", decay=1.0, network="dense")
-    inputs = draw.task.data().gradient.inputs / draw.drawn["input_scale"]
-    variance = inputs.var(0)
-    assert variance.mean() == pytest.approx(1.0, rel=0.1)
-    assert variance[0] / variance[9] == pytest.approx(10.0, rel=0.3)
-
-
-def test_random_tasks_options_are_the_environments():
-    draw = random_task(3)
-    env = LRControlVectorEnv(draw.task, 2, **draw.options)
-    env.reset(seed=0)
-    assert env.inner.rule.family in ("sgd", "adam")
+# Suites
 
 
 def keys(name: str) -> dict[str, object]:
@@ -394,7 +296,7 @@ def test_suites_are_disjoint_by_what_they_say(later):
 
 
 def test_random_tasks_stay_within_the_train_suite():
-    assert set(RANGES["source"]) == {"mnist1d", "digits", "teacher", "clusters"}
+    assert set(RANGES["source"]) == {"mnist1d", "digits", "teacher", "clusters", "tables"}
     assert RANGES["horizon"][1] <= 3000
 
 

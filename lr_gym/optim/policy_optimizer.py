@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +16,12 @@ from torch.optim import Optimizer
 
 from lr_gym.action import decode
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
-from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
 from lr_gym.observation import Outlook
 from lr_gym.optim.base import evaluate, in_blocks
 from lr_gym.optim.controller_rows import fill_row, rows_of
 from lr_gym.optim.guard import Guard
-from lr_gym.optim.sampling import sampled, stride_of
+from lr_gym.optim.sampling import Piece, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
 from lr_gym.types import Hyperparams, check_count
@@ -361,40 +360,16 @@ class PolicyOptimizer(Optimizer):
 
     def _decide(self, live: _Live, step: int) -> None:
         """Measure, observe, predict, decode."""
-        spec, dtype = self._policy.spec, live.control.offset.dtype
+        spec = self._policy.spec
         hyper = self._effective(live, step, _START)
 
-        def row(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype).unsqueeze(0)
-
-        pieces: list[tuple[Tensor, ...]] = []
-        slot_of: list[int] = []
-        weights: list[float] = []
+        pieces: list[Piece] = []
         for i, slot in enumerate(live.slots):
             first, second = self._moments(slot)
             tensors = (slot.param, _descent(slot), first, *([] if second is None else [second]))
-            stride = stride_of(slot.param.numel(), self._sample)
-            blocks = (
-                [tuple(sampled(t, stride) for t in tensors)] if stride > 1 else list(in_blocks(*tensors, size=_BLOCK))
-            )
-            pieces += blocks
-            slot_of += [i] * len(blocks)
-            weights += [slot.param.numel() / blocks[0][0].numel() if stride > 1 else 1.0] * len(blocks)
-        layers = tuple(live.slots[i].layer for i in slot_of)
-        sizes = tuple(round(w * piece[0].numel()) for w, piece in zip(weights, pieces, strict=True))
-        columns = [[row(tensor) for tensor in column] for column in zip(*pieces, strict=True)]
-        scale = self._scale(live.slots, hyper.lr)
-        stats = measure(
-            self._rule,
-            Layout(live.layout.names, layers, sizes),
-            columns[0],
-            columns[1],
-            columns[2],
-            columns[3] if len(columns) > 3 else [None] * len(pieces),
-            MomentScale(_columns(scale.mass, slot_of), _columns(scale.second, slot_of)),
-            _columns(hyper.momentum, layers),
-            weights,
-        )
+            pieces += pieces_of(tensors, i, self._sample, _BLOCK)
+        layers, scale = live.layout.layer_of, self._scale(live.slots, hyper.lr)
+        stats = measure_pieces(self._rule, live.layout.names, layers, pieces, scale, hyper.momentum)
         outlook = self._outlook(live, step)
         observation, control = decide_observation(spec, live.control, stats, hyper, outlook)
         action, _ = self._policy.predict(observation[0])
@@ -564,12 +539,6 @@ def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
     left = (1.0 - second_mass.double()).clamp_min(torch.finfo(torch.float32).eps / 2)
     steps = torch.round(torch.log(left) / math.log(beta2)) if beta2 > 0.0 else torch.ones_like(left)
     return steps.to(torch.float32).reshape(())
-
-
-def _columns(table: Tensor, index: Sequence[int]) -> Tensor:
-    """Columns (1, len(index)) of a table (1, n), without an index that would have to travel to the device."""
-    columns = table.unbind(1)
-    return torch.stack([columns[i] for i in index], dim=1)
 
 
 def _descent(slot: _Slot) -> Tensor:

@@ -1,14 +1,48 @@
-"""Which elements of a large tensor are measured: runs of them that lie side by side, evenly spaced."""
+"""Measuring the tensors of one training: the large ones by a sample, those of one size in one call.
+
+A sample is of runs of elements that lie side by side, evenly spaced.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["sampled", "stride_of"]
+from lr_gym.layer_stats import pooled, tensor_sums
+from lr_gym.layers import Layout
+from lr_gym.optim.base import in_blocks
+from lr_gym.types import LayerStats
+from lr_gym.update import BaseRule, MomentScale
+
+__all__ = ["Piece", "measure_pieces", "pieces_of", "sampled", "stride_of"]
 
 RUN = 16  # elements; what a CPU's cache reads at once
+SMALL = 2**15  # elements of a piece that is measured together with others
+TOGETHER = 64  # of them at most, for the memory of copies
+
+
+class Piece(NamedTuple):
+    """A part of a tensor, or a sample of it.
+
+    Attributes:
+        tensors: parameter, gradient, first moment and, for Adam, second moment; of one shape.
+        slot: index of the tensor.
+        weight: how many elements of the tensor each element stands for.
+    """
+
+    tensors: tuple[Tensor, ...]
+    slot: int
+    weight: float
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return self.tensors[0].numel()
 
 
 def stride_of(elements: int, sample: int | None) -> int:
@@ -32,3 +66,72 @@ def stride_of(elements: int, sample: int | None) -> int:
 def sampled(tensor: Tensor, stride: int) -> Tensor:
     """Every stride-th run of a tensor's elements, flat."""
     return tensor.reshape(-1)[: tensor.numel() // RUN * RUN].view(-1, RUN)[::stride].reshape(-1)
+
+
+def pieces_of(tensors: tuple[Tensor, ...], slot: int, sample: int | None, block: int) -> list[Piece]:
+    """What is measured of a parameter and of what belongs to it: a sample, or all in parts of at most `block` elements.
+
+    Args:
+        tensors: of a Piece, whole.
+        slot: index of the parameter.
+        sample: see `stride_of`.
+        block: elements.
+    """
+    elements = tensors[0].numel()
+    if (stride := stride_of(elements, sample)) > 1:
+        sample_of_each = tuple(sampled(tensor, stride) for tensor in tensors)
+        return [Piece(sample_of_each, slot, elements / sample_of_each[0].numel())]
+    if elements <= SMALL:
+        return [Piece(tuple(tensor.reshape(-1) for tensor in tensors), slot, 1.0)]
+    return [Piece(part, slot, 1.0) for part in in_blocks(*tensors, size=block)]
+
+
+def measure_pieces(
+    rule: BaseRule,
+    names: tuple[str, ...],
+    layer_of: Sequence[int],
+    pieces: Sequence[Piece],
+    scale: MomentScale,
+    momentum: Tensor,
+) -> LayerStats:
+    """`measure` for one run (B = 1) of which there are n tensors, given as pieces.
+
+    Args:
+        rule: the base optimizer.
+        names: of the layers.
+        layer_of: the layer of each tensor.
+        pieces: of the tensors, in any order.
+        scale: masses (1, n) of their moments.
+        momentum: (1, L).
+    """
+    pieces = sorted(pieces, key=lambda piece: piece.size)
+    slots, layers = [piece.slot for piece in pieces], [layer_of[piece.slot] for piece in pieces]
+    scale, beta = MomentScale(_columns(scale.mass, slots), _columns(scale.second, slots)), _columns(momentum, layers)
+    ahead, sums, start = scale.advanced(rule, beta), [], 0
+    for group in _together(pieces):
+        part = slice(start, start := start + len(group))
+        tensors = [torch.stack(column).to(momentum.dtype) for column in zip(*(p.tensors for p in group), strict=True)]
+        param, grad, first = tensors[:3]
+        second = tensors[3] if len(tensors) > 3 else None
+        masses = MomentScale(ahead.mass[0, part], ahead.second[0, part])
+        sums.append(tensor_sums(rule, param, grad, first, second, beta[0, part], masses))
+    weights = [piece.weight for piece in pieces]
+    table = torch.cat(sums, dim=1)
+    if any(weight != 1.0 for weight in weights):
+        table = table * table.new_tensor(weights)
+    sizes = tuple(round(piece.weight * piece.size) for piece in pieces)
+    return pooled(rule, Layout(names, tuple(layers), sizes), table.unsqueeze(1), scale, ahead)
+
+
+def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Groups of sorted pieces that are measured in one call: of one size if they are small, else each alone."""
+    for size, alike in itertools.groupby(pieces, key=lambda piece: piece.size):
+        group = list(alike)
+        step = TOGETHER if size <= SMALL else 1
+        yield from (group[i : i + step] for i in range(0, len(group), step))
+
+
+def _columns(table: Tensor, index: Sequence[int]) -> Tensor:
+    """Columns (1, len(index)) of a table (1, n), without an index that would have to travel to the device."""
+    columns = table.unbind(1)
+    return torch.stack([columns[i] for i in index], dim=1)

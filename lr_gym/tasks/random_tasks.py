@@ -19,13 +19,14 @@ from lr_gym.rng import Stream, integers, normal, uniform
 from lr_gym.tasks import datasets
 from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
 from lr_gym.tasks.modules import MeanOverTime, Recurrent, Residual, ScaledLinear
+from lr_gym.tasks.random_tables import EXTRA, TABLES, columns_of, table_data
 from lr_gym.tasks.task import Data, Split, Task
 
 __all__ = ["RANGES", "RandomTask", "random_task"]
 
 # What is drawn: (low, high) log-uniform, integers rounded; a tuple of more, uniformly one of it.
 RANGES: dict[str, tuple[Any, ...]] = {
-    "source": ("mnist1d", "digits", "teacher", "teacher", "clusters", "clusters"),
+    "source": ("mnist1d", "mnist1d", "digits", "teacher", "clusters", "tables", "tables", "tables"),
     "inputs": (32, 400),
     "decay": (0.0, 0.0, 1.0),
     "network": ("dense", "dense", "dense", "patches", "patches", "recurrent"),
@@ -47,8 +48,10 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "horizon": (100, 3000),
     "base": ("sgd", "adam", "adamw"),
     "initial_lr": (1e-5, 1e-1),
+    "table": TABLES,
 }
 INPUTS = {"mnist1d": 40, "digits": 64}
+MADE = ("teacher", "clusters")  # sources whose labels are made wrong: real ones are as they are
 CLUSTERS = 3  # of each class
 
 
@@ -76,9 +79,28 @@ def _draw(number: int) -> dict[str, Any]:
             low, high = choices
             value = low * math.exp(u * math.log(high / low))
             drawn[name] = round(value) if isinstance(low, int) else value
+    if drawn["source"] == "tables":
+        return drawn | _told(number, drawn)
     if drawn["source"] in INPUTS or drawn["network"] != "dense":  # sequences are kept short: they are slow
         drawn["inputs"] = INPUTS.get(drawn["source"], 32)
+    if drawn["source"] not in MADE:
+        drawn["label_noise"] = 0.0
     return drawn
+
+
+def _told(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
+    """What of a table is to be told: classes, or with squared errors and a column of numbers its value."""
+    columns = columns_of(drawn["table"])
+    target = int(integers(torch.tensor(number), Stream.TASK, 12, 1, len(columns))[0])
+    told, inputs = columns[target], sum(column.inputs for column in columns)
+    values = drawn["loss"] == "squared_error" and not told.levels
+    return {
+        "network": "dense",
+        "inputs": inputs - told.inputs,
+        "classes": len(told.levels) or (1 if values else drawn["classes"]),
+        "label_noise": 0.0,
+        "target": target,
+    }
 
 
 def _made(number: int, drawn: dict[str, Any]) -> Data:
@@ -110,8 +132,11 @@ def _made(number: int, drawn: dict[str, Any]) -> Data:
 
 
 def _data(number: int, drawn: dict[str, Any]) -> Data:
-    """The source with a random part of its gradient split; some labels of every split are wrong."""
+    """The source with a random part of its gradient split; some labels of every split may be wrong."""
     seed, classes = torch.tensor(number), drawn["classes"]
+    if drawn["source"] == "tables":
+        data = table_data(drawn["table"], drawn["target"], classes, drawn["examples"], number)
+        return Data(*(Split(inputs * drawn["input_scale"], targets) for inputs, targets in data))
     real = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}.get(drawn["source"])
     data = _made(number, drawn) if real is None else real()
     chosen = torch.unique(integers(seed, Stream.TASK, 6, drawn["examples"], len(data.gradient.inputs)))
@@ -149,6 +174,8 @@ def _network(drawn: dict[str, Any]) -> nn.Module:
 def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
     if drawn["loss"] == "cross_entropy":
         return cross_entropy
+    if drawn["classes"] == 1:
+        return squared_error
     return lambda outputs, classes: squared_error(outputs, nn.functional.one_hot(classes, drawn["classes"]))
 
 
@@ -165,11 +192,12 @@ def random_task(number: int) -> RandomTask:
         model=functools.partial(_network, drawn),
         data=functools.partial(_data, number, drawn),
         loss=_loss(drawn),
-        metrics={"accuracy": accuracy},
+        metrics={} if drawn["classes"] == 1 else {"accuracy": accuracy},
         batch_size=drawn["batch_size"],
         horizon=drawn["horizon"],
         family={"dense": "mlp"}.get(drawn["network"], drawn["network"]),
         source=drawn["source"],
+        extra=EXTRA if drawn["source"] == "tables" else "",
     )
     options = {"base": drawn["base"], "initial_lr": (drawn["initial_lr"], drawn["initial_lr"])}
     return RandomTask(task, options, drawn)

