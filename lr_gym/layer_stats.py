@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.layers import Layout
-from lr_gym.types import LayerStats
+from lr_gym.types import LayerStats, numbers_like
 from lr_gym.update import BaseRule, MomentScale, advanced_moments, direction
 
 __all__ = ["measure", "pooled", "tensor_sums"]
@@ -75,7 +75,7 @@ def pooled(rule: BaseRule, layout: Layout, sums: Tensor, scale: MomentScale, ahe
     param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots = layout.pool(
         torch.stack(columns)
     )
-    count = sums.new_tensor(layout.layer_sizes())
+    count = numbers_like(layout.layer_sizes(), sums)
     length = (grad_square * first_square).sqrt()
     cosine = torch.where(length > 0, dots / length, torch.zeros_like(length)).clamp(-1.0, 1.0)
     return LayerStats(

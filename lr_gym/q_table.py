@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.tensor_file import check_finite, read_tensor_file, reading, write_tensor_file
+from lr_gym.types import numbers_like
 
 __all__ = ["QLearningController"]
 
@@ -107,7 +108,7 @@ class QLearningController:
             raise ValueError(f"features must be (R, {len(self.edges)}); got {tuple(features.shape)}")
         index = torch.zeros(len(features), dtype=torch.int64)
         for column, row in zip(features.cpu().nan_to_num(nan=0.0).unbind(1), self.edges, strict=True):
-            index = index * (len(row) + 1) + torch.bucketize(column.contiguous(), column.new_tensor(row), right=True)
+            index = index * (len(row) + 1) + torch.bucketize(column.contiguous(), numbers_like(row, column), right=True)
         return index
 
     def greedy(self, states: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ Dimension letters, used in every shape comment of the package:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Hyperparams", "LayerStats", "check_count", "check_number"]
+__all__ = ["Hyperparams", "LayerStats", "check_count", "check_number", "numbers_like"]
 
 
 class Hyperparams(NamedTuple):
@@ -72,3 +74,8 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> f
         within = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a finite number {within}; got {value!r}")
     return float(value)
+
+
+def numbers_like(values: Sequence[float] | Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Numbers of the host as a tensor of the dtype and on the device of `like`, which need not be waited for."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)

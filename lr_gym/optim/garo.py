@@ -29,7 +29,7 @@ from lr_gym.optim.garo_cell import (
     initial_weights,
     load_weights,
 )
-from lr_gym.types import Hyperparams
+from lr_gym.types import Hyperparams, numbers_like
 
 __all__ = ["GlobalAdaptiveSGD"]
 
@@ -175,7 +175,7 @@ def measure(
         dot = torch.dot(grad.reshape(-1), buffer.reshape(-1))
         rows.append(torch.stack([*(norm.square() for norm in norms), dot.to(torch.float32)]).to(device))
     table = torch.stack(rows)  # (tensors, 4)
-    sizes = table.new_tensor([p.numel() for p, _ in pairs])
+    sizes = numbers_like([p.numel() for p, _ in pairs], table)
     valid = table.isfinite().all(1, keepdim=True)
     table = torch.where(valid, torch.cat([table, sizes.unsqueeze(1)], dim=1), 0.0)
     index = torch.tensor(layers, device=device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.base import wide_norm
+from lr_gym.types import numbers_like
 
 __all__ = ["NOISE_NORMS", "NOISE_SCALES", "NoiseSource", "gradient_sizes", "noise_stds_"]
 
@@ -32,7 +33,7 @@ def gradient_sizes(grads: Sequence[Tensor], noise_scale: str, noise_norm: str) -
         return [norm * count**-0.5 for norm, count in zip(norms, counts, strict=True)]
     squares = torch.stack([norm.to(norms[0]).square() for norm in norms])
     finite = squares.isfinite()
-    count = torch.where(finite, squares.new_tensor(counts), 0.0).sum() if noise_scale == "rms" else 1.0
+    count = torch.where(finite, numbers_like(counts, squares), 0.0).sum() if noise_scale == "rms" else 1.0
     size = (torch.where(finite, squares, 0.0).sum() / count).sqrt()
     return [size.to(norm) for norm in norms]
 

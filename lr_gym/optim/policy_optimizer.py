@@ -24,7 +24,7 @@ from lr_gym.optim.guard import Guard
 from lr_gym.optim.sampling import Piece, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
-from lr_gym.types import Hyperparams, check_count
+from lr_gym.types import Hyperparams, check_count, numbers_like
 from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
 
 __all__ = ["PolicyOptimizer"]
@@ -328,7 +328,7 @@ class PolicyOptimizer(Optimizer):
     def _unit(control: ControlState, leads: list[_Slot]) -> Hyperparams:
         """Hyperparameters of the base optimizer at lr 1, (1, L)."""
         ones = torch.ones_like(control.offset[..., 0])
-        momentum = ones.new_tensor([[lead.group["betas"][0] for lead in leads]])
+        momentum = numbers_like([[float(lead.group["betas"][0]) for lead in leads]], ones)
         return Hyperparams(ones, momentum, torch.zeros_like(ones), torch.zeros_like(ones))
 
     def _progress(self, step: int) -> float:
@@ -355,7 +355,7 @@ class PolicyOptimizer(Optimizer):
 
     def _effective(self, live: _Live, step: int, key: str = "lr") -> Hyperparams:
         """Hyperparameters in force at a step, (1, L); with key=_START those that would be had nobody changed lr."""
-        lr = live.multiplier.lr.new_tensor([[float(lead.group[key]) for lead in live.leads]])
+        lr = numbers_like([[float(lead.group[key]) for lead in live.leads]], live.multiplier.lr)
         return live.multiplier._replace(lr=live.multiplier.lr * lr * self._factor(step))
 
     def _decide(self, live: _Live, step: int) -> None:
@@ -376,7 +376,7 @@ class PolicyOptimizer(Optimizer):
         unit = self._unit(control, live.leads)
         live.multiplier, live.control = apply_action(spec, control, action.unsqueeze(0), unit)
         if live.guard is not None:
-            lr = unit.lr.new_tensor([[float(lead.group[_START]) for lead in live.leads]])
+            lr = numbers_like([[float(lead.group[_START]) for lead in live.leads]], unit.lr)
             offset = live.guard.decide(observation, stats.grad_rms > 0, lr, control.offset, live.control.offset)
             live.multiplier, live.control = decode(spec.controls, offset, unit), live.control._replace(offset=offset)
             self._warn(live.guard, wait=False)

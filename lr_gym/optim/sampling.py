@@ -16,7 +16,7 @@ from torch import Tensor
 from lr_gym.layer_stats import pooled, tensor_sums
 from lr_gym.layers import Layout
 from lr_gym.optim.base import in_blocks
-from lr_gym.types import LayerStats
+from lr_gym.types import LayerStats, numbers_like
 from lr_gym.update import BaseRule, MomentScale
 
 __all__ = ["Piece", "measure_pieces", "pieces_of", "sampled", "stride_of"]
@@ -118,7 +118,7 @@ def measure_pieces(
     weights = [piece.weight for piece in pieces]
     table = torch.cat(sums, dim=1)
     if any(weight != 1.0 for weight in weights):
-        table = table * table.new_tensor(weights)
+        table = table * numbers_like(weights, table)
     sizes = tuple(round(piece.weight * piece.size) for piece in pieces)
     return pooled(rule, Layout(names, tuple(layers), sizes), table.unsqueeze(1), scale, ahead)
 

