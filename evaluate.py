@@ -88,7 +88,7 @@ class Args:
 
 
 CELLS = "cells.jsonl"  # in the output folder
-MAY_CHANGE = ("workers", "data_dir", "engine", "ray_address", "wandb", "wandb_cells", "reuse", "resume")
+MAY_CHANGE = ("output_dir", "workers", "data_dir", "engine", "ray_address", "wandb", "wandb_cells", "reuse", "resume")
 
 
 class Plan(NamedTuple):
@@ -259,7 +259,7 @@ def main(args: Args) -> None:
         plan = build(args)
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
-    again = f"continue with --resume --output-dir {args.output_dir}"
+    again = f"continue with: python {shlex.join([arg for arg in sys.argv if arg != '--resume'])} --resume"
     try:
         failures = evaluate(args, plan)["failures"]
     except BrokenProcessPool:

@@ -31,13 +31,14 @@ from lr_gym.benchmark.scores import relative_loss
 from lr_gym.observed_range import observed_range
 from lr_gym.policy import POLICY_FILE, load_policy, save_policy
 from lr_gym.rollout import DIVERGED
+from lr_gym.tasks.cache import require
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 
 SHOWN = ("reward_loss", "diverged", "selection_loss")  # figures that are printed at every update
 GUARD_BATCHES = 8  # of random tasks, that share out the trainings by which the guard's ranges are measured
 SELECTION_SEED = 1 << 40  # row seeds of the trainings that select the policy: no training ever learns from them
-MAY_CHANGE = ("wandb", "tensorboard", "resume", "config", "data_dir", "certificate_runs", "guard_runs")
+MAY_CHANGE = ("output_dir", "wandb", "tensorboard", "resume", "config", "data_dir", "certificate_runs", "guard_runs")
 
 
 def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
@@ -49,6 +50,8 @@ def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
             raise ValueError(f"{name} must be at least 0; got {getattr(args, name)}")
     if not 0 <= args.seed < 1 << 20:
         raise ValueError(f"seed must lie in [0, {1 << 20}); got {args.seed}")
+    if args.tensorboard:
+        require("tensorboard", "tensorboard")
     learner, updates = build_learner(args)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)

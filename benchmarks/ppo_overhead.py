@@ -1,6 +1,6 @@
 """Share of a training's time that is not the inner trainings: PPO's own, and that of checkpoints and logs.
 
-python benchmarks/ppo_overhead.py
+PYTHONPATH=. python benchmarks/ppo_overhead.py
 """
 
 from __future__ import annotations

@@ -71,13 +71,17 @@ def _layout(keys: Sequence[str], sizes: Sequence[int], control: str) -> Layout:
 def layout_of_named(named: Iterable[tuple[str, Tensor]], control: str = "per_layer") -> Layout:
     """Group named parameters by the module that owns them: everything before the last dot of the name.
 
+    Those that the model itself owns, without a dot, are one layer, `root`, if they are more than one.
+
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
     >>> layout_of_named(model.named_parameters()).names
     ('0', '2')
     """
     named = list(named)
-    keys = [name.rpartition(".")[0] or name for name, _ in named]
+    own = [name for name, _ in named if "." not in name]
+    root = "root" if len(own) > 1 else "".join(own)
+    keys = [name.rpartition(".")[0] or root for name, _ in named]
     return _layout(keys, [p.numel() for _, p in named], control)
 
 

@@ -90,7 +90,8 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
     if text.startswith(BUILTIN):
         name = text.removeprefix(BUILTIN)
         if name not in builtin_policies():
-            raise PolicyFileError(f"no built-in policy {name!r}; there are {', '.join(builtin_policies())}")
+            hint = ": its weights are for GlobalAdaptiveSGD(params, weights='builtin:garo')" if name == "garo" else ""
+            raise PolicyFileError(f"no built-in policy {name!r}; there are {', '.join(builtin_policies())}{hint}")
         return builtin_file(name)
     file = Path(text)
     if file.is_dir():

@@ -68,3 +68,9 @@ def test_unknown_control_lists_the_valid_ones():
     with pytest.raises(ValueError, match="control") as error:
         layout_of_tensors([torch.zeros(1)], "per_tensor")
     assert all(name in str(error.value) for name in CONTROLS)
+
+
+def test_what_a_model_owns_itself_is_one_layer():
+    assert layout_of_named(nn.Linear(2, 3).named_parameters()).names == ("root",)
+    alone = nn.ParameterDict({"token": nn.Parameter(torch.zeros(2))})
+    assert layout_of_named(alone.named_parameters()).names == ("token",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -582,3 +583,71 @@ def test_sampled_statistics_are_near_those_of_every_element():
         observed.append(torch.stack(seen))
     assert not torch.equal(*observed)
     torch.testing.assert_close(*observed, rtol=0, atol=0.02)
+
+
+# What scripts do
+
+
+def effective(optimizer):
+    return {key.removeprefix("lr/"): value for key, value in optimizer.metrics().items() if key.startswith("lr/")}
+
+
+@pytest.mark.parametrize("warmup", ["by hand", "one cycle"])
+def test_a_warmup_is_no_start_to_be_mended(warmup):
+    """The policy starts from the rate of the constructor, whatever the rate is when the first step is made."""
+    ends = []
+    for warm in (True, False):
+        model, loss_at = plain_run(TINY, 1, torch.float64)
+        optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, 40) if warm and warmup == "one cycle" else None
+        for step in range(20):
+            if warm and scheduler is None:
+                optimizer.param_groups[0]["lr"] = 0.01 * min(1.0, (step + 1) / 10)
+            train(optimizer, model, loss_at, [step])
+            if scheduler is not None:
+                scheduler.step()
+        assert optimizer.param_groups[0]["start_lr"] == 0.01
+        ends.append(torch.tensor([[*effective(optimizer).values()]]) / optimizer.param_groups[0]["lr"])
+    assert (ends[0] / ends[1]).log().abs().max() < math.log(4.0)  # and not by a factor of 25 or more
+
+
+def test_a_rate_that_rises_above_its_start_warns_once():
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    optimizer = PolicyOptimizer(model.parameters(), constant(), lr=1e-3, total_steps=40)
+    train(optimizer, model, loss_at, range(3))
+    optimizer.param_groups[0]["lr"] = 1e-2
+    with pytest.warns(UserWarning, match="risen to 0.01, and the policy started from 0.001") as caught:
+        train(optimizer, model, loss_at, range(3, 30))
+    assert len(caught) == 1
+
+
+def test_models_with_the_same_names_have_layers_of_their_own():
+    backbone, head = nn.Linear(3, 3), nn.Linear(3, 1)
+    groups = [
+        {"params": backbone.named_parameters(), "lr": 1e-4},
+        {"params": head.named_parameters(), "lr": 1e-2},
+    ]
+    optimizer = PolicyOptimizer(groups, constant(), total_steps=10)
+    head(backbone(torch.ones(2, 3))).sum().backward()
+    optimizer.step()
+    assert effective(optimizer) == pytest.approx({"group0": 1e-4, "group1": 1e-2})
+
+
+def test_the_base_is_the_policys_unless_another_is_asked_for():
+    weight = [torch.ones(2).requires_grad_()]
+    assert PolicyOptimizer(weight, constant(base="sgd")).defaults["betas"][0] == 0.9
+    assert PolicyOptimizer(weight, constant(base="adam")).defaults["weight_decay"] == 0.0
+    assert PolicyOptimizer(weight, constant(base="adamw")).defaults["weight_decay"] == 0.01
+    with pytest.raises(ValueError, match="base"):
+        PolicyOptimizer(weight, constant(base="adam"), base="sgd")
+
+
+def test_a_learning_rate_is_no_policy():
+    with pytest.raises(TypeError, match=r"got 0\.001: pass a rate as lr="):
+        PolicyOptimizer([torch.ones(2).requires_grad_()], 1e-3)
+
+
+def test_losses_of_single_examples_are_not_observed():
+    optimizer = PolicyOptimizer([torch.ones(2).requires_grad_()], constant())
+    with pytest.raises(ValueError, match=r"got shape \(4,\): pass loss.mean\(\)"):
+        optimizer.observe(torch.ones(4))

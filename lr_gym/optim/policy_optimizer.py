@@ -33,6 +33,7 @@ _CONTROLLER = "controller"  # key in the state of each layer's first parameter
 _GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
 _MASSES = ("first_mass", "second_mass")
+_RISE = 3.0  # of the learning rate of a group above its start that is worth a warning
 _BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 
 
@@ -70,11 +71,11 @@ class PolicyOptimizer(Optimizer):
     """SGD, Adam or AdamW whose learning rates a trained policy sets, layer by layer, as training runs.
 
     The effective learning rate is `group["lr"]` (yours, and your scheduler's) times the policy's base schedule times
-    the policy's multiplier for that layer. The policy does not see what you or a scheduler make of `group["lr"]` after
-    the first step: it would take that for a start to be mended. It decides every `total_steps // decisions` steps and
-    its decision holds in between. Layers are found by parameter name where names are given
-    (`model.named_parameters()`), else by shape: a tensor of two or more dimensions opens a layer and smaller ones join
-    it.
+    the policy's multiplier for that layer. The policy starts from the `lr` that a group is made with: give your peak
+    rate. What you or a scheduler make of `group["lr"]` afterwards, a warmup say, it does not see: it would take that
+    for a start to be mended. It decides every `total_steps // decisions` steps and its decision holds in between.
+    Layers are found by parameter name where names are given (`model.named_parameters()`), else by shape: a tensor of
+    two or more dimensions opens a layer and smaller ones join it.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = PolicyOptimizer(model.named_parameters(), "builtin:default", total_steps=100)
@@ -95,7 +96,7 @@ class PolicyOptimizer(Optimizer):
         policy: str | os.PathLike[str] | Policy = "builtin:default",
         lr: float = 1e-3,
         total_steps: int | None = None,
-        base: str = "adamw",
+        base: str | None = None,
         weight_decay: float | None = None,
         *,
         steps_per_epoch: float | None = None,
@@ -114,11 +115,11 @@ class PolicyOptimizer(Optimizer):
             lr: initial learning rate, where the policy starts from.
             total_steps: length of the training in optimizer steps; None where unknown, which hides progress
                 and leaves the policy's base schedule at its start.
-            base: "adamw", "adam" or "sgd"; must be of the family that the policy was trained on.
+            base: "adamw", "adam" or "sgd", of the family that the policy was trained on; the policy's own by default.
             steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
                 None hides from the policy how often it will have passed over the data.
             weight_decay: decoupled for adamw, L2 for the others, by default 0.01 and 0, as in torch.optim.
-            betas: (momentum or beta1, beta2); the base optimizer's usual ones by default.
+            betas: (momentum or beta1, beta2), (0.9, 0.999) by default; under base="sgd" the first is the momentum.
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
             seed: of the gradient noise, where the policy uses noise.
@@ -128,10 +129,17 @@ class PolicyOptimizer(Optimizer):
                 elements, evenly spaced; None measures every element.
 
         Raises:
+            TypeError: for a policy that is none.
             ValueError: for a value out of range or a base that the policy was not trained on.
             PolicyFileError: where the policy cannot be read.
         """
+        policy = load_policy(policy) if isinstance(policy, (str, os.PathLike)) else policy
+        if not hasattr(policy, "spec"):
+            raise TypeError(f"policy must be a file, 'builtin:NAME' or a policy; got {policy!r}: pass a rate as lr=...")
+        spec = policy.spec
+        base = spec.base if base is None else base
         rule = base_rule(base)
+        spec.check_base(base)
         betas = (rule.momentum, rule.beta2) if betas is None else betas
         eps = rule.eps if eps is None else eps
         weight_decay = 0.01 * rule.decoupled if weight_decay is None else weight_decay
@@ -144,9 +152,6 @@ class PolicyOptimizer(Optimizer):
             total_steps = check_count("total_steps", total_steps)
         if steps_per_epoch is not None and not 0.0 < steps_per_epoch < math.inf:
             raise ValueError(f"steps_per_epoch must be finite and above 0; got {steps_per_epoch!r}")
-        policy = load_policy(policy) if isinstance(policy, (str, os.PathLike)) else policy
-        spec = policy.spec
-        spec.check_base(base)
         self._rule = rule
         self._policy: Policy = policy
         self._total_steps = total_steps
@@ -160,7 +165,7 @@ class PolicyOptimizer(Optimizer):
                 f"fused=True takes base='adam' or 'adamw' and a policy that controls lr only; got base={base!r} and "
                 f"controls={spec.controls}: leave fused out"
             )
-        self._warned = False
+        self._warned = self._warned_of_rate = False
         self._live: _Live | None = None  # None until the first step, and again after parameters or state change
         defaults = {
             "lr": lr,
@@ -196,6 +201,8 @@ class PolicyOptimizer(Optimizer):
         """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
         live = self._prepare()
         value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        if value.numel() != 1:
+            raise ValueError(f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass loss.mean()")
         live.control = live.control.add_loss(value.to(live.control.loss_sum).reshape(1))
 
     def metrics(self) -> dict[str, float]:
@@ -227,6 +234,7 @@ class PolicyOptimizer(Optimizer):
                 self.param_groups.pop()
                 raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
         group["step"] = self.param_groups[0]["step"]
+        group.setdefault(_START, float(group.get("initial_lr", group["lr"])))
         self._live = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,14 +266,17 @@ class PolicyOptimizer(Optimizer):
             "_fused",
             "_sample",
             "_warned",
+            "_warned_of_rate",
         )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, filling in what an older state lacks."""
         super().__setstate__(state)
-        for name, value in (("_steps_per_epoch", None), ("_fused", False), ("_sample", None), ("_warned", False)):
-            self.__dict__.setdefault(name, value)
+        for name in ("_steps_per_epoch", "_sample"):
+            self.__dict__.setdefault(name, None)
+        for name in ("_fused", "_warned", "_warned_of_rate"):
+            self.__dict__.setdefault(name, False)
         self._live = None
         for group in self.param_groups:
             for key, default in self.defaults.items():
@@ -277,12 +288,12 @@ class PolicyOptimizer(Optimizer):
             return self._live
         spec = self._policy.spec
         for group in self.param_groups:
-            group.setdefault(_START, float(group.get("initial_lr", group["lr"])))  # initial_lr: from before a warmup
+            group.setdefault(_START, float(group.get("initial_lr", group["lr"])))  # loaded from one of torch's
         pairs = [(param, group) for group in self.param_groups for param in group["params"]]
         params = [param for param, _ in pairs]
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
         if len(names) == len(params):
-            layout = layout_of_named(zip(names, params, strict=True), spec.control)
+            layout = layout_of_named(zip(self._unlike(names), params, strict=True), spec.control)
         else:
             layout = layout_of_tensors(params, spec.control)
             self._check_groups()
@@ -303,6 +314,12 @@ class PolicyOptimizer(Optimizer):
         self._live = _Live(layout, slots, leads, control, multiplier, guard)
         return self._live
 
+    def _unlike(self, names: list[str]) -> list[str]:
+        """The parameters' names, after their group's number where two models have the same ones."""
+        if len(set(names)) == len(names):
+            return names
+        return [f"group{i}.{name}" for i, group in enumerate(self.param_groups) for name in group["param_names"]]
+
     def _check_leads(self, leads: list[_Slot]) -> None:
         """Warn of layers that were trained before and of which a loaded state knows nothing."""
         states = [self.state.get(lead.param, {}) for lead in leads]
@@ -312,6 +329,17 @@ class PolicyOptimizer(Optimizer):
                 "those of which it knows nothing start anew",
                 stacklevel=6,
             )
+
+    def _check_rates(self) -> None:
+        """Warn once of a group whose learning rate has risen far above that which the policy starts from."""
+        for group in self.param_groups:
+            if not self._warned_of_rate and float(group["lr"]) > _RISE * group[_START] > 0.0:
+                self._warned_of_rate = True
+                warnings.warn(
+                    f"PolicyOptimizer: the learning rate has risen to {float(group['lr']):g}, and the policy started "
+                    f"from {group[_START]:g}: what was added multiplies its own, unseen; give your peak rate as lr=...",
+                    stacklevel=6,
+                )
 
     def _check_groups(self) -> None:
         """Warn of groups without names that do not begin with a layer of their own."""
@@ -362,6 +390,7 @@ class PolicyOptimizer(Optimizer):
         """Measure, observe, predict, decode."""
         spec = self._policy.spec
         hyper = self._effective(live, step, _START)
+        self._check_rates()
 
         pieces: list[Piece] = []
         for i, slot in enumerate(live.slots):
@@ -379,7 +408,8 @@ class PolicyOptimizer(Optimizer):
             lr = numbers_like([[float(lead.group[_START]) for lead in live.leads]], unit.lr)
             offset = live.guard.decide(observation, stats.grad_rms > 0, lr, control.offset, live.control.offset)
             live.multiplier, live.control = decode(spec.controls, offset, unit), live.control._replace(offset=offset)
-            self._warn(live.guard, wait=False)
+            if self._factor(step) > 0.0:  # when total_steps are over, the learning rate is 0 and nothing new happens
+                self._warn(live.guard, wait=False)
 
     def _warn(self, guard: Guard, *, wait: bool) -> None:
         """Warn once that the guard acts, when the host knows; `wait` for the device to know."""
