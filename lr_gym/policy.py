@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lr_gym.control import ControlSpec
 from lr_gym.mlp_policy import MLPPolicy
-from lr_gym.policies import BUILTIN, GARO, builtin_file, builtin_names
+from lr_gym.policies import BUILTIN, GARO, POLICY_FILE, builtin_file, builtin_names
 from lr_gym.q_policy import QTablePolicy
 from lr_gym.tensor_file import PolicyFileError, read_tensor_file, reading, write_tensor_file
 
@@ -27,8 +27,6 @@ __all__ = [
     "load_policy",
     "save_policy",
 ]
-
-POLICY_FILE = "policy.safetensors"
 
 
 class Policy(Protocol):
@@ -90,7 +88,7 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
     if text.startswith(BUILTIN):
         name = text.removeprefix(BUILTIN)
         if name not in builtin_policies():
-            hint = ": its weights are for GlobalAdaptiveSGD(params, weights='builtin:garo')" if name == "garo" else ""
+            hint = ": its weights are for GlobalAdaptiveSGD(params, weights='builtin:garo')" if name == GARO else ""
             raise PolicyFileError(f"no built-in policy {name!r}; there are {', '.join(builtin_policies())}{hint}")
         return builtin_file(name)
     file = Path(text)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lr_gym.policies import BUILTIN, GARO, builtin_file
+from lr_gym.policies import BUILTIN, GARO, POLICY_FILE, builtin_file
 from lr_gym.tensor_file import check_finite, read_tensor_file, reading, write_tensor_file
 from lr_gym.types import Hyperparams
 
@@ -223,13 +223,14 @@ def save_weights(weights: GaroWeights, path: str | os.PathLike[str], about: Mapp
 
 
 def load_weights(path: str | os.PathLike[str]) -> GaroWeights:
-    """Read what `save_weights` wrote, or "builtin:garo", the cell that ships with the package.
+    """Read what `save_weights` wrote, a training's output folder, or "builtin:garo", which ships with the package.
 
     Raises:
         PolicyFileError: where the file is missing, too large, truncated, altered, not finite, holds something else, or
             was written for other inputs. The message names the file.
     """
     file = builtin_file(GARO) if os.fspath(path) == BUILTIN + GARO else Path(path)
+    file = file / POLICY_FILE if file.is_dir() else file
     with reading(file):
         content, tensors = read_tensor_file(file, KIND)
         if tuple(content["features"]) != FEATURES:

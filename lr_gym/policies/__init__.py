@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-__all__ = ["BUILTIN", "GARO", "builtin_file", "builtin_names"]
+__all__ = ["BUILTIN", "GARO", "POLICY_FILE", "builtin_file", "builtin_names"]
 
 BUILTIN = "builtin:"
 GARO = "garo"  # weights of GARO's cell, for GlobalAdaptiveSGD; all others are policies
+POLICY_FILE = "policy.safetensors"  # in a training's output folder
 _FOLDER = Path(__file__).parent
 
 
