@@ -25,11 +25,12 @@ from torch.nn.utils import skip_init
 
 from agents.learner import PolicyLearner
 from lr_gym.benchmark.engine import process_pool
+from lr_gym.control import ControlSpec
 from lr_gym.observation import PEAK_CENTRE, PEAK_WIDTH
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "learn", "regret_of"]
+__all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "learn", "policy_of", "regret_of"]
 
 WORST = 0.5  # regret in nats that counts at most, else tasks whose loss can go to 0 would be most of the mean
 JUMP = 0.1  # chance per decision that a wandering training leaps
@@ -240,6 +241,50 @@ def wander(observation: Tensor, policy: MLPPolicy, generator: torch.Generator) -
     return action.clamp(-1.0, 1.0)
 
 
+def policy_of(network: RateNetwork, spec: ControlSpec, interval: int, shift: float, about: dict[str, Any]) -> MLPPolicy:
+    """A network of rates as a policy.
+
+    Its action is (named + shift - present) / step, logarithms of learning rates. The present one, a feature, passes
+    beside the network through a unit of each layer of its own, in which tanh is linear to 1e-4.
+
+    Args:
+        network: of the inputs that the spec names.
+        spec: recursive, of the learning rate alone, with the feature `peak_lr`.
+        interval: of the policy, steps.
+        shift: nats above the rate that the network names.
+        about: of the policy.
+    """
+    assert spec.action_step is not None
+    weights, biases = [], []
+    last = len(network.linears) - 1
+    for i, linear in enumerate(network.linears):
+        assert isinstance(linear, nn.Linear)
+        weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
+        rows, columns = weight.shape
+        if i == last:
+            scale = network.spread / spec.action_step
+            present = torch.full((1, 1), -PEAK_WIDTH * LN_10 / (LINEAR * spec.action_step))
+            weight = torch.cat([weight * scale, present], dim=1)
+            bias = bias * scale + (network.middle + shift - PEAK_CENTRE * LN_10) / spec.action_step
+        else:
+            beside = torch.zeros(1, columns + (i > 0))
+            beside[0, spec.features.index(PEAK) if i == 0 else -1] = LINEAR if i == 0 else 1.0
+            weight = torch.cat([weight, torch.zeros(rows, int(i > 0))], dim=1)
+            weight, bias = torch.cat([weight, beside]), torch.cat([bias, torch.zeros(1)])
+        weights.append(weight)
+        biases.append(bias)
+    features = len(spec.features)
+    return MLPPolicy(
+        spec=spec,
+        interval=interval,
+        weights=tuple(weights),
+        biases=tuple(biases),
+        mean=torch.zeros(features),
+        std=torch.ones(features),
+        about=about,
+    )
+
+
 class SweepLearner(PolicyLearner):
     """Regression on where the learning rate should go; an update is a sweep of each of a batch of tasks."""
 
@@ -326,41 +371,7 @@ class SweepLearner(PolicyLearner):
         return self._policy(about, self._config.shift)
 
     def _policy(self, about: dict[str, Any], shift: float) -> MLPPolicy:
-        """The network as a policy.
-
-        Its action is (named + shift - present) / step, logarithms of learning rates. The present one, a feature, passes
-        beside the network through a unit of each layer of its own, in which tanh is linear to 1e-4.
-        """
-        spec = self._spec
-        assert spec.action_step is not None
-        network, weights, biases = self._network, [], []
-        last = len(network.linears) - 1
-        for i, linear in enumerate(network.linears):
-            assert isinstance(linear, nn.Linear)
-            weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
-            rows, columns = weight.shape
-            if i == last:
-                scale = network.spread / spec.action_step
-                present = torch.full((1, 1), -PEAK_WIDTH * LN_10 / (LINEAR * spec.action_step))
-                weight = torch.cat([weight * scale, present], dim=1)
-                bias = bias * scale + (network.middle + shift - PEAK_CENTRE * LN_10) / spec.action_step
-            else:
-                beside = torch.zeros(1, columns + (i > 0))
-                beside[0, spec.features.index(PEAK) if i == 0 else -1] = LINEAR if i == 0 else 1.0
-                weight = torch.cat([weight, torch.zeros(rows, int(i > 0))], dim=1)
-                weight, bias = torch.cat([weight, beside]), torch.cat([bias, torch.zeros(1)])
-            weights.append(weight)
-            biases.append(bias)
-        features = len(spec.features)
-        return MLPPolicy(
-            spec=spec,
-            interval=self._interval,
-            weights=tuple(weights),
-            biases=tuple(biases),
-            mean=torch.zeros(features),
-            std=torch.ones(features),
-            about=about,
-        )
+        return policy_of(self._network, self._spec, self._interval, shift, about)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
