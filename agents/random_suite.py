@@ -21,7 +21,7 @@ __all__ = ["random_batch"]
 
 FIRST = 1 << 20  # smaller numbers are left to named suites
 COUNT = 1 << 30
-DEAREST = 5_000_000_000  # operations of a training: PLACEHOLDER
+DEAREST = 5_000_000_000  # operations of a training: one task in three needs more, and those would take most of the time
 UPDATE = 32  # products that cost as much as to move a weight
 
 

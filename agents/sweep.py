@@ -95,6 +95,11 @@ class Sweeps(NamedTuple):
         moved = other._replace(sweep=other.sweep + len(self.curves))
         return Sweeps(*(torch.cat(pair) for pair in zip(self, moved, strict=True)))
 
+    def only(self, which: Tensor) -> Sweeps:
+        """Those of some of the curves, (sweeps,) bool."""
+        rows, index = which[self.sweep.long()], torch.cumsum(which, 0) - 1
+        return Sweeps(self.observation[rows], index[self.sweep[rows].long()].int(), self.curves[which])
+
 
 def regrets(loss: Tensor, worst: Tensor) -> Tensor:
     """Regret (rates,) of each learning rate of a sweep, from its log loss and the log loss that counts as the worst."""

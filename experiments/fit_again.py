@@ -1,7 +1,7 @@
 """A policy fitted anew to the sweeps that a training of `--agent sweep --preset generalist` remembers.
 
 From some sources of data only and seeing some features only, which costs seconds where new sweeps cost an hour. With
-guard and certificate as `train_agent.py` makes them, which takes some minutes more.
+the score of `validation_score.py`, guard and certificate as `train_agent.py` makes them, which takes ten minutes more.
 
     PYTHONPATH=. python experiments/fit_again.py runs/sweep runs/again --sources mnist1d digits tables --shift 0.35
 """
@@ -13,23 +13,21 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from validation_score import alone, losses
 
 import train_agent
 from agents.arguments import parse
 from agents.build import build_learner
 from agents.random_suite import random_batch
 from agents.sweep import RateNetwork, Sweeps, learn, policy_of
+from lr_gym.benchmark.scores import relative_loss
 from lr_gym.observation import TASK_FEATURES
 from lr_gym.policy import POLICY_FILE, save_policy
 from lr_gym.tasks.random_tasks import RANGES
+from lr_gym.vector_env import INITIAL_LR
 
 STEPS = 1500  # of the network
-
-
-def only(sweeps: Sweeps, tasks: torch.Tensor) -> Sweeps:
-    """Those of some tasks (sweeps,) bool."""
-    rows, index = tasks[sweeps.sweep.long()], torch.cumsum(tasks, 0) - 1
-    return Sweeps(sweeps.observation[rows], index[sweeps.sweep[rows].long()].int(), sweeps.curves[tasks])
+RUNS = 24  # trainings of each task by which the policy is judged
 
 
 def main() -> None:
@@ -40,7 +38,6 @@ def main() -> None:
     parser.add_argument("--features", nargs="+", default=TASK_FEATURES)
     parser.add_argument("--shift", type=float, default=0.0, help="nats above what the network names")
     parser.add_argument("--seed", type=int, default=0, help="of the network and of the rows it learns from")
-    parser.add_argument("--unguarded", action="store_true", help="leave guard and certificate out")
     args = parser.parse_args()
     torch.set_num_threads(1)
     of = parse(["--agent", "sweep", "--preset", "generalist", "--output-dir", str(args.output_dir)])
@@ -49,7 +46,7 @@ def main() -> None:
     updates = checkpoint["progress"]["updates"]
     batches = [random_batch(of.seed, update, of.slots, of.decisions) for update in range(updates)]
     sources = [task.source in args.sources for batch in batches for task in batch]
-    sweeps = only(sweeps, torch.tensor(sources))
+    sweeps = sweeps.only(torch.tensor(sources))
     columns = [(of.features or ()).index(name) for name in args.features]
     sweeps = sweeps._replace(observation=sweeps.observation[:, columns])
 
@@ -61,14 +58,15 @@ def main() -> None:
 
     of = dataclasses.replace(of, features=tuple(args.features), workers=1)
     blank = build_learner(of)[0].policy({})
-    about = {**train_agent.about(of, updates, float("nan")), "selection_loss": None, "sources": sorted(args.sources)}
+    policy = policy_of(network, blank.spec, blank.interval, args.shift, {})
+    score = round(relative_loss(losses(policy, INITIAL_LR, RUNS), alone(RUNS)), 3)
+    about = {**train_agent.about(of, updates, score), "sources": sorted(args.sources)}
     args.output_dir.mkdir(parents=True)
     file = args.output_dir / POLICY_FILE
-    save_policy(policy_of(network, blank.spec, blank.interval, args.shift, about), file)
-    print(f"{len(sweeps.curves)} tasks, {len(sweeps.sweep)} rows: {file}", flush=True)
-    if not args.unguarded:
-        train_agent.remember_range(file, of)
-        train_agent.look_at(file, of)
+    save_policy(dataclasses.replace(policy, about=about), file)
+    print(f"{len(sweeps.curves)} tasks, {len(sweeps.sweep)} rows, score {score}: {file}", flush=True)
+    train_agent.remember_range(file, of)
+    train_agent.look_at(file, of)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,11 @@ def losses(policy: Policy, lr: float | tuple[float, float], runs: int) -> NDArra
     return np.stack([np.minimum(final_losses(env, policy, seeds, "selection"), DIVERGED) for env in envs])
 
 
+def alone(runs: int) -> NDArray[np.float64]:
+    """`losses` of the base schedule alone."""
+    return losses(constant_policy(ControlSpec(), 10), INITIAL_LR, runs)
+
+
 def candidate(name: str, runs: int) -> NDArray[np.float64]:
     """`losses` of a policy, or of SCHEDULE:LR:BASE."""
     if name.partition(":")[0] in SCHEDULES:
@@ -47,13 +52,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    alone = losses(constant_policy(ControlSpec(), 10), INITIAL_LR, args.runs)
+    before = alone(args.runs)
     print("| candidate | score |", " | ".join(SUITES["validation"]), "|")
     print("|---" * (2 + len(SUITES["validation"])) + "|")
     for name in args.candidates:
         found = candidate(name, args.runs)
         medians = " | ".join(f"{median:.4g}" for median in np.median(found, axis=1))
-        print(f"| {name} | {relative_loss(found, alone):.3f} | {medians} |", flush=True)
+        print(f"| {name} | {relative_loss(found, before):.3f} | {medians} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from learners import SETTING, SWEEP, SWEEP_FEATURES, assert_equal_states, make_learner, sweep_env
 from tiny import TINY
 
-from agents.sweep import WORST, SweepConfig, SweepLearner, play, regret_of, regrets
+from agents.sweep import WORST, SweepConfig, SweepLearner, Sweeps, play, regret_of, regrets
 from lr_gym.rollout import final_losses
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -41,6 +41,14 @@ def test_regret_of_a_rate_is_read_off_the_curve():
     torch.testing.assert_close(at((rates[1] + rates[2]) / 2), curves[:, 1:3].mean(1), atol=1e-3, rtol=0)
     beyond = at(rates[-1] + 2 * (rates[1] - rates[0]))
     torch.testing.assert_close(beyond, curves[:, -1] + 1.0, atol=1e-3, rtol=0)
+
+
+def test_some_of_the_sweeps_keep_their_curves():
+    rows = torch.tensor([0, 2, 1, 2, 3, 1])
+    sweeps = Sweeps(rows[:, None].half(), rows.int(), torch.arange(4.0)[:, None].expand(4, 5))
+    some = sweeps.only(torch.tensor([False, True, False, True]))
+    assert some.observation[:, 0].tolist() == [1, 3, 1]
+    assert some.curves[some.sweep.long(), 0].tolist() == [1, 3, 1]
 
 
 @pytest.mark.parametrize("highest", [0.5, 1e6])
