@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--shift", type=float, default=0.0, help="nats above what the network names")
     parser.add_argument("--seed", type=int, default=0, help="of the network and of the rows it learns from")
     args = parser.parse_args()
+    args.output_dir.mkdir(parents=True)
     torch.set_num_threads(1)
     of = parse(["--agent", "sweep", "--preset", "generalist", "--output-dir", str(args.output_dir)])
     checkpoint = torch.load(args.training / "checkpoint.pt", weights_only=True)
@@ -61,7 +62,6 @@ def main() -> None:
     policy = policy_of(network, blank.spec, blank.interval, args.shift, {})
     score = round(relative_loss(losses(policy, INITIAL_LR, RUNS), alone(RUNS)), 3)
     about = {**train_agent.about(of, updates, score), "sources": sorted(args.sources)}
-    args.output_dir.mkdir(parents=True)
     file = args.output_dir / POLICY_FILE
     save_policy(dataclasses.replace(policy, about=about), file)
     print(f"{len(sweeps.curves)} tasks, {len(sweeps.sweep)} rows, score {score}: {file}", flush=True)
