@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -42,6 +43,8 @@ def main() -> None:
     args.output_dir.mkdir(parents=True)
     torch.set_num_threads(1)
     of = parse(["--agent", "sweep", "--preset", "generalist", "--output-dir", str(args.output_dir)])
+    began = json.loads((args.training / "args.json").read_text())
+    of = dataclasses.replace(of, **{key: began[key] for key in ("seed", "slots", "decisions", "horizon", "features")})
     checkpoint = torch.load(args.training / "checkpoint.pt", weights_only=True)
     sweeps = Sweeps(*checkpoint["learner"]["seen"])
     updates = checkpoint["progress"]["updates"]

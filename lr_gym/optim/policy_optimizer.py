@@ -293,7 +293,7 @@ class PolicyOptimizer(Optimizer):
         params = [param for param, _ in pairs]
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
         if len(names) == len(params):
-            layout = layout_of_named(zip(self._unlike(names), params, strict=True), spec.control)
+            layout = layout_of_named(zip(self._distinct(names), params, strict=True), spec.control)
         else:
             layout = layout_of_tensors(params, spec.control)
             self._check_groups()
@@ -314,7 +314,7 @@ class PolicyOptimizer(Optimizer):
         self._live = _Live(layout, slots, leads, control, multiplier, guard)
         return self._live
 
-    def _unlike(self, names: list[str]) -> list[str]:
+    def _distinct(self, names: list[str]) -> list[str]:
         """The parameters' names, after their group's number where two models have the same ones."""
         if len(set(names)) == len(names):
             return names

@@ -110,7 +110,8 @@ def measure_pieces(
     ahead, sums, start = scale.advanced(rule, beta), [], 0
     for group in _together(pieces):
         part = slice(start, start := start + len(group))
-        tensors = [torch.stack(column).to(momentum.dtype) for column in zip(*(p.tensors for p in group), strict=True)]
+        columns = zip(*(piece.tensors for piece in group), strict=True)
+        tensors = [_stacked(column).to(momentum.dtype) for column in columns]
         param, grad, first = tensors[:3]
         second = tensors[3] if len(tensors) > 3 else None
         masses = MomentScale(ahead.mass[0, part], ahead.second[0, part])
@@ -129,6 +130,11 @@ def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         group = list(alike)
         step = TOGETHER if size <= SMALL else 1
         yield from (group[i : i + step] for i in range(0, len(group), step))
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.stack, which would copy a large tensor that is alone."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 def _columns(table: Tensor, index: Sequence[int]) -> Tensor:

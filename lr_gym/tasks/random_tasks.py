@@ -19,7 +19,8 @@ from lr_gym.rng import Stream, integers, normal, uniform
 from lr_gym.tasks import datasets
 from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
 from lr_gym.tasks.modules import MeanOverTime, Recurrent, Residual, ScaledLinear
-from lr_gym.tasks.random_tables import EXTRA, TABLES, columns_of, table_data
+from lr_gym.tasks.random_tables import TABLES, columns_of, table_data
+from lr_gym.tasks.tables import EXTRA
 from lr_gym.tasks.task import Data, Split, Task
 
 __all__ = ["RANGES", "RandomTask", "random_task"]

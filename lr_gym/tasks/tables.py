@@ -20,7 +20,7 @@ from lr_gym.tasks.task import Data, Split
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["diamonds", "flights", "titanic"]
+__all__ = ["EXTRA", "diamonds", "flights", "titanic"]
 
 EXTRA = "tables"
 
