@@ -132,7 +132,7 @@ def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield from (group[i : i + step] for i in range(0, len(group), step))
 
 
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
     """torch.stack, which would copy a large tensor that is alone."""
     return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
