@@ -9,12 +9,14 @@ than the others of their batch are passed over.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks import Task
-from lr_gym.tasks.models import build_model
 from lr_gym.tasks.random_tasks import random_task
 
 __all__ = ["random_batch"]
@@ -25,20 +27,45 @@ DEAREST = 5_000_000_000  # operations of a training: one task in three needs mor
 UPDATE = 32  # products that cost as much as to move a weight
 
 
-def layers_of(number: int) -> int:
-    """Modules with parameters of task `random-<number>`: hidden layers, their norms, and the output."""
-    drawn = random_task(number).drawn
-    depth = int(drawn["depth"])
-    normed = depth - int(drawn["network"] == "recurrent")
-    return depth + int(drawn["norm"]) * normed + 1
+class Measured(NamedTuple):
+    """Sizes of a random task.
+
+    Attributes:
+        layers: modules with parameters: hidden layers, their norms, and the output.
+        weights: of the model.
+        products: of weights in a forward pass of one example.
+    """
+
+    layers: int
+    weights: int
+    products: int
+
+
+@functools.lru_cache(maxsize=4096)
+def measured(number: int) -> Measured:
+    """Sizes of task `random-<number>`, found without a number being multiplied."""
+    found: list[Measured] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        first, *_ = own = list(module.parameters(recurse=False))
+        times = inputs[0].shape[1] if isinstance(module, nn.RNNBase) else output.numel() // len(first)
+        weights = sum(p.numel() for p in own)
+        found.append(Measured(1, weights, times * weights))
+
+    task, _, drawn = random_task(number)
+    with torch.device("meta"):
+        model = task.model()
+        for module in model.modules():
+            if list(module.parameters(recurse=False)):
+                module.register_forward_hook(look)
+        model(torch.zeros(1, drawn["inputs"]))
+    return Measured(*map(sum, zip(*found, strict=True)))
 
 
 def operations_of(number: int, horizon: int | None = None) -> int:
     """Products of weights in all forward passes of training on task `random-<number>`, and its updates as products."""
-    task, _, drawn = random_task(number)
-    patches = 1 if drawn["network"] == "dense" else drawn["inputs"] // drawn["patch"]
-    weights = sum(p.numel() for p in build_model(task).parameters())
-    return (horizon or task.horizon) * weights * (task.batch_size * patches + UPDATE)
+    task, sizes = random_task(number).task, measured(number)
+    return (horizon or task.horizon) * (task.batch_size * sizes.products + UPDATE * sizes.weights)
 
 
 def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None) -> list[Task]:
@@ -55,7 +82,7 @@ def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon
     for slot in range(slots):
         first = _number(seed, 0, slot, 0)
         number, attempt = _number(seed, generation, slot, 0), 0
-        while layers_of(number) != layers_of(first) or operations_of(number, horizon) > DEAREST:
+        while measured(number).layers != measured(first).layers or operations_of(number, horizon) > DEAREST:
             attempt += 1
             number = _number(seed, generation, slot, attempt)
         task = random_task(number).task

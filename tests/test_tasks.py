@@ -17,7 +17,7 @@ from lr_gym.tasks import SPLITS, SUITES, TASKS, Data, Split, find_task
 from lr_gym.tasks import losses as L
 from lr_gym.tasks.architectures import cnn2d, dropout_mlp
 from lr_gym.tasks.models import PROBLEM, initial_buffers, plain_model
-from lr_gym.tasks.modules import GRU, Dropout, Pair, Recurrent, ScaledLinear
+from lr_gym.tasks.modules import GRU, LSTM, Dropout, Pair, Recurrent
 from lr_gym.tasks.random_tasks import RANGES
 from lr_gym.tasks.stacked import STACKED, stacked_forward
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
@@ -148,20 +148,12 @@ def test_dropout_probability_out_of_range(p):
         Dropout(p)
 
 
-@pytest.mark.parametrize(("kind", "of_torch"), [(GRU, nn.GRU), (Recurrent, nn.RNN)])
+@pytest.mark.parametrize(("kind", "of_torch"), [(GRU, nn.GRU), (LSTM, nn.LSTM), (Recurrent, nn.RNN)])
 def test_recurrences_are_torchs(kind, of_torch):
     ours, torchs = kind(2, 3), of_torch(2, 3, batch_first=True)
     torchs.load_state_dict(ours.state_dict())
     x = torch.randn(4, 5, 2)
     assert torch.equal(ours(x), torchs(x)[0][:, -1])
-
-
-def test_scaled_linear_starts_as_the_same_distribution_and_steps_further():
-    task = tiny_task(lambda: nn.Sequential(ScaledLinear(5, 3, 2.0)))
-    plain = tiny_task(lambda: nn.Sequential(nn.Linear(5, 3)))
-    x = tiny_data().gradient.inputs
-    a, b = (plain_model(t, torch.tensor([4])) for t in (task, plain))
-    torch.testing.assert_close(a(x), b(x))
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1, "bias": False}, {"dilation": 2}, {"groups": 2}])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lr_gym.rng import Stream, normal, random_bits, uniform
 from lr_gym.tasks.architectures import mlp
-from lr_gym.tasks.modules import GRU, Dropout, Position, Pretrained, Recurrent, ScaledLinear
+from lr_gym.tasks.modules import GRU, LSTM, Dropout, Position, Pretrained, Recurrent
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
 from lr_gym.tasks.task import Task
 
@@ -46,15 +46,9 @@ def _fan_in(module: nn.Module, name: str) -> Initial:
     return Initial("uniform", weight[0].numel() ** -0.5)
 
 
-def _scaled_fan_in(module: nn.Module, name: str) -> Initial:
-    assert isinstance(module, ScaledLinear)
-    kind, bound = _fan_in(module, name)
-    return Initial(kind, bound / module.scale)
-
-
 def _hidden(module: nn.Module, name: str) -> Initial:
     """U(-1/sqrt(h), 1/sqrt(h)), as torch."""
-    assert isinstance(module, (nn.GRU, nn.RNN))
+    assert isinstance(module, nn.RNNBase)
     return Initial("uniform", module.hidden_size**-0.5)
 
 
@@ -67,7 +61,6 @@ Draw = Callable[[nn.Module, str], Initial]
 # Module type -> (module, name of its parameter) -> how torch itself initialises that parameter.
 INITIAL: dict[type[nn.Module], Draw] = {
     nn.Linear: _fan_in,
-    ScaledLinear: _scaled_fan_in,
     nn.Conv1d: _fan_in,
     nn.Conv2d: _fan_in,
     nn.BatchNorm1d: _one_and_zero,
@@ -76,6 +69,7 @@ INITIAL: dict[type[nn.Module], Draw] = {
     nn.Embedding: lambda module, name: Initial("normal", 1.0),
     Position: lambda module, name: Initial("normal", 0.02),  # as BERT (Devlin et al. 2019)
     GRU: _hidden,
+    LSTM: _hidden,
     Recurrent: _hidden,
     Quadratic: lambda module, name: Initial("normal", 1.0),
     Rosenbrock: lambda module, name: Initial("normal", 0.5),

@@ -12,6 +12,7 @@ from lr_gym.rng import Stream, uniform
 
 __all__ = [
     "GRU",
+    "LSTM",
     "Dropout",
     "MeanOverTime",
     "Pair",
@@ -19,7 +20,6 @@ __all__ = [
     "Pretrained",
     "Recurrent",
     "Residual",
-    "ScaledLinear",
     "SelfAttention",
 ]
 
@@ -56,21 +56,6 @@ class Dropout(nn.Module):
         return x * (draw.view_as(x) >= self.p) / (1.0 - self.p)
 
 
-class ScaledLinear(nn.Linear):
-    """s (W x + b), with W and b drawn 1/s times as large: the same function of the input, trained s^2 times as fast
-    by SGD and s times by Adam (re-parameterisation as in Metz et al. 2022, "VeLO", app. C).
-    """  # noqa: D205
-
-    def __init__(self, fan_in: int, fan_out: int, scale: float) -> None:
-        """`scale`: s."""
-        super().__init__(fan_in, fan_out)
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, i) -> (n, o)."""
-        return super().forward(x) * self.scale
-
-
 class GRU(nn.GRU):
     """One-layer GRU (Cho et al. 2014): (n, T, i) -> the last hidden state (n, h)."""
 
@@ -94,6 +79,19 @@ class Recurrent(nn.RNN):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Last hidden state."""
         last: Tensor = super().forward(x)[1][0]
+        return last
+
+
+class LSTM(nn.LSTM):
+    """One-layer LSTM (Hochreiter & Schmidhuber 1997): (n, T, i) -> the last hidden state (n, h)."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        """`inputs`: i; `hidden`: h."""
+        super().__init__(inputs, hidden, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Last hidden state."""
+        last: Tensor = super().forward(x)[1][0][0]
         return last
 
 

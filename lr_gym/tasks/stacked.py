@@ -19,13 +19,13 @@ from torch.func import functional_call
 
 from lr_gym.tasks.modules import (
     GRU,
+    LSTM,
     Dropout,
     MeanOverTime,
     Pair,
     Position,
     Recurrent,
     Residual,
-    ScaledLinear,
     SelfAttention,
 )
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
@@ -61,11 +61,6 @@ def _linear(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
     weight = values[prefix + "weight"]
     rows = x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)
     return _affine(rows, weight, values.get(prefix + "bias")).view(*x.shape[:-1], weight.shape[1])
-
-
-def _scaled_linear(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, ScaledLinear)
-    return _linear(module, values, prefix, x) * module.scale
 
 
 def _conv(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
@@ -217,6 +212,52 @@ def _recurrent(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Ten
     return out
 
 
+class _LongShortTermMemory(torch.autograd.Function):
+    """LSTM of torch over time: input's share (B, T, n, 4h), W (B, 4h, h) -> last hidden state (B, n, h).
+
+    i, f, o = sigmoid(x + W h), g = tanh(x + W h), the memory c = f c + i g, h = o tanh(c). Backward as in
+    `_GatedRecurrence`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        saved: list[Tensor] = []
+        h = c = x.new_zeros(x.shape[0], x.shape[2], weight.shape[2])
+        for step in x.unbind(1):
+            i, f, g, o = torch.baddbmm(step, h, weight.transpose(1, 2)).chunk(4, dim=-1)
+            i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+            new = torch.addcmul(f * c, i, g)
+            seen = torch.tanh(new)
+            saved += [h, c, i, f, g, o, seen]
+            h, c = o * seen, new
+        ctx.save_for_backward(weight, *saved)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        weight, *saved = ctx.saved_tensors
+        (grad,) = grads
+        grad_c = torch.zeros_like(grad)
+        inputs: list[Tensor] = []
+        for t in reversed(range(0, len(saved), 7)):
+            _, c, i, f, g, o, seen = saved[t : t + 7]
+            grad_o = grad * seen * o * (1.0 - o)
+            grad_c = grad_c + grad * o * (1.0 - seen * seen)
+            grad_i, grad_f = grad_c * g * i * (1.0 - i), grad_c * c * f * (1.0 - f)
+            inputs.append(torch.cat((grad_i, grad_f, grad_c * i * (1.0 - g * g), grad_o), dim=-1))
+            grad, grad_c = torch.bmm(inputs[-1], weight), grad_c * f
+        grad_x = torch.stack(inputs[::-1], dim=1)
+        hidden = torch.stack(saved[::7], dim=1).flatten(1, 2)
+        return grad_x, torch.bmm(grad_x.flatten(1, 2).transpose(1, 2), hidden)
+
+
+def _lstm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
+    """The LSTM of torch; both biases ride along with the input's share."""
+    w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    out: Tensor = _LongShortTermMemory.apply(_input_share(x, w_x, b_x + b_h), w_h)
+    return out
+
+
 def _dropout(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, Dropout)
     return module.masked(x, values[prefix + "seed"], values[prefix + "calls"])
@@ -274,7 +315,6 @@ def _row_by_row(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 # Module type -> (module, values, prefix of its names, inputs (B, n, ...)) -> outputs (B, n, ...).
 STACKED: dict[type[nn.Module], Callable[[nn.Module, Values, str, Tensor], Tensor]] = {
     nn.Linear: _linear,
-    ScaledLinear: _scaled_linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
     nn.BatchNorm1d: _batch_norm,
@@ -283,6 +323,7 @@ STACKED: dict[type[nn.Module], Callable[[nn.Module, Values, str, Tensor], Tensor
     nn.Embedding: _embedding,
     Position: _position,
     GRU: _gru,
+    LSTM: _lstm,
     Recurrent: _recurrent,
     Dropout: _dropout,
     nn.Sequential: _sequential,

@@ -10,7 +10,7 @@ import torch
 from learners import assert_equal_states
 from tiny import TINY
 
-from agents.random_suite import DEAREST, layers_of, operations_of, random_batch
+from agents.random_suite import DEAREST, UPDATE, measured, operations_of, random_batch
 from agents.sb3 import LayerRowsVecEnv, PPOConfig, PPOLearner
 from lr_gym.layers import layout_of_named
 from lr_gym.tasks.models import build_model
@@ -34,8 +34,10 @@ def test_slots_keep_their_layers():
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_layers_are_known_before_a_model_is_built(number):
-    assert layers_of(number) == layers(random_task(number).task)
+def test_sizes_are_known_before_a_model_is_built(number):
+    task = random_task(number).task
+    assert measured(number).layers == layers(task)
+    assert measured(number).weights == sum(p.numel() for p in build_model(task).parameters())
 
 
 def test_no_task_of_a_batch_takes_far_longer_than_others():
@@ -50,12 +52,29 @@ def test_a_shorter_horizon_makes_a_task_cheaper():
     assert operations_of(dear, 10) * random_task(dear).task.horizon == operations_of(dear) * 10
 
 
-def test_operations_of_a_network_that_all_patches_share():
-    number = next(i for i in range(1000) if (d := random_task(i).drawn)["network"] == "recurrent" and d["depth"] == 1)
-    task, _, drawn = random_task(number)
-    patches = drawn["inputs"] // drawn["patch"]
-    weights = drawn["width"] * (drawn["patch"] + drawn["width"])  # of the recurrence
-    assert operations_of(number) > task.horizon * task.batch_size * patches * weights
+@pytest.mark.parametrize("network", ["dense", "patches", "convolutions", "recurrent", "lstm"])
+def test_products_of_a_network_by_hand(network):
+    number = next(
+        i
+        for i in range(4000)
+        if (d := random_task(i).drawn)["network"] == network
+        and (d["depth"], d["norm"], d["pool"], d["source"]) == (1, False, False, "mnist1d")
+        and d["loss"] == "cross_entropy"
+    )
+    drawn = random_task(number).drawn
+    width, patch, classes, kernel = drawn["width"], drawn["patch"], drawn["classes"], drawn["kernel"]
+    times, states = 40 // patch, -(-40 // drawn["stride"])
+    expected = {
+        "dense": width * 41 + classes * (width + 1),
+        "patches": times * width * (patch + 1) + classes * (times * width + 1),
+        "convolutions": states * width * (kernel + 1) + classes * (states * width + 1),
+        "recurrent": times * width * (patch + width + 2) + classes * (width + 1),
+        "lstm": times * 4 * width * (patch + width + 2) + classes * (width + 1),
+    }
+    assert measured(number).products == expected[network]
+    task = random_task(number).task
+    weights = measured(number).weights
+    assert operations_of(number) == task.horizon * (task.batch_size * expected[network] + UPDATE * weights)
 
 
 def renewing(seed: int = 0) -> LayerRowsVecEnv:
