@@ -15,7 +15,7 @@ import torch
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.losses import squared_error
 from lr_gym.tasks.random_tables import CLIP, FEW, LEVELS, TABLES, columns_of, table_data
-from lr_gym.tasks.random_tasks import RANGES, _data, random_task
+from lr_gym.tasks.random_tasks import RANGES, random_task
 from lr_gym.vector_env import LRControlVectorEnv
 
 
@@ -92,7 +92,9 @@ def test_what_is_reconstructed_is_the_input_through_a_narrow_layer(source):
 
 def test_digits_are_never_reconstructed():
     """That is a task of the suite test."""
-    assert all((d.source, d.loss is squared_error) != ("digits", True) for d in (random_task(i).task for i in range(300)))
+    assert all(
+        (d.source, d.loss is squared_error) != ("digits", True) for d in (random_task(i).task for i in range(300))
+    )
 
 
 @pytest.mark.parametrize(("source", "kind"), [("mnist1d", torch.nn.Conv1d), ("digits", torch.nn.Conv2d)])
