@@ -123,12 +123,12 @@ def build_learner(args: Args) -> tuple[Learner, int]:
 
 def sweep_env(args: Args, update: int, slot: int) -> LRControlVectorEnv:
     """Where a task is swept."""
-    return make_env(args, learning_tasks(args, update)[slot], args.sweep.runs, selection=False, once=True)
+    return make_env(args, learning_tasks(args, update)[slot], args.sweep.rates, selection=False, once=True)
 
 
 def _sweep(args: Args) -> tuple[Learner, int]:
     slots = len(learning_tasks(args))
-    updates = max(1, round(args.timesteps / (slots * args.sweep.runs * args.decisions)))
+    updates = max(1, round(args.timesteps / (slots * args.sweep.rates * args.decisions)))
     make = functools.partial(sweep_env, args)
     learner = SweepLearner(
         make, slots, selection_envs(args), args.sweep, seed=args.seed, updates=updates, workers=args.workers

@@ -1,11 +1,10 @@
-"""Learning from sweeps: what learning rate would have been best, told from what a policy sees.
+"""Learning from sweeps: what learning rate would have been best, told from what is known of a training.
 
 A sweep trains one task from the same weights on the same data at a row of learning rates, under the base schedule.
 Where each of them ended is a curve of the loss over the learning rate; who named one rate for the whole training would
-lose `regret` against the best of them, read off that curve. The network learns to name, from what is seen at any
-moment of a training at whatever learning rate, the rate of least expected regret; the policy goes there. Sweeps label
-what was seen in them and in trainings beside them whose rates wander, half of them under the policy as it is so far
-(DAgger, Ross et al. 2011). What a baseline pays for at every task, a sweep, is thus paid once, in training.
+lose `regret` against the best of them, read off that curve. The network learns to name the rate of least expected
+regret from KNOWN features, those that no action can move; the policy goes there, and what it does there cannot lead it
+elsewhere. What a baseline pays for at every task, a sweep, is thus paid once, in training.
 """
 
 from __future__ import annotations
@@ -26,18 +25,17 @@ from torch.nn.utils import skip_init
 from agents.learner import PolicyLearner
 from lr_gym.benchmark.engine import process_pool
 from lr_gym.control import ControlSpec
-from lr_gym.observation import PEAK_CENTRE, PEAK_WIDTH
+from lr_gym.observation import ENDLESS_FEATURES, PEAK_CENTRE, PEAK_WIDTH, TASK_FEATURES
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "learn", "policy_of", "regret_of"]
 
 WORST = 0.5  # regret in nats that counts at most, else tasks whose loss can go to 0 would be most of the mean
-JUMP = 0.1  # chance per decision that a wandering training leaps
-JITTER = 0.02  # of wandering layers, in full actions
 BATCH = 4096
 LINEAR = 0.01  # how little of tanh's curve the lr passes through
 PEAK = "peak_lr"
+KNOWN = tuple(name for name in (*TASK_FEATURES, *ENDLESS_FEATURES) if name != PEAK)
 LN_10 = math.log(10.0)
 
 
@@ -51,10 +49,8 @@ class SweepConfig:
     """The lowest of them."""
     highest: float = 0.5
     """The highest of them."""
-    wanderers: int = 4
-    """Trainings beside each sweep whose learning rates wander."""
     shift: float = 0.0
-    """Nats by which the policy goes above what the network names, for tasks that memorise less than those it knows."""
+    """Nats by which the policy goes above what the network names."""
     samples: int = 8
     """Decisions of each training that are remembered."""
     hidden: tuple[int, ...] = (64, 64)
@@ -67,21 +63,16 @@ class SweepConfig:
     """Of that AdamW in an update."""
 
     @property
-    def runs(self) -> int:
-        """Trainings of a task."""
-        return self.rates + self.wanderers
-
-    @property
     def logarithms(self) -> Tensor:
         """Natural logarithms of the learning rates of a sweep, (rates,)."""
         return torch.linspace(math.log(self.lowest), math.log(self.highest), self.rates)
 
 
 class Sweeps(NamedTuple):
-    """What was seen in sweeps, n rows of one layer at one moment each.
+    """What was known in sweeps, n rows of one training at one moment each; every layer knows the same.
 
     Attributes:
-        observation: (n, F) float16.
+        observation: (n, F - 1) float16, without the learning rate.
         sweep: (n,) int32, index of the curve that says what would have been best.
         curves: (sweeps, rates) regret in nats, smoothed, at most WORST.
     """
@@ -110,7 +101,11 @@ def regrets(loss: Tensor, worst: Tensor) -> Tensor:
 
 
 class RateNetwork(nn.Module):
-    """Observations (n, F) -> log of the learning rate that they ask for (n,)."""
+    """Observations without the learning rate (n, F - 1) -> log of the learning rate that they ask for (n,).
+
+    It does not see the present one: where to go must not depend on where the policy happens to stand, or it could stand
+    well in more than one place.
+    """
 
     def __init__(self, widths: Sequence[int], rates: Tensor, seed: int) -> None:
         """Whatever it sees, it names the middle of `rates` (rates,), logarithms: the last layer starts at 0.
@@ -134,11 +129,16 @@ class RateNetwork(nn.Module):
         self.spread = float(rates[-1] - rates[0]) / 4.0
 
     def forward(self, observation: Tensor) -> Tensor:
-        """(n, F) -> (n,)."""
+        """(n, F - 1) -> (n,)."""
         x = observation
         for i, linear in enumerate(self.linears):
             x = linear(x.tanh() if i else x)
         return self.middle + self.spread * x.squeeze(-1)
+
+
+def others(features: Sequence[str]) -> list[int]:
+    """Indices of the features that the network sees: all but the learning rate."""
+    return [index for index, name in enumerate(features) if name != PEAK]
 
 
 def regret_of(named: Tensor, curves: Tensor, rates: Tensor) -> Tensor:
@@ -184,66 +184,45 @@ def learn(
 
 @torch.no_grad()
 def play(
-    make: Callable[[int, int], LRControlVectorEnv],
-    update: int,
-    slot: int,
-    config: SweepConfig,
-    policy: MLPPolicy,
-    seed: int,
+    make: Callable[[int, int], LRControlVectorEnv], update: int, slot: int, config: SweepConfig, seed: int
 ) -> tuple[Sweeps, dict[str, float]]:
-    """Train a sweep and its wanderers to the end: what was seen, with one curve, and figures of the wanderers.
+    """Train a sweep to the end: what was known, with its curve, and figures.
 
     Args:
         make: see `SweepLearner`.
         update: first argument of `make`.
         slot: second argument of `make`.
         config: hyperparameters.
-        policy: as it is so far.
-        seed: of the trainings and of what is drawn here.
+        seed: of the trainings and of which decisions are remembered.
     """
-    env, count = make(update, slot), config.rates
+    env, lr = make(update, slot), config.logarithms.double().exp().numpy()
     generator = torch.Generator().manual_seed(seed)
-    low, high = math.log(config.lowest), math.log(config.highest)
-    starts = low + (high - low) * torch.rand(config.wanderers, generator=generator)
-    lr = torch.cat([config.logarithms, starts]).double().exp().numpy()
-    observation, _ = env.reset(seed=[seed] * config.runs, options={"initial_lr": lr})
+    observation, _ = env.reset(seed=[seed] * config.rates, options={"initial_lr": lr})
     worst = math.log(2.0) + _log(env.evaluate("reward")[:1], env)
     decisions = -(-env.horizon // env.inner_steps_per_decision)
     kept = {0, *torch.randperm(decisions, generator=generator)[: config.samples].tolist()}
-    alive, seen = np.ones(config.runs, dtype=bool), []
+    columns = others(env.control_spec.features)
+    still = np.zeros((config.rates, env.num_layers, 1), dtype=np.float32)
+    alive, seen = np.ones(config.rates, dtype=bool), []
     for decision in range(decisions):
-        now = torch.from_numpy(observation)
         if decision in kept:
-            seen.append(now[torch.from_numpy(alive)].flatten(0, 1).half())
-        action = torch.zeros(config.runs, env.num_layers, 1)
-        action[count:] = wander(now[count:], policy, generator)
-        observation, _, terminated, _, infos = env.step(action.numpy())
+            seen.append(torch.from_numpy(observation[alive, 0][:, columns]).half())
+        observation, _, terminated, _, infos = env.step(still)
         alive &= ~infos["diverged"]
         if decision < decisions - 1 and terminated.any():  # they diverged, start over, and are not looked at again
             observation, _ = env.reset(options={"reset_mask": terminated, "initial_lr": lr})
     losses = np.where(alive, env.evaluate("reward"), np.inf)
-    curve = regrets(_log(losses[:count], env), worst)
+    curve = regrets(_log(losses, env), worst)
     rows = torch.cat(seen)
-    survived = losses[count:][alive[count:]]
     figures = {"diverged": float(1.0 - alive.mean())}
-    if len(survived):
-        figures["reward_loss"] = float(survived.mean())
+    if alive.any():
+        figures["reward_loss"] = float(losses.min())
     return Sweeps(rows, torch.zeros(len(rows), dtype=torch.int32), curve.unsqueeze(0)), figures
 
 
 def _log(loss: NDArray[np.float64], env: LRControlVectorEnv) -> Tensor:
     """Logarithms of losses above the task's optimum, float32."""
     return torch.from_numpy(np.log(np.maximum(loss - env.task.optimum, 1e-12))).float()
-
-
-def wander(observation: Tensor, policy: MLPPolicy, generator: torch.Generator) -> Tensor:
-    """Actions (n, L, 1) after observations (n, L, F): leaps and jitter, every second training pulled by the policy."""
-    runs, layers, _ = observation.shape
-    leaps = torch.rand(runs, 1, 1, generator=generator) < JUMP
-    leap = 2.0 * torch.rand(runs, 1, 1, generator=generator) - 1.0
-    action = leaps * leap + JITTER * torch.randn(runs, layers, 1, generator=generator)
-    action[::2] += 0.5 * policy.predict(observation[::2].flatten(0, 1))[0].view(-1, layers, 1)
-    return action.clamp(-1.0, 1.0)
 
 
 def policy_of(network: RateNetwork, spec: ControlSpec, interval: int, shift: float, about: dict[str, Any]) -> MLPPolicy:
@@ -265,17 +244,16 @@ def policy_of(network: RateNetwork, spec: ControlSpec, interval: int, shift: flo
     for i, linear in enumerate(network.linears):
         assert isinstance(linear, nn.Linear)
         weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
-        rows, columns = weight.shape
         if i == last:
             scale = network.spread / spec.action_step
             present = torch.full((1, 1), -PEAK_WIDTH * LN_10 / (LINEAR * spec.action_step))
             weight = torch.cat([weight * scale, present], dim=1)
             bias = bias * scale + (network.middle + shift - PEAK_CENTRE * LN_10) / spec.action_step
         else:
-            beside = torch.zeros(1, columns + (i > 0))
-            beside[0, spec.features.index(PEAK) if i == 0 else -1] = LINEAR if i == 0 else 1.0
-            weight = torch.cat([weight, torch.zeros(rows, int(i > 0))], dim=1)
-            weight, bias = torch.cat([weight, beside]), torch.cat([bias, torch.zeros(1)])
+            weight, bias = torch.block_diag(weight, torch.ones(1, 1)), torch.cat([bias, torch.zeros(1)])
+        if i == 0:  # the learning rate comes last here, and at its place in an observation
+            weight[-1, -1] = LINEAR
+            weight = weight[:, np.argsort([*others(spec.features), spec.features.index(PEAK)])]
         weights.append(weight)
         biases.append(bias)
     features = len(spec.features)
@@ -307,7 +285,7 @@ class SweepLearner(PolicyLearner):
         """Start with a network whose last layer is 0: whatever it sees, it names the middle of the range.
 
         Args:
-            make: the environment of update 0, 1, ... and a slot, autoreset DISABLED, of `config.runs` runs; is sent to
+            make: the environment of update 0, 1, ... and a slot, autoreset DISABLED, of `config.rates` runs; is sent to
                 other processes.
             slots: tasks of an update.
             selection: what it is judged in.
@@ -327,12 +305,14 @@ class SweepLearner(PolicyLearner):
                 f"sweep learns policies of action='recursive', controls=('lr',) and a feature {PEAK!r}; got action="
                 f"{spec.action!r}, controls={spec.controls}, features={spec.features}"
             )
+        if not set(spec.features) <= {PEAK, *KNOWN} or len(spec.features) < 2:
+            raise ValueError(f"sweep sees {PEAK} and features of {', '.join(KNOWN)}; got {', '.join(spec.features)}")
         if config.rates < 3 or not 0.0 < config.lowest < config.highest or not config.hidden:
             raise ValueError(f"sweep needs 3 rates, 0 < lowest < highest and a hidden layer; got {config}")
         self._generator = torch.Generator().manual_seed(seed)
         self._pool = None if workers == 1 else process_pool(workers)
         self._rates = config.logarithms
-        widths = [len(spec.features), *(width - 1 for width in config.hidden)]
+        widths = [len(spec.features) - 1, *(width - 1 for width in config.hidden)]
         self._network = RateNetwork(widths, self._rates, seed)
         self._optimizer = torch.optim.AdamW(
             self._network.parameters(), config.learning_rate, weight_decay=config.weight_decay
@@ -345,9 +325,8 @@ class SweepLearner(PolicyLearner):
 
     def update(self) -> dict[str, float]:
         """Sweep each task, remember, and learn from all that is remembered."""
-        policy = self._policy({}, 0.0)
         first = (self._seed << 44) + (self._done << 12)  # above every seed that judges
-        jobs = [(self._make, self._done, slot, self._config, policy, first + slot) for slot in range(self._slots)]
+        jobs = [(self._make, self._done, slot, self._config, first + slot) for slot in range(self._slots)]
         played = list((map if self._pool is None else self._pool.map)(play, *zip(*jobs, strict=True)))
         new = [seen for seen, _ in played]
         with torch.no_grad():
@@ -373,10 +352,7 @@ class SweepLearner(PolicyLearner):
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The policy that goes `shift` above where the network says."""
-        return self._policy(about, self._config.shift)
-
-    def _policy(self, about: dict[str, Any], shift: float) -> MLPPolicy:
-        return policy_of(self._network, self._spec, self._interval, shift, about)
+        return policy_of(self._network, self._spec, self._interval, self._config.shift, about)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

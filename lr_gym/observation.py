@@ -232,6 +232,11 @@ FEATURES: dict[str, Feature] = {
         "log10 of the recent loss, in whatever units it has",
         "loss",
     ),
+    "first_loss": Feature(
+        lambda o: _column(torch.tanh(_log10(o.memory.initial_loss))),
+        "log10 of the first loss, in whatever units it has: unlike loss_level nothing that a policy does can move it",
+        "loss",
+    ),
     "model_size": Feature(
         lambda o: _column(_log10(o.outlook.parameters) / 4.0 - 1.0),
         "log10 of the number of parameters, centred on 10^4",
@@ -264,10 +269,12 @@ FEATURES: dict[str, Feature] = {
 }
 
 # What describes a training as a whole rather than how it goes: only many tasks teach what it means.
-TASK_FEATURES = ("peak_lr", "loss_level", "model_size", "horizon", "passes", "passes_known")
+TASK_FEATURES = (
+    "peak_lr", "first_loss", "loss_known", "model_size", "horizon", "progress_known", "passes", "passes_known"
+)
 ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
-_CHOSEN = ("momentum", "noise", "log_lr", *TASK_FEATURES, *ENDLESS_FEATURES)
-DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN)
+_CHOSEN = {"momentum", "noise", "log_lr", "loss_level", *TASK_FEATURES, *ENDLESS_FEATURES}
+DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN - {"loss_known", "progress_known"})
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:

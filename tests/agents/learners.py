@@ -22,7 +22,7 @@ from lr_gym.vector_env import LRControlVectorEnv
 SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
 AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes", "sweep")
-SWEEP = SweepConfig(rates=6, wanderers=2, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0)
+SWEEP = SweepConfig(rates=6, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0)
 SWEEP_FEATURES = ("update_ratio", "loss_trend", "progress", "peak_lr")
 
 
