@@ -250,7 +250,8 @@ def policy_of(network: RateNetwork, spec: ControlSpec, interval: int, shift: flo
             weight = torch.cat([weight * scale, present], dim=1)
             bias = bias * scale + (network.middle + shift - PEAK_CENTRE * LN_10) / spec.action_step
         else:
-            weight, bias = torch.block_diag(weight, torch.ones(1, 1)), torch.cat([bias, torch.zeros(1)])
+            weight = torch.block_diag(weight, torch.ones(1, 1))  # type: ignore[no-untyped-call]
+            bias = torch.cat([bias, torch.zeros(1)])
         if i == 0:  # the learning rate comes last here, and at its place in an observation
             weight[-1, -1] = LINEAR
             weight = weight[:, np.argsort([*others(spec.features), spec.features.index(PEAK)])]

@@ -20,7 +20,7 @@ import train_agent
 from agents.arguments import parse
 from agents.build import build_learner
 from agents.random_suite import random_batch
-from agents.sweep import RateNetwork, Sweeps, learn, policy_of
+from agents.sweep import RateNetwork, Sweeps, learn, others, policy_of
 from lr_gym.benchmark.scores import relative_loss
 from lr_gym.observation import TASK_FEATURES
 from lr_gym.policy import POLICY_FILE, save_policy
@@ -51,7 +51,8 @@ def main() -> None:
     batches = [random_batch(of.seed, update, of.slots, of.decisions) for update in range(updates)]
     sources = [task.source in args.sources for batch in batches for task in batch]
     sweeps = sweeps.only(torch.tensor(sources))
-    columns = [(of.features or ()).index(name) for name in args.features]
+    recorded, seen = ([names[index] for index in others(names)] for names in (of.features or (), args.features))
+    columns = [recorded.index(name) for name in seen]
     sweeps = sweeps._replace(observation=sweeps.observation[:, columns])
 
     config = of.sweep

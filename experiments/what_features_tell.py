@@ -3,7 +3,7 @@
 From the sweeps that `train_agent.py --agent sweep` remembers: networks of the same size learn to name a rate from some
 of the features, five-fold over tasks, and are judged on tasks that they have not seen. The figure is the regret in nats
 against the best rate of each sweep, mean over tasks, with a bootstrap interval over tasks; beside it the best single
-rate for all tasks, chosen on the tasks learned from, and which features were given.
+rate for all tasks, chosen on the tasks learned from.
 
     PYTHONPATH=. python experiments/what_features_tell.py runs/sweep/checkpoint.pt
 """
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from agents.arguments import parse
-from agents.sweep import RateNetwork, SweepConfig, Sweeps, learn, regret_of
+from agents.sweep import RateNetwork, SweepConfig, Sweeps, learn, others, regret_of
 from lr_gym.benchmark.metrics import mean_interval
-from lr_gym.observation import TASK_FEATURES
 
 FOLDS, STEPS = 5, 500
 DECIDED = 0.02  # regret, in nats, below which every rate of a sweep would have done: such tasks ask for nothing
@@ -51,18 +50,12 @@ def main() -> None:
     torch.set_num_threads(1)
     sweeps = Sweeps(*torch.load(args.checkpoint, weights_only=True)["learner"]["seen"])
     preset = parse(["--agent", "sweep", "--preset", "generalist", "--output-dir", "unused"])
-    features, config = list(preset.features or ()), preset.sweep
+    config = preset.sweep
+    features = [(preset.features or ())[index] for index in others(preset.features or ())]
     decided = sweeps.curves.max(1).values > DECIDED
     fold = torch.where(decided, torch.arange(len(decided)) % FOLDS, -1)
     of_row = fold[sweeps.sweep.long()]
-    own = [name for name in features if name not in TASK_FEATURES]
-    sets = {
-        "how the training goes": own,
-        "the same, and the learning rate": [*own, "peak_lr"],
-        "the training as a whole": [name for name in features if name in TASK_FEATURES],
-        "all": features,
-        "all but passes": [name for name in features if name not in ("passes", "passes_known")],
-    }
+    sets = {"all": features} | {f"all but {name}": [other for other in features if other != name] for name in features}
     print(f"{int(decided.sum())} tasks of {len(decided)}, {len(of_row)} rows\n\n| seen | regret |\n|---|---|")
     single = []
     for k in range(FOLDS):

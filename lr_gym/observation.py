@@ -270,7 +270,14 @@ FEATURES: dict[str, Feature] = {
 
 # What describes a training as a whole rather than how it goes: only many tasks teach what it means.
 TASK_FEATURES = (
-    "peak_lr", "first_loss", "loss_known", "model_size", "horizon", "progress_known", "passes", "passes_known"
+    "peak_lr",
+    "first_loss",
+    "loss_known",
+    "model_size",
+    "horizon",
+    "progress_known",
+    "passes",
+    "passes_known",
 )
 ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
 _CHOSEN = {"momentum", "noise", "log_lr", "loss_level", *TASK_FEATURES, *ENDLESS_FEATURES}

@@ -142,6 +142,7 @@ def test_formulas_in_plain_python():
         "noise": at(o.hyper.noise),
         "peak_lr": (math.log10(at(o.hyper.lr) / o.outlook.schedule[run].item()) + 3) / 3.5,
         "loss_level": math.tanh(memory.short_loss[run].item() / math.log(10)),
+        "first_loss": math.tanh(math.log10(memory.initial_loss[run].item())),
         "model_size": math.log10(o.outlook.parameters[run].item()) / 4 - 1,
         "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.outlook.passes[run].item()) / 3,

@@ -23,12 +23,12 @@ SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
 AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes", "sweep")
 SWEEP = SweepConfig(rates=6, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0)
-SWEEP_FEATURES = ("update_ratio", "loss_trend", "progress", "peak_lr")
+SWEEP_FEATURES = ("first_loss", "peak_lr", "horizon", "steps")
 
 
 def sweep_env(setting: dict[str, Any], update: int, slot: int) -> LRControlVectorEnv:
     """The same small task at every update."""
-    return LRControlVectorEnv(TINY, SWEEP.runs, autoreset_mode=AutoresetMode.DISABLED, **setting)
+    return LRControlVectorEnv(TINY, SWEEP.rates, autoreset_mode=AutoresetMode.DISABLED, **setting)
 
 
 def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from learners import SETTING, SWEEP, SWEEP_FEATURES, assert_equal_states, make_learner, sweep_env
 from tiny import TINY
 
-from agents.sweep import WORST, SweepConfig, SweepLearner, Sweeps, play, regret_of, regrets
+from agents.sweep import KNOWN, PEAK, WORST, SweepConfig, SweepLearner, Sweeps, others, play, regret_of, regrets
 from lr_gym.rollout import final_losses
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -56,8 +56,7 @@ def test_a_sweep_is_the_trainings_at_its_rates(highest):
     """The curve is that of trainings under the base schedule at each rate, whether or not others diverge."""
     config = dataclasses.replace(SWEEP, highest=highest)
     setting = {**SETTINGS, "base": "sgd"}
-    make, policy = functools.partial(sweep_env, setting), make_learner("sweep").policy({})
-    seen, figures = play(make, 0, 0, config, policy, 5)
+    seen, figures = play(functools.partial(sweep_env, setting), 0, 0, config, 5)
     losses = []
     for rate in config.logarithms.double().exp():
         env = LRControlVectorEnv(TINY, 1, autoreset_mode=AutoresetMode.DISABLED, **setting)
@@ -71,8 +70,10 @@ def test_a_sweep_is_the_trainings_at_its_rates(highest):
     assert math.isinf(losses[-1]) == (highest > 1.0)
     expected = regrets(torch.tensor(losses), torch.tensor([math.log(2 * before)]))
     torch.testing.assert_close(seen.curves[0], expected, atol=1e-4, rtol=0)
-    assert len(seen.observation) <= (SWEEP.samples + 1) * SWEEP.runs * env.num_layers
+    assert seen.observation.shape[1] == len(SWEEP_FEATURES) - 1
+    assert len(seen.observation) <= (SWEEP.samples + 1) * SWEEP.rates
     assert 0.0 <= figures["diverged"] < 1.0
+    assert figures["reward_loss"] == pytest.approx(math.exp(min(losses)), rel=1e-6)
 
 
 def test_the_policy_goes_where_the_network_says():
@@ -83,7 +84,9 @@ def test_the_policy_goes_where_the_network_says():
     observation = 2.0 * torch.rand(200, len(SWEEP_FEATURES), generator=torch.Generator().manual_seed(1)) - 1.0
     present = (observation[:, SWEEP_FEATURES.index("peak_lr")] * 3.5 - 3.0) * math.log(10.0)
     with torch.no_grad():
-        wanted = ((learner._network(observation) - present) / spec.action_step).clamp(-1.0, 1.0)
+        wanted = ((learner._network(observation[:, others(SWEEP_FEATURES)]) - present) / spec.action_step).clamp(
+            -1.0, 1.0
+        )
     torch.testing.assert_close(policy.predict(observation)[0].squeeze(-1), wanted, atol=2e-3, rtol=0)
     learner._config = dataclasses.replace(SWEEP, shift=0.3)
     shifted, inner = learner.policy({}).predict(observation)[0].squeeze(-1), wanted.abs() < 0.8
@@ -107,6 +110,23 @@ def test_it_finds_the_rate_wherever_it_starts():
     assert max(losses) < 1.5 * min(losses)
 
 
+def test_no_action_moves_what_is_known():
+    """Two trainings, one of them at a hundredth of the rate, know the same from the first decision to the last."""
+    features = (PEAK, *KNOWN)
+    env = LRControlVectorEnv(TINY, 2, autoreset_mode=AutoresetMode.DISABLED, **{**SETTINGS, "features": features})
+    observation, _ = env.reset(seed=[1, 1], options={"initial_lr": [1e-2, 1e-2]})
+    down = np.zeros((2, env.num_layers, 1), dtype=np.float32)
+    for _ in range(SETTING["decisions"] - 1):
+        down[1] = -1.0
+        observation = env.step(down)[0]
+    assert (np.abs(observation[0, :, 0] - observation[1, :, 0]) > 0.05).all()
+    first = features.index("first_loss")  # a mean over the first decision's steps, which that decision has a part in
+    assert observation[0, :, first] == pytest.approx(observation[1, :, first], abs=0.05)
+    rest = [i for i in others(features) if i != first]
+    assert np.array_equal(observation[0][:, rest], observation[1][:, rest])
+    assert np.array_equal(observation[:, :1], observation[:, 1:2])  # all layers know the same
+
+
 def test_processes_give_what_one_gives():
     """The result does not depend on the number of workers."""
     states = []
@@ -123,7 +143,9 @@ def test_processes_give_what_one_gives():
         ({"action": "residual"}, {}, "residual"),
         ({"action": "discrete"}, {}, "discrete"),
         ({"controls": ("lr", "momentum")}, {}, "momentum"),
-        ({"features": ("progress",)}, {}, "peak_lr"),
+        ({"features": ("horizon",)}, {}, "peak_lr"),
+        ({"features": ("peak_lr",)}, {}, "first_loss"),
+        ({"features": ("peak_lr", "horizon", "snr")}, {}, "snr"),
         ({}, {"rates": 2}, "rates=2"),
         ({}, {"lowest": 1.0, "highest": 0.1}, "lowest"),
         ({}, {"hidden": ()}, "hidden"),
@@ -132,4 +154,4 @@ def test_processes_give_what_one_gives():
 def test_what_it_cannot_learn_is_named(setting, config, words):
     make = functools.partial(sweep_env, {**SETTINGS, **setting})
     with pytest.raises(ValueError, match=words):
-        SweepLearner(make, 1, [], SweepConfig(**{"wanderers": 2, "rates": 6, **config}), seed=0, updates=1)
+        SweepLearner(make, 1, [], SweepConfig(**{"rates": 6, **config}), seed=0, updates=1)
