@@ -68,11 +68,20 @@ def check_count(name: str, value: Any) -> int:
     return int(value)
 
 
-def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
-    """Return `value` as a float or raise a ValueError that names it: a finite number within [low, high]."""
-    if not (isinstance(value, Real) and low <= float(value) <= high and math.isfinite(value)):
-        within = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be a finite number {within}; got {value!r}")
+def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False) -> float:
+    """Return `value` as a float if `low <= value <= high`, or with `below` if `low <= value < high`.
+
+    Raises:
+        TypeError: for a tensor, which would have to be waited for.
+        ValueError: for what is no number, out of range, infinite or NaN.
+    """
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Python number, got a tensor: pass float({name}) instead")
+    if not (
+        isinstance(value, Real) and low <= value <= high and math.isfinite(value) and not (below and value == high)
+    ):
+        closing = ")" if below or high == math.inf else "]"
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}{closing}; got {value!r}")
     return float(value)
 
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from tiny import TINY, random_policy
 
-from lr_gym.benchmark.certificate import CONTROLS, certificate, certificate_losses, describe, mean_of_others
+from lr_gym.benchmark.certificate import COMPARED, certificate, certificate_losses, describe, mean_of_others
 from lr_gym.control import ControlSpec
 from lr_gym.policy import MLPPolicy, constant_policy
 from lr_gym.rollout import play
@@ -53,7 +53,7 @@ def test_runs_that_diverge_again_and_again_do_not_stop_the_others():
 
 def test_feedback_differs_from_its_replay():
     losses = certificate_losses(random_policy(SPEC), TINY, runs=5, initial_lrs=(1e-1,))
-    for name in CONTROLS:
+    for name in COMPARED:
         assert (np.abs(losses[name] - losses["policy"]) > 1e-6).any(), name
 
 
@@ -72,7 +72,7 @@ def test_mean_of_others_against_a_loop(action):
 
 def test_plain_values_and_words():
     result = certificate(schedule_policy(), TINY, runs=4, initial_lrs=(1e-2,))
-    assert set(result["differences"]) == set(CONTROLS)
+    assert set(result["differences"]) == set(COMPARED)
     assert result["seeds"] == 4
     losses = certificate_losses(schedule_policy(), TINY, runs=4, initial_lrs=(1e-2,))
     expected = float((np.log(losses["policy"]) - np.log(losses["untrained"])).mean())
@@ -80,7 +80,7 @@ def test_plain_values_and_words():
     lines = describe(result)
     assert len(lines) == 4
     assert "not shown to be more than a schedule" in lines[-1]
-    feedback = {**result, "differences": {name: {"mean": -1, "low": -2, "high": -0.5} for name in CONTROLS}}
+    feedback = {**result, "differences": {name: {"mean": -1, "low": -2, "high": -0.5} for name in COMPARED}}
     assert describe(feedback)[-1] == "It is feedback."
     assert "better than" in describe(feedback)[0]
 

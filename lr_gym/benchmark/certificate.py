@@ -28,9 +28,9 @@ from lr_gym.policy import Policy, load_policy
 from lr_gym.rollout import DIVERGED, controlled_env, play
 from lr_gym.tasks import Task, find_task
 
-__all__ = ["CONTROLS", "FIRST_SEED", "certificate", "certificate_losses", "describe"]
+__all__ = ["COMPARED", "FIRST_SEED", "certificate", "certificate_losses", "describe"]
 
-CONTROLS = ("replay", "shuffled", "untrained")
+COMPARED = ("replay", "shuffled", "untrained")
 FIRST_SEED = 1 << 41  # row seeds that no agent learns from and by which no policy is selected
 
 
@@ -54,7 +54,7 @@ def certificate_losses(
     split: str = "selection",
     seed: int = FIRST_SEED,
 ) -> dict[str, NDArray[np.float64]]:
-    """Final losses (tasks x initial lrs, runs) of the policy and of each of `CONTROLS`, paired by seed.
+    """Final losses (tasks x initial lrs, runs) of the policy and of each of `COMPARED`, paired by seed.
 
     Args:
         policy: deterministic.
@@ -70,7 +70,7 @@ def certificate_losses(
     if not tasks:
         raise ValueError("tasks is empty: name at least one")
     spec, seeds = policy.spec, [seed + i for i in range(runs)]
-    columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("policy", *CONTROLS)}
+    columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("policy", *COMPARED)}
     for task, lr in itertools.product(tasks, initial_lrs):
         env = controlled_env(spec, task, runs, lr, horizon=horizon)
 
@@ -99,7 +99,7 @@ def certificate(policy: Policy, *tasks: str | Task, **options: Any) -> dict[str,
         "split": options.get("split", "selection"),
         "seeds": len(log["policy"]),
         "loss": {name: float(values.mean()) for name, values in losses.items()},
-        "differences": {name: paired_difference(log["policy"], log[name])._asdict() for name in CONTROLS},
+        "differences": {name: paired_difference(log["policy"], log[name])._asdict() for name in COMPARED},
     }
 
 

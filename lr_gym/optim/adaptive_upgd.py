@@ -32,7 +32,6 @@ from torch.optim.optimizer import ParamsT
 from lr_gym.optim.base import (
     AdaptiveOptimizer,
     check_choice,
-    check_number,
     evaluate,
     groups_with_grads,
     in_blocks,
@@ -40,6 +39,7 @@ from lr_gym.optim.base import (
     wide_norm,
 )
 from lr_gym.optim.noise import NOISE_NORMS, NOISE_SCALES, NoiseSource, gradient_sizes, noise_stds_
+from lr_gym.types import check_number
 
 __all__ = ["AdaptiveUPGD"]
 

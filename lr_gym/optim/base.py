@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -12,11 +11,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_gym.layers import layout_of_named, layout_of_tensors
+from lr_gym.types import check_number
 
 __all__ = [
     "AdaptiveOptimizer",
     "check_choice",
-    "check_number",
     "dense_grads",
     "evaluate",
     "groups_with_grads",
@@ -26,21 +25,6 @@ __all__ = [
     "use_foreach",
     "wide_norm",
 ]
-
-
-def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False) -> None:
-    """Raise unless `low <= value <= high`, or `low <= value < high` with `below`.
-
-    Raises:
-        TypeError: `value` is a tensor; the steps here take Python numbers, which cost no host
-            synchronisation.
-        ValueError: `value` is out of range, infinite or NaN.
-    """
-    if isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Python number, got a tensor: pass float({name}) instead")
-    if not (math.isfinite(value) and low <= value <= high and not (below and value == high)):
-        closing = ")" if below or high == math.inf else "]"
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}{closing}; got {value!r}")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lr_gym.optim.base import check_number
+from lr_gym.types import check_number
 
 __all__ = ["EnhancedOptions"]
 

@@ -27,7 +27,6 @@ from torch.optim.optimizer import ParamsT
 
 from lr_gym.optim.base import (
     AdaptiveOptimizer,
-    check_number,
     evaluate,
     groups_with_grads,
     layers_of,
@@ -48,6 +47,7 @@ from lr_gym.optim.running_moments import (
     running_moments,
 )
 from lr_gym.q_table import QLearningController
+from lr_gym.types import check_number
 
 __all__ = ["EnhancedSGD"]
 

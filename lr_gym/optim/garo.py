@@ -12,7 +12,6 @@ from torch.optim.optimizer import ParamsT
 
 from lr_gym.optim.base import (
     AdaptiveOptimizer,
-    check_number,
     evaluate,
     groups_with_grads,
     layers_of,
@@ -29,7 +28,7 @@ from lr_gym.optim.garo_cell import (
     initial_weights,
     load_weights,
 )
-from lr_gym.types import Hyperparams, numbers_like
+from lr_gym.types import Hyperparams, check_number, numbers_like
 
 __all__ = ["GlobalAdaptiveSGD"]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_gym.optim.base import check_choice, check_number, dense_grads, evaluate, in_blocks, wide_norm
+from lr_gym.optim.base import check_choice, dense_grads, evaluate, in_blocks, wide_norm
+from lr_gym.types import check_number
 
 __all__ = ["SCORES", "GradientAgreementOptimizer"]
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_gym.optim.base import check_number, dense_grads
+from lr_gym.optim.base import dense_grads
+from lr_gym.types import check_number
 
 __all__ = ["VarianceGradientScaler", "normalized_variance"]
 
