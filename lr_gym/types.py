@@ -77,9 +77,8 @@ def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf
     """
     if isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Python number, got a tensor: pass float({name}) instead")
-    if not (
-        isinstance(value, Real) and low <= value <= high and math.isfinite(value) and not (below and value == high)
-    ):
+    inside = isinstance(value, Real) and math.isfinite(value) and low <= float(value) <= high
+    if not inside or (below and value == high):
         closing = ")" if below or high == math.inf else "]"
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}{closing}; got {value!r}")
     return float(value)
