@@ -29,7 +29,18 @@ from lr_gym.observation import ENDLESS_FEATURES, PEAK_CENTRE, PEAK_WIDTH, TASK_F
 from lr_gym.policy import MLPPolicy
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["RateNetwork", "SweepConfig", "SweepLearner", "Sweeps", "learn", "policy_of", "regret_of"]
+__all__ = [
+    "KNOWN",
+    "PEAK",
+    "RateNetwork",
+    "SweepConfig",
+    "SweepLearner",
+    "Sweeps",
+    "learn",
+    "others",
+    "policy_of",
+    "regret_of",
+]
 
 WORST = 0.5  # regret in nats that counts at most, else tasks whose loss can go to 0 would be most of the mean
 BATCH = 4096

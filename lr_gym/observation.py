@@ -234,7 +234,7 @@ FEATURES: dict[str, Feature] = {
     ),
     "first_loss": Feature(
         lambda o: _column(torch.tanh(_log10(o.memory.initial_loss))),
-        "log10 of the first loss, in whatever units it has: unlike loss_level nothing that a policy does can move it",
+        "log10 of the first loss, in whatever units it has; unlike loss_level, later actions cannot move it",
         "loss",
     ),
     "model_size": Feature(
