@@ -1,9 +1,9 @@
 """An endless suite: every new batch of trainings is on random tasks that nobody has seen before.
 
-A batch has slots. Each slot keeps its number of layers, since a vector environment has a fixed number of rows; width,
-activation, batch size, data, label noise, horizon and initial scale are drawn anew. Horizons are rounded to whole
-intervals, so that all trainings have the same number of decisions and end together. Tasks that would take far longer
-than the others of their batch are passed over.
+A batch has slots. Each slot keeps its number of layers, since a vector environment has a fixed number of rows; data,
+kind of network, width, activation, batch size and horizon are drawn anew. Horizons are rounded to whole intervals, so
+that all trainings have the same number of decisions and end together. Tasks that would take far longer than the others
+of their batch are passed over.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["random_batch"]
 
 FIRST = 1 << 20  # smaller numbers are left to named suites
 COUNT = 1 << 30
-DEAREST = 5_000_000_000  # operations of a training: one task in three needs more, and those would take most of the time
+DEAREST = 5_000_000_000  # operations of a training: one task in four needs more, and those would take most of the time
 UPDATE = 32  # products that cost as much as to move a weight
 
 

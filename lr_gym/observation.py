@@ -280,8 +280,9 @@ TASK_FEATURES = (
     "passes_known",
 )
 ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
-_CHOSEN = {"momentum", "noise", "log_lr", "loss_level", *TASK_FEATURES, *ENDLESS_FEATURES}
-DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN - {"loss_known", "progress_known"})
+_COMMON = {"loss_known", "progress_known"}  # of those: they belong to any observation
+_CHOSEN = {"momentum", "noise", "log_lr", "loss_level", *TASK_FEATURES, *ENDLESS_FEATURES} - _COMMON
+DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN)
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:

@@ -56,43 +56,29 @@ class Dropout(nn.Module):
         return x * (draw.view_as(x) >= self.p) / (1.0 - self.p)
 
 
-class GRU(nn.GRU):
+class _LastState(nn.RNNBase):
+    """Beside a recurrence of torch, of one layer: (n, T, i) -> the last hidden state (n, h)."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        """`inputs`: i; `hidden`: h."""
+        super().__init__(inputs, hidden, batch_first=True)  # type: ignore[call-arg, arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Last hidden state."""
+        last: Tensor = super().forward(x)[0][:, -1]
+        return last
+
+
+class GRU(_LastState, nn.GRU):  # type: ignore[misc]
     """One-layer GRU (Cho et al. 2014): (n, T, i) -> the last hidden state (n, h)."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
-        """`inputs`: i; `hidden`: h."""
-        super().__init__(inputs, hidden, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Last hidden state."""
-        last: Tensor = super().forward(x)[1][0]
-        return last
-
-
-class Recurrent(nn.RNN):
-    """One-layer recurrence with tanh (Elman 1990): (n, T, i) -> the last hidden state (n, h)."""
-
-    def __init__(self, inputs: int, hidden: int) -> None:
-        """`inputs`: i; `hidden`: h."""
-        super().__init__(inputs, hidden, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Last hidden state."""
-        last: Tensor = super().forward(x)[1][0]
-        return last
-
-
-class LSTM(nn.LSTM):
+class LSTM(_LastState, nn.LSTM):  # type: ignore[misc]
     """One-layer LSTM (Hochreiter & Schmidhuber 1997): (n, T, i) -> the last hidden state (n, h)."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
-        """`inputs`: i; `hidden`: h."""
-        super().__init__(inputs, hidden, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Last hidden state."""
-        last: Tensor = super().forward(x)[1][0][0]
-        return last
+class Recurrent(_LastState, nn.RNN):  # type: ignore[misc]
+    """One-layer recurrence with tanh (Elman 1990): (n, T, i) -> the last hidden state (n, h)."""
 
 
 class Residual(nn.Sequential):

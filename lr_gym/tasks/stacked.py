@@ -9,6 +9,7 @@ Whatever changes in training mode (batch norm's running statistics, dropout's co
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -205,13 +206,6 @@ class _Recurrence(torch.autograd.Function):
         return grad_x, torch.bmm(grad_x.flatten(1, 2).transpose(1, 2), before.flatten(1, 2))
 
 
-def _recurrent(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """The recurrence of torch; both biases ride along with the input's share."""
-    w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    out: Tensor = _Recurrence.apply(_input_share(x, w_x, b_x + b_h), w_h)
-    return out
-
-
 class _LongShortTermMemory(torch.autograd.Function):
     """LSTM of torch over time: input's share (B, T, n, 4h), W (B, 4h, h) -> last hidden state (B, n, h).
 
@@ -251,10 +245,12 @@ class _LongShortTermMemory(torch.autograd.Function):
         return grad_x, torch.bmm(grad_x.flatten(1, 2).transpose(1, 2), hidden)
 
 
-def _lstm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """The LSTM of torch; both biases ride along with the input's share."""
+def _recurrence(
+    function: type[torch.autograd.Function], module: nn.Module, values: Values, prefix: str, x: Tensor
+) -> Tensor:
+    """A recurrence of torch whose biases both ride along with the input's share."""
     w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    out: Tensor = _LongShortTermMemory.apply(_input_share(x, w_x, b_x + b_h), w_h)
+    out: Tensor = function.apply(_input_share(x, w_x, b_x + b_h), w_h)
     return out
 
 
@@ -323,8 +319,8 @@ STACKED: dict[type[nn.Module], Callable[[nn.Module, Values, str, Tensor], Tensor
     nn.Embedding: _embedding,
     Position: _position,
     GRU: _gru,
-    LSTM: _lstm,
-    Recurrent: _recurrent,
+    LSTM: functools.partial(_recurrence, _LongShortTermMemory),
+    Recurrent: functools.partial(_recurrence, _Recurrence),
     Dropout: _dropout,
     nn.Sequential: _sequential,
     Residual: _residual,
