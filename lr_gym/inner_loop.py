@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
-from lr_gym.layers import Layout, layout_of_named
+from lr_gym.layers import Layout, hidden_matrices, layout_of_named
 from lr_gym.rng import Stream, integers
 from lr_gym.rows import put_rows, take_rows
 from lr_gym.tasks.models import build_model, initial_buffers, initial_parameters
@@ -37,7 +37,7 @@ class InnerState(NamedTuple):
         step: (B,) int64 updates made so far.
         params: per parameter (B, *shape).
         firsts: per parameter (B, *shape) momentum buffer or first moment.
-        seconds: per parameter (B, *shape) second moment; empty for SGD.
+        seconds: per parameter (B, *shape) second moment, (B, 0) where the rule has none.
         first_mass: (B, L) see `update.MomentScale`.
         second_mass: (B,) the same of the second moment.
         grads: per parameter (B, *shape) gradient of minibatch `step`, pending.
@@ -102,7 +102,6 @@ class InnerLoop:
                 task; other numbers of runs are computed as they stand, and equal results to rounding.
         """
         self.task = task
-        self.rule = base_rule(base)
         self.device = torch.device(device)
         self.dtype = dtype
         self.data = check_data(task.name, task.data()).to(self.device, dtype)
@@ -110,6 +109,8 @@ class InnerLoop:
         named = list(self.model.named_parameters())
         self.names = (*(name for name, _ in named), *(name for name, _ in self.model.named_buffers()))
         self.layout: Layout = layout_of_named(named, control)
+        self.rule = base_rule(base)
+        self.rules = [self.rule.of(hidden) for hidden in hidden_matrices([tensor for _, tensor in named])]
         self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
         self._noise = noise
         self._weight_decay = weight_decay
@@ -131,7 +132,10 @@ class InnerLoop:
             step=torch.zeros_like(run_seed),
             params=params,
             firsts=zeros,
-            seconds=tuple(torch.zeros_like(p) for p in params) if self.rule.family == "adam" else (),
+            seconds=tuple(
+                torch.zeros_like(p) if rule.family == "adam" else p.new_zeros(runs, 0)
+                for rule, p in zip(self.rules, params, strict=True)
+            ),
             first_mass=params[0].new_zeros(runs, self.layout.num_layers),
             second_mass=params[0].new_zeros(runs),
             grads=(),
@@ -259,8 +263,11 @@ class InnerLoop:
         layers = self.layout.layer_of
         masses, momenta = (torch.stack([x[:, layer] for layer in layers], dim=1) for x in (first_mass, momentum))
         scale = MomentScale(masses, second_mass.unsqueeze(1).expand_as(masses))
-        none = (None,) * len(params)
-        return measure(self.rule, self.layout, params, grads, firsts, seconds or none, scale, momenta)
+        return measure(self.rules, self.layout, params, grads, firsts, self._present(seconds), scale, momenta)
+
+    def _present(self, seconds: tuple[Tensor, ...]) -> list[Tensor | None]:
+        """Second moments, None where the rule has none."""
+        return [s if rule.family == "adam" else None for rule, s in zip(self.rules, seconds, strict=True)]
 
     def _apply(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> InnerState:
         """Apply the pending gradient with lr * factor, factor (B,)."""
@@ -286,13 +293,14 @@ class InnerLoop:
             MomentScale(state.first_mass[:, layer], state.second_mass).advanced(self.rule, hyper.momentum[:, layer])
             for layer in range(self.layout.num_layers)
         ]
+        seconds = self._present(state.seconds)
         for i, layer in enumerate(self.layout.layer_of):
             step_(
-                self.rule,
+                self.rules[i],
                 state.params[i],
                 state.grads[i],
                 state.firsts[i],
-                state.seconds[i] if state.seconds else None,
+                seconds[i],
                 scales[layer],
                 lr=lr[:, layer],
                 momentum=hyper.momentum[:, layer],

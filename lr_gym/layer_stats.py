@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lr_gym.layers import Layout
 from lr_gym.types import LayerStats, numbers_like
-from lr_gym.update import BaseRule, MomentScale, advanced_moments, direction
+from lr_gym.update import MUON_RMS, BaseRule, MomentScale, advanced_moments, direction
 
 __all__ = ["measure", "pooled", "tensor_sums"]
 
@@ -31,50 +31,49 @@ def tensor_sums(
     first: Tensor,
     second: Tensor | None,
     momentum: Tensor,
-    ahead: MomentScale,
+    scale: MomentScale,
 ) -> Tensor:
     """What the statistics of a layer are made of, for one tensor of each of B runs, or B tensors of one shape.
 
+    It may be a sample of a tensor, of which no matrix could be made: of Muon's update only its size is taken.
+
     Args:
-        rule: the base optimizer.
+        rule: of the tensor.
         param: (B, *shape).
         grad: (B, *shape), pending: it has not joined the moments yet.
         first: (B, *shape) first moment.
-        second: (B, *shape) second moment, None for SGD.
+        second: (B, *shape) second moment, None but for Adam.
         momentum: (B,).
-        ahead: masses (B,) of the moments once the gradient has joined them.
+        scale: masses (B,) of the moments.
 
     Returns:
-        (6, B) sums over the tensor's elements: squares of parameter, gradient and first moment; second moment; squares
-        of the direction of the next update; products of gradient and first moment.
+        (7, B) sums over the tensor's elements: squares of parameter, gradient, first moment and momentum, which is the
+        unbiased first moment; the unbiased second moment; squares of the next update at lr 1; products of gradient and
+        first moment.
     """
-    next_first, next_second = advanced_moments(rule, grad, first, second, momentum)
-    way = direction(rule, next_first, next_second, ahead)
-    grad_square = _square_sum(grad)
-    second_sum = grad_square if second is None else _total(second)
-    values = _square_sum(param), grad_square, _square_sum(first), second_sum, _square_sum(way), _total(grad * first)
-    return torch.stack(values)
+    ahead = scale.advanced(rule, momentum)
+    mass, second_mass = (value.clamp_min(1e-15) for value in (scale.mass, scale.second))
+    grad_square, first_square = _square_sum(grad), _square_sum(first)
+    second_sum = grad_square if second is None else _total(second) / second_mass
+    if rule.family == "muon":
+        moves = (grad_square > 0) | (first_square > 0)
+        update_square = moves * (MUON_RMS**2 * param[0].numel())
+    else:
+        moments = advanced_moments(rule, grad, first, second, momentum)
+        update_square = _square_sum(direction(rule, *moments, ahead)) * ahead.factor(rule).square()
+    momentum_square = first_square / mass.square()
+    values = _square_sum(param), grad_square, first_square, momentum_square, second_sum, update_square
+    return torch.stack([*values, _total(grad * first)])
 
 
-def pooled(rule: BaseRule, layout: Layout, sums: Tensor, scale: MomentScale, ahead: MomentScale) -> LayerStats:
-    """Statistics of every layer from the `tensor_sums` (6, B, n) of its tensors.
+def pooled(layout: Layout, sums: Tensor) -> LayerStats:
+    """Statistics of every layer from the `tensor_sums` (7, B, n) of its tensors.
 
     Args:
-        rule: the base optimizer.
         layout: the layer of each of n tensors, and their sizes.
-        sums: (6, B, n).
-        scale: masses (B, n) of the moments.
-        ahead: the same once the gradients have joined them.
+        sums: (7, B, n).
     """
-    param_square, grad_square, first_square, second_sum, way_square, dots = sums
-    mass, second_mass = (value.clamp_min(1e-15) for value in (scale.mass, scale.second))
-    momentum_square = first_square / mass.square()
-    second_moment = second_sum if rule.family == "sgd" else second_sum / second_mass
-    update_square = way_square * ahead.factor(rule).square()
-    columns = (param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots)
-    param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots = layout.pool(
-        torch.stack(columns)
-    )
+    param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots = layout.pool(sums)
     count = numbers_like(layout.layer_sizes(), sums)
     length = (grad_square * first_square).sqrt()
     cosine = torch.where(length > 0, dots / length, torch.zeros_like(length)).clamp(-1.0, 1.0)
@@ -89,7 +88,7 @@ def pooled(rule: BaseRule, layout: Layout, sums: Tensor, scale: MomentScale, ahe
 
 
 def measure(
-    rule: BaseRule,
+    rules: Sequence[BaseRule],
     layout: Layout,
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -101,18 +100,17 @@ def measure(
     """Measure every layer, changing nothing.
 
     Args:
-        rule: the base optimizer, whose next update is measured without weight decay and noise.
+        rules: per tensor, whose next update is measured without weight decay and noise.
         layout: the layer of each of n tensors.
         params: per tensor (B, *shape).
         grads: per tensor (B, *shape), pending: they have not joined the moments yet.
         firsts: per tensor (B, *shape) first moments.
-        seconds: per tensor (B, *shape) second moments, None for SGD.
+        seconds: per tensor (B, *shape) second moments, None but for Adam.
         scale: masses (B, n) of those moments.
         momentum: (B, n).
     """
-    ahead = scale.advanced(rule, momentum)
     sums = [
-        tensor_sums(rule, *tensors, momentum[:, i], MomentScale(ahead.mass[:, i], ahead.second[:, i]))
-        for i, tensors in enumerate(zip(params, grads, firsts, seconds, strict=True))
+        tensor_sums(*tensors, momentum[:, i], MomentScale(scale.mass[:, i], scale.second[:, i]))
+        for i, tensors in enumerate(zip(rules, params, grads, firsts, seconds, strict=True))
     ]
-    return pooled(rule, layout, torch.stack(sums, dim=-1), scale, ahead)
+    return pooled(layout, torch.stack(sums, dim=-1))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CONTROLS", "Layout", "check_control", "layout_of_named", "layout_of_tensors"]
+__all__ = ["CONTROLS", "Layout", "check_control", "hidden_matrices", "layout_of_named", "layout_of_tensors"]
 
 CONTROLS = ("per_layer", "global")
 
@@ -98,3 +98,16 @@ def layout_of_tensors(tensors: Iterable[Tensor], control: str = "per_layer") -> 
         layer += int(i > 0 and tensor.ndim >= 2)
         keys.append(f"layer{layer}")
     return _layout(keys, [p.numel() for p in tensors], control)
+
+
+def hidden_matrices(tensors: Sequence[Tensor]) -> list[bool]:
+    """Which parameters of a model are what Muon is for: those of two or more dimensions but the last, the readout's.
+
+    A convolution's (out, in, ...) counts as a matrix of `out` rows.
+
+    >>> import torch
+    >>> hidden_matrices(list(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).parameters()))
+    [True, False, False, False]
+    """
+    matrices = [i for i, tensor in enumerate(tensors) if tensor.ndim >= 2]
+    return [i in matrices[:-1] for i in range(len(tensors))]

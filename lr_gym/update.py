@@ -1,4 +1,4 @@
-"""The base optimizers, as functions of one stacked parameter tensor: SGD with momentum, Adam and AdamW.
+"""The base optimizers, as functions of one stacked parameter tensor: SGD with momentum, Adam, AdamW and Muon.
 
 Environment and deployed optimizer run these same lines. A tensor has shape (B, *shape); hyperparameters have shape
 (B,), one per run, and are those of the tensor's layer. Moments and parameters are updated in place.
@@ -12,6 +12,13 @@ runs. With mass_t = beta1 mass_{t-1} + (1 - beta1) in Adam, the bias correction 
 
 which is Adam (Kingma & Ba 2015, section 2) with both corrections folded into scale and eps. AdamW decays the
 weights first (Loshchilov & Hutter 2019); SGD and Adam add weight_decay * param to the gradient, as torch.optim does.
+
+Muon (Jordan 2024) is AdamW but for hidden matrices (`layers.hidden_matrices`), whose first moment m = U S V' moves them
+with all singular values near 1, and as far as AdamW would (Liu et al. 2025), so that one learning rate serves both:
+
+    Muon   direction = 0.2 sqrt(max(rows, columns)) U V',     m as Adam's,        scale = 1
+
+Without Nesterov's step ahead, and with Adam's beta1: docs/log.md.
 """
 
 from __future__ import annotations
@@ -25,6 +32,7 @@ from torch import Tensor
 from lr_gym.rng import Stream, normal
 
 __all__ = [
+    "MUON_RMS",
     "RULES",
     "BaseRule",
     "MomentScale",
@@ -33,6 +41,7 @@ __all__ = [
     "base_rule",
     "direction",
     "gradient_noise",
+    "orthogonal",
     "rms",
     "step_",
     "stretch",
@@ -44,8 +53,8 @@ class BaseRule:
     """A base optimizer and its constants.
 
     Attributes:
-        family: "sgd" or "adam": what decides which moments exist.
-        decoupled: whether weight decay acts on the weights (AdamW) or on the gradient.
+        family: "sgd", "adam" or "muon": what decides which moments exist.
+        decoupled: whether weight decay acts on the weights (AdamW, Muon) or on the gradient.
         momentum: mu or beta1 where no policy sets it.
         beta2: decay of Adam's second moment.
         eps: Adam's epsilon.
@@ -57,12 +66,20 @@ class BaseRule:
     beta2: float = 0.999
     eps: float = 1e-8
 
+    def of(self, hidden: bool) -> BaseRule:
+        """The rule of one tensor, a hidden matrix or another: Muon leaves the others to AdamW."""
+        return dataclasses.replace(self, family="adam") if self.family == "muon" and not hidden else self
+
 
 RULES = {
     "sgd": BaseRule("sgd"),
     "adam": BaseRule("adam"),
     "adamw": BaseRule("adam", decoupled=True),
+    "muon": BaseRule("muon", decoupled=True),
 }
+MUON_RMS = 0.2  # of an update of Muon's at lr 1, about that of AdamW's
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: singular values come near 1, not to it, in few steps
+NEWTON_SCHULZ_STEPS = 5
 
 
 def base_rule(base: str) -> BaseRule:
@@ -95,7 +112,7 @@ class MomentScale:
 
     def factor(self, rule: BaseRule) -> Tensor:
         """The factor of `direction`, so that the update at lr 1 is their product."""
-        return torch.ones_like(self.mass) if rule.family == "sgd" else self.second.sqrt() / self.mass
+        return self.second.sqrt() / self.mass if rule.family == "adam" else torch.ones_like(self.mass)
 
 
 def stretch(per_run: Tensor, like: Tensor) -> Tensor:
@@ -117,8 +134,10 @@ def advance_moments_(rule: BaseRule, grad: Tensor, first: Tensor, second: Tensor
     if rule.family == "sgd":
         first.mul_(stretch(momentum, first)).add_(grad)
         return
-    assert second is not None
     first.lerp_(grad, stretch(1.0 - momentum, first).to(first.dtype))
+    if rule.family == "muon":
+        return
+    assert second is not None
     second.mul_(rule.beta2).addcmul_(grad, grad, value=1.0 - rule.beta2)
 
 
@@ -128,9 +147,27 @@ def advanced_moments(
     """The moments after `advance_moments_`, leaving those given as they are: the same numbers in fewer passes."""
     if rule.family == "sgd":
         return (first * stretch(momentum, first)).add_(grad), None
+    ahead = torch.lerp(first, grad, stretch(1.0 - momentum, first).to(first.dtype))
+    if rule.family == "muon":
+        return ahead, None
     assert second is not None
-    weight = stretch(1.0 - momentum, first).to(first.dtype)
-    return torch.lerp(first, grad, weight), (second * rule.beta2).addcmul_(grad, grad, value=1.0 - rule.beta2)
+    return ahead, (second * rule.beta2).addcmul_(grad, grad, value=1.0 - rule.beta2)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """U V' of each matrix U S V', about: singular values within 0.7 to 1.2, smaller only where S all but vanishes.
+
+    By Newton's and Schulz's iteration, as Jordan (2024) tuned it. A tensor (B, rows, *columns) counts as B matrices.
+    """
+    x = matrices.flatten(2)
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).reshape(matrices.shape)
 
 
 def direction(rule: BaseRule, first: Tensor, second: Tensor | None, scale: MomentScale) -> Tensor:
@@ -140,6 +177,8 @@ def direction(rule: BaseRule, first: Tensor, second: Tensor | None, scale: Momen
     """
     if rule.family == "sgd":
         return first
+    if rule.family == "muon":
+        return orthogonal(first) * (MUON_RMS * math.sqrt(max(first.shape[1], first[0, 0].numel())))
     assert second is not None
     denominator = second.sqrt().add_(stretch(rule.eps * scale.second.sqrt(), second))
     return torch.div(first, denominator, out=denominator)
@@ -176,11 +215,11 @@ def step_(
     """One step of the base optimizer on one tensor, in place.
 
     Args:
-        rule: the base optimizer.
+        rule: of this tensor, see `BaseRule.of`.
         param: (B, *shape) parameters.
         grad: (B, *shape) gradient; not written to.
         first: (B, *shape) momentum buffer or first moment.
-        second: (B, *shape) second moment, None for SGD.
+        second: (B, *shape) second moment, None but for Adam.
         scale: masses that already count this gradient (`MomentScale.advanced`).
         lr: (B,) learning rate.
         momentum: (B,) mu or beta1.

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lr_gym.action import decode
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
-from lr_gym.layers import Layout, layout_of_named, layout_of_tensors
+from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
 from lr_gym.observation import Outlook
 from lr_gym.optim.base import evaluate, in_blocks
 from lr_gym.optim.controller_rows import fill_row, rows_of
@@ -25,7 +25,7 @@ from lr_gym.optim.sampling import Piece, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
 from lr_gym.types import Hyperparams, check_count, numbers_like
-from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
+from lr_gym.update import BaseRule, MomentScale, base_rule, gradient_noise, step_
 
 __all__ = ["PolicyOptimizer"]
 
@@ -38,12 +38,13 @@ _BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in me
 
 
 class _Slot(NamedTuple):
-    """A parameter and its place: group, layer, and number of elements before it."""
+    """A parameter and its place: group, layer, number of elements before it, and the rule of its updates."""
 
     param: Tensor
     group: dict[str, Any]
     layer: int
     start: int
+    rule: BaseRule
 
 
 @dataclasses.dataclass
@@ -68,7 +69,7 @@ class _Live:
 
 
 class PolicyOptimizer(Optimizer):
-    """SGD, Adam or AdamW whose learning rates a trained policy sets, layer by layer, as training runs.
+    """SGD, Adam, AdamW or Muon whose learning rates a trained policy sets, layer by layer, as training runs.
 
     The effective learning rate is `group["lr"]` (yours, and your scheduler's) times the policy's base schedule times
     the policy's multiplier for that layer. The policy starts from the `lr` that a group is made with: give your peak
@@ -83,6 +84,9 @@ class PolicyOptimizer(Optimizer):
     >>> loss.backward()
     >>> optimizer.observe(loss)  # optional: shows the policy how the loss is doing
     >>> optimizer.step()
+
+    Muon is for hidden matrices: parameters of two or more dimensions but the last such one, which should be the
+    readout's. The others, and those of groups with `"muon": False` (give embeddings such a group), are AdamW's.
 
     Nothing in `observe` or `step` reads a number back from the device.
 
@@ -115,16 +119,18 @@ class PolicyOptimizer(Optimizer):
             lr: initial learning rate, where the policy starts from.
             total_steps: length of the training in optimizer steps; None where unknown, which hides progress
                 and leaves the policy's base schedule at its start.
-            base: "adamw", "adam" or "sgd", of the family that the policy was trained on; the policy's own by default.
+            base: "adamw", "adam", "sgd" or "muon", of the family that the policy was trained on; the policy's own by
+                default.
             steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
                 None hides from the policy how often it will have passed over the data.
-            weight_decay: decoupled for adamw, L2 for the others, by default 0.01 and 0, as in torch.optim.
+            weight_decay: decoupled for adamw and muon, L2 for the others, by default 0.01 and 0, as in torch.optim.
             betas: (momentum or beta1, beta2), (0.9, 0.999) by default; under base="sgd" the first is the momentum.
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
             seed: of the gradient noise, where the policy uses noise.
-            fused: update by torch's fused kernels, which equal the others to rounding; for adam and adamw under a
-                policy that sets the learning rate only. Tensors that are not contiguous are updated the other way.
+            fused: update by torch's fused kernels, which equal the others to rounding; not for sgd, and under a policy
+                that sets the learning rate only. Muon's matrices and tensors that are not contiguous are updated the
+                other way.
             sample: statistics of a tensor of more than 4 times as many elements are those of about so many of its
                 elements, evenly spaced; None measures every element.
 
@@ -160,10 +166,10 @@ class PolicyOptimizer(Optimizer):
         self._seed = seed
         self._fused = fused
         self._sample = None if sample is None else check_count("sample", sample)
-        if fused and (rule.family != "adam" or spec.controls != ("lr",)):
+        if fused and (rule.family == "sgd" or spec.controls != ("lr",)):
             raise ValueError(
-                f"fused=True takes base='adam' or 'adamw' and a policy that controls lr only; got base={base!r} and "
-                f"controls={spec.controls}: leave fused out"
+                f"fused=True takes base='adam', 'adamw' or 'muon' and a policy that controls lr only; got "
+                f"base={base!r} and controls={spec.controls}: leave fused out"
             )
         self._warned = self._warned_of_rate = False
         self._live: _Live | None = None  # None until the first step, and again after parameters or state change
@@ -298,8 +304,10 @@ class PolicyOptimizer(Optimizer):
             layout = layout_of_tensors(params, spec.control)
             self._check_groups()
         starts = itertools.accumulate(layout.sizes, initial=0)
+        suited = [param for param, group in pairs if group.get("muon", True)]
+        hidden = {param for param, is_hidden in zip(suited, hidden_matrices(suited), strict=True) if is_hidden}
         slots = [
-            _Slot(param, group, layer, start)
+            _Slot(param, group, layer, start, self._rule.of(param in hidden))
             for (param, group), layer, start in zip(pairs, layout.layer_of, starts, strict=False)
         ]
         leads = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
@@ -398,7 +406,8 @@ class PolicyOptimizer(Optimizer):
             tensors = (slot.param, _descent(slot), first, *([] if second is None else [second]))
             pieces += pieces_of(tensors, i, self._sample, _BLOCK)
         layers, scale = live.layout.layer_of, self._scale(live.slots, hyper.lr)
-        stats = measure_pieces(self._rule, live.layout.names, layers, pieces, scale, hyper.momentum)
+        rules = [slot.rule for slot in live.slots]
+        stats = measure_pieces(rules, live.layout.names, layers, pieces, scale, hyper.momentum)
         outlook = self._outlook(live, step)
         observation, control = decide_observation(spec, live.control, stats, hyper, outlook)
         action, _ = self._policy.predict(observation[0])
@@ -431,10 +440,10 @@ class PolicyOptimizer(Optimizer):
             self._plain_update(live, slot, step, factor)
 
     def _plain_update(self, live: _Live, slot: _Slot, step: int, factor: float) -> None:
-        """One step on one tensor, in blocks that fit a CPU's cache."""
+        """One step on one tensor, but for a matrix of Muon's in blocks that fit a CPU's cache."""
         hyper, noisy = live.multiplier, "noise" in self._policy.spec.controls
         param, group, layer = slot.param, slot.group, slot.layer
-        rule = dataclasses.replace(self._rule, beta2=group["betas"][1], eps=group["eps"])
+        rule = dataclasses.replace(slot.rule, beta2=group["betas"][1], eps=group["eps"])
         grad = _descent(slot)
         first, second = self._moments(slot)
         masses = self._scale([slot], live.control.offset)
@@ -451,7 +460,7 @@ class PolicyOptimizer(Optimizer):
             level = hyper.noise[:, layer]
             tensors.append(gradient_noise(grad.unsqueeze(0), level, seed, step, slot.start)[0])
         weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
-        for piece in in_blocks(*tensors, size=_BLOCK):
+        for piece in [tensors] if rule.family == "muon" else in_blocks(*tensors, size=_BLOCK):
             rows = [tensor.unsqueeze(0) for tensor in piece]
             step_(
                 rule,
@@ -469,6 +478,8 @@ class PolicyOptimizer(Optimizer):
     def _fits_kernel(self, slot: _Slot) -> bool:
         """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs."""
         state, grad = self.state[slot.param], slot.param.grad
+        if slot.rule.family != "adam":
+            return False
         if "exp_avg" not in state:
             self._moments(slot)
         assert grad is not None
@@ -511,7 +522,7 @@ class PolicyOptimizer(Optimizer):
 
     def _moments(self, slot: _Slot) -> tuple[Tensor, Tensor | None]:
         """A tensor's moments; without a gradient none is kept."""
-        param, adam = slot.param, self._rule.family == "adam"
+        param, adam = slot.param, slot.rule.family == "adam"
         state = self.state[param] if param.grad is not None else dict(self.state.get(param, {}))
         first = "exp_avg" if adam else "momentum_buffer"
         if state.get(first) is None:

@@ -87,7 +87,7 @@ def pieces_of(tensors: tuple[Tensor, ...], slot: int, sample: int | None, block:
 
 
 def measure_pieces(
-    rule: BaseRule,
+    rules: Sequence[BaseRule],
     names: tuple[str, ...],
     layer_of: Sequence[int],
     pieces: Sequence[Piece],
@@ -97,36 +97,36 @@ def measure_pieces(
     """`measure` for one run (B = 1) of which there are n tensors, given as pieces.
 
     Args:
-        rule: the base optimizer.
+        rules: of each tensor.
         names: of the layers.
         layer_of: the layer of each tensor.
         pieces: of the tensors, in any order.
         scale: masses (1, n) of their moments.
         momentum: (1, L).
     """
-    pieces = sorted(pieces, key=lambda piece: piece.size)
+    pieces = sorted(pieces, key=lambda piece: (piece.size, rules[piece.slot].family))
     slots, layers = [piece.slot for piece in pieces], [layer_of[piece.slot] for piece in pieces]
-    scale, beta = MomentScale(_columns(scale.mass, slots), _columns(scale.second, slots)), _columns(momentum, layers)
-    ahead, sums, start = scale.advanced(rule, beta), [], 0
-    for group in _together(pieces):
+    mass, second_mass, beta = _columns(scale.mass, slots), _columns(scale.second, slots), _columns(momentum, layers)
+    sums, start = [], 0
+    for group in _together(pieces, rules):
         part = slice(start, start := start + len(group))
         columns = zip(*(piece.tensors for piece in group), strict=True)
         tensors = [_stacked(column).to(momentum.dtype) for column in columns]
         param, grad, first = tensors[:3]
         second = tensors[3] if len(tensors) > 3 else None
-        masses = MomentScale(ahead.mass[0, part], ahead.second[0, part])
-        sums.append(tensor_sums(rule, param, grad, first, second, beta[0, part], masses))
+        masses = MomentScale(mass[0, part], second_mass[0, part])
+        sums.append(tensor_sums(rules[group[0].slot], param, grad, first, second, beta[0, part], masses))
     weights = [piece.weight for piece in pieces]
     table = torch.cat(sums, dim=1)
     if any(weight != 1.0 for weight in weights):
         table = table * numbers_like(weights, table)
     sizes = tuple(round(piece.weight * piece.size) for piece in pieces)
-    return pooled(rule, Layout(names, tuple(layers), sizes), table.unsqueeze(1), scale, ahead)
+    return pooled(Layout(names, tuple(layers), sizes), table.unsqueeze(1))
 
 
-def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Groups of sorted pieces that are measured in one call: of one size if they are small, else each alone."""
-    for size, alike in itertools.groupby(pieces, key=lambda piece: piece.size):
+def _together(pieces: Sequence[Piece], rules: Sequence[BaseRule]) -> Iterator[list[Piece]]:
+    """Groups of sorted pieces that are measured in one call: of one size and rule if small, else each alone."""
+    for (size, _), alike in itertools.groupby(pieces, key=lambda piece: (piece.size, rules[piece.slot].family)):
         group = list(alike)
         step = TOGETHER if size <= SMALL else 1
         yield from (group[i : i + step] for i in range(0, len(group), step))
