@@ -58,7 +58,7 @@ class Args:
     """Whether an action moves the lr from where it is or bends the base schedule."""
     action_step: float | None = None
     """Log of the largest factor on the lr per decision."""
-    base: Literal["adamw", "adam", "sgd"] = "adamw"
+    base: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     """Base optimizer."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     """Base schedule."""
