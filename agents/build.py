@@ -28,7 +28,7 @@ def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
     if args.suite is None:
         return [find_task(args.task)]
     if args.suite == RANDOM:
-        return random_batch(args.seed, generation, args.slots, args.decisions, args.horizon)
+        return random_batch(args.seed, generation, args.slots, args.decisions, args.horizon, args.base)
     if args.suite != "train":
         raise ValueError(f"suite must be train or {RANDOM}, those that agents may learn on; got {args.suite!r}")
     return [find_task(name) for name in SUITES[args.suite]]

@@ -15,9 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lr_gym.layers import hidden_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks import Task
 from lr_gym.tasks.random_tasks import random_task
+from lr_gym.update import NEWTON_SCHULZ_STEPS, base_rule
 
 __all__ = ["random_batch"]
 
@@ -25,6 +27,7 @@ FIRST = 1 << 20  # smaller numbers are left to named suites
 COUNT = 1 << 30
 DEAREST = 5_000_000_000  # operations of a training: one task in four needs more, and those would take most of the time
 UPDATE = 32  # products that cost as much as to move a weight
+IN_MATRICES = 5  # products of Muon's matrices that cost as much as one of a minibatch
 
 
 class Measured(NamedTuple):
@@ -34,23 +37,25 @@ class Measured(NamedTuple):
         layers: modules with parameters: hidden layers, their norms, and the output.
         weights: of the model.
         products: of weights in a forward pass of one example.
+        orthogonal: products in an update of Muon's.
     """
 
     layers: int
     weights: int
     products: int
+    orthogonal: int
 
 
 @functools.lru_cache(maxsize=4096)
 def measured(number: int) -> Measured:
     """Sizes of task `random-<number>`, found without a number being multiplied."""
-    found: list[Measured] = []
+    found: list[tuple[int, int, int]] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         first, *_ = own = list(module.parameters(recurse=False))
         times = inputs[0].shape[1] if isinstance(module, nn.RNNBase) else output.numel() // len(first)
         weights = sum(p.numel() for p in own)
-        found.append(Measured(1, weights, times * weights))
+        found.append((1, weights, times * weights))
 
     task, _, drawn = random_task(number)
     with torch.device("meta"):
@@ -59,16 +64,25 @@ def measured(number: int) -> Measured:
             if list(module.parameters(recurse=False)):
                 module.register_forward_hook(look)
         model(torch.zeros(1, drawn["inputs"]))
-    return Measured(*map(sum, zip(*found, strict=True)))
+    tensors = list(model.parameters())
+    matrices = [p.flatten(1).shape for p, hidden in zip(tensors, hidden_matrices(tensors), strict=True) if hidden]
+    orthogonal = sum(
+        NEWTON_SCHULZ_STEPS * (2 * rows * columns + min(rows, columns) ** 2) * min(rows, columns)
+        for rows, columns in matrices
+    )
+    return Measured(*map(sum, zip(*found, strict=True)), orthogonal)
 
 
-def operations_of(number: int, horizon: int | None = None) -> int:
+def operations_of(number: int, horizon: int | None = None, base: str = "adamw") -> int:
     """Products of weights in all forward passes of training on task `random-<number>`, and its updates as products."""
     task, sizes = random_task(number).task, measured(number)
-    return (horizon or task.horizon) * (task.batch_size * sizes.products + UPDATE * sizes.weights)
+    orthogonal = sizes.orthogonal // IN_MATRICES if base_rule(base).family == "muon" else 0
+    return (horizon or task.horizon) * (task.batch_size * sizes.products + UPDATE * sizes.weights + orthogonal)
 
 
-def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None) -> list[Task]:
+def random_batch(
+    seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None, base: str = "adamw"
+) -> list[Task]:
     """The tasks of a batch, a function of its arguments; slot i has as many layers in every generation.
 
     Args:
@@ -77,12 +91,13 @@ def random_batch(seed: int, generation: int, slots: int, decisions: int, horizon
         slots: tasks in a batch.
         decisions: of each training; horizons become multiples of it.
         horizon: inner steps of every task; drawn by default.
+        base: optimizer, of which only the cost matters.
     """
     tasks = []
     for slot in range(slots):
         first = _number(seed, 0, slot, 0)
         number, attempt = _number(seed, generation, slot, 0), 0
-        while measured(number).layers != measured(first).layers or operations_of(number, horizon) > DEAREST:
+        while measured(number).layers != measured(first).layers or operations_of(number, horizon, base) > DEAREST:
             attempt += 1
             number = _number(seed, generation, slot, attempt)
         task = random_task(number).task

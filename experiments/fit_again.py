@@ -44,11 +44,13 @@ def main() -> None:
     torch.set_num_threads(1)
     of = parse(["--agent", "sweep", "--preset", "generalist", "--output-dir", str(args.output_dir)])
     began = json.loads((args.training / "args.json").read_text())
-    of = dataclasses.replace(of, **{key: began[key] for key in ("seed", "slots", "decisions", "horizon", "features")})
+    of = dataclasses.replace(
+        of, **{key: began[key] for key in ("seed", "slots", "decisions", "horizon", "features", "base")}
+    )
     checkpoint = torch.load(args.training / "checkpoint.pt", weights_only=True)
     sweeps = Sweeps(*checkpoint["learner"]["seen"])
     updates = checkpoint["progress"]["updates"]
-    batches = [random_batch(of.seed, update, of.slots, of.decisions) for update in range(updates)]
+    batches = [random_batch(of.seed, update, of.slots, of.decisions, of.horizon, of.base) for update in range(updates)]
     sources = [task.source in args.sources for batch in batches for task in batch]
     sweeps = sweeps.only(torch.tensor(sources))
     recorded, seen = ([names[index] for index in others(names)] for names in (of.features or (), args.features))

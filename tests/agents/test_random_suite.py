@@ -47,6 +47,20 @@ def test_no_task_of_a_batch_takes_far_longer_than_others():
     assert max(map(operations_of, range(100))) > DEAREST  # there are such tasks
 
 
+def test_muons_matrices_count():
+    number = next(i for i in range(100) if (d := random_task(i).drawn)["network"] == "dense" and d["depth"] == 3)
+    task = random_task(number).task
+    first, second, third = (p for p in list(build_model(task).parameters())[:-1] if p.ndim == 2)
+    by_hand = 0
+    for matrix in (first, second, third):  # a step: X X', its square, and that times X
+        short, long = sorted(matrix.shape)
+        by_hand += 5 * (short * short * long + short**3 + short * short * long)
+    assert measured(number).orthogonal == by_hand
+    more = operations_of(number, 10, "muon") - operations_of(number, 10)
+    assert more == 10 * (by_hand // 5)
+    assert operations_of(number, 10, "sgd") == operations_of(number, 10)
+
+
 def test_a_shorter_horizon_makes_a_task_cheaper():
     dear = next(number for number in range(100) if operations_of(number) > DEAREST)
     assert operations_of(dear, 10) * random_task(dear).task.horizon == operations_of(dear) * 10
