@@ -70,7 +70,8 @@ def measured(number: int) -> Measured:
         NEWTON_SCHULZ_STEPS * (2 * rows * columns + min(rows, columns) ** 2) * min(rows, columns)
         for rows, columns in matrices
     )
-    return Measured(*map(sum, zip(*found, strict=True)), orthogonal)
+    layers, weights, products = map(sum, zip(*found, strict=True))
+    return Measured(layers, weights, products, orthogonal)
 
 
 def operations_of(number: int, horizon: int | None = None, base: str = "adamw") -> int:

@@ -57,7 +57,7 @@ def tensor_sums(
     second_sum = grad_square if second is None else _total(second) / second_mass
     if rule.family == "muon":
         moves = (grad_square > 0) | (first_square > 0)
-        update_square = moves * (MUON_RMS**2 * param[0].numel())
+        update_square = moves.to(grad) * (MUON_RMS**2 * param[0].numel())
     else:
         moments = advanced_moments(rule, grad, first, second, momentum)
         update_square = _square_sum(direction(rule, *moments, ahead)) * ahead.factor(rule).square()

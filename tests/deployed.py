@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import torch
+from naive_muon import NaiveMuon
 from tiny import random_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +17,7 @@ TORCH = {
     "sgd": lambda params, **options: torch.optim.SGD(params, lr=0.01, momentum=0.9, **options),
     "adam": lambda params, **options: torch.optim.Adam(params, lr=0.01, **options),
     "adamw": lambda params, **options: torch.optim.AdamW(params, lr=0.01, **options),
+    "muon": lambda params, **options: NaiveMuon(params, lr=0.01, **options),
 }
 
 

@@ -15,6 +15,7 @@ from lr_gym.policy import MLPPolicy
 from lr_gym.rollout import controlled_env
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.models import initial_parameters, load_parameters
+from lr_gym.update import RULES
 from lr_gym.vector_env import LRControlVectorEnv
 
 HORIZON = 50
@@ -52,7 +53,7 @@ class Recorder:
         return action, state
 
 
-@pytest.mark.parametrize("base", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("base", RULES)
 @pytest.mark.parametrize("action", ["recursive", "residual"])
 @pytest.mark.parametrize("control", ["per_layer", "global"])
 def test_environment_equals_optimizer(base, action, control):

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from naive_muon import NaiveMuon
 from tiny import SMALL, TABLES, TINY, Scale, plain_run, tiny_task
 from torch import nn
 
@@ -25,6 +26,7 @@ TORCH = {
     "sgd": lambda params, wd: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=wd),
     "adam": lambda params, wd: torch.optim.Adam(params, lr=0.01, weight_decay=wd),
     "adamw": lambda params, wd: torch.optim.AdamW(params, lr=0.01, weight_decay=wd),
+    "muon": lambda params, wd: NaiveMuon(params, lr=0.01, weight_decay=wd),
 }
 MODELS = {
     "mlp": TINY.model,

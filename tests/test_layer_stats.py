@@ -24,9 +24,9 @@ def draw(seed):
 
 def trained(base, steps):
     """Arguments of `measure` after some steps with a momentum that differs between runs, layers and steps."""
-    rule = base_rule(base)
+    rules = [base_rule(base).of(len(shape) > 1) for shape in SHAPES]
     params, firsts = draw(0), [torch.zeros_like(p) for p in draw(0)]
-    seconds = [torch.zeros_like(p) if rule.family == "adam" else None for p in params]
+    seconds = [torch.zeros_like(p) if r.family == "adam" else None for r, p in zip(rules, params, strict=True)]
     zero, momenta = torch.zeros(RUNS, dtype=torch.float64), []
     scales = [MomentScale(zero, zero) for _ in SHAPES]
     for step in range(steps + 1):
@@ -34,15 +34,15 @@ def trained(base, steps):
         momenta = [by_layer[layer] for layer in LAYOUT.layer_of]
         grads = draw(step + 1)
         if step < steps:
-            scales = [scale.advanced(rule, m) for scale, m in zip(scales, momenta, strict=True)]
+            scales = [s.advanced(rule, m) for s, rule, m in zip(scales, rules, momenta, strict=True)]
             lr = torch.full((RUNS,), 0.1, dtype=torch.float64)
-            for p, g, f, s, scale, m in zip(params, grads, firsts, seconds, scales, momenta, strict=True):
+            for rule, p, g, f, s, scale, m in zip(rules, params, grads, firsts, seconds, scales, momenta, strict=True):
                 step_(rule, p, g, f, s, scale, lr=lr, momentum=m)
     masses, second_masses = (torch.stack([getattr(s, of) for s in scales], dim=1) for of in ("mass", "second"))
-    return rule, LAYOUT, params, grads, firsts, seconds, MomentScale(masses, second_masses), torch.stack(momenta, 1)
+    return rules, LAYOUT, params, grads, firsts, seconds, MomentScale(masses, second_masses), torch.stack(momenta, 1)
 
 
-def naive(rule, layout, params, grads, firsts, seconds, scale, momentum_of):
+def naive(rules, layout, params, grads, firsts, seconds, scale, momentum_of):
     """The definitions of LayerStats, one run and one layer at a time."""
     table = torch.zeros(len(LayerStats._fields), RUNS, layout.num_layers, dtype=torch.float64)
     for run in range(RUNS):
@@ -52,16 +52,21 @@ def naive(rule, layout, params, grads, firsts, seconds, scale, momentum_of):
             size = lambda x: x.square().mean().sqrt()
             param, grad, first = whole(params), whole(grads), whole(firsts)
             momentum, mass, second_mass = (of[run, members[0]] for of in (momentum_of, scale.mass, scale.second))
-            if rule.family == "sgd":
-                update, second = momentum * first + grad, grad.square()
-            else:
-                second = whole(seconds)
-                next_first = momentum * first + (1 - momentum) * grad
-                next_second = rule.beta2 * second + (1 - rule.beta2) * grad.square()
-                unbiased = next_first / (momentum * mass + 1 - momentum)
-                root = (next_second / (rule.beta2 * second_mass + 1 - rule.beta2)).sqrt()
-                update = unbiased / (root + rule.eps)
-                second = second / second_mass if second_mass > 0 else second
+            updates, squares = [], []
+            for i in members:
+                rule, g, f = rules[i], grads[i][run].reshape(-1), firsts[i][run].reshape(-1)
+                if rule.family == "adam":
+                    s = seconds[i][run].reshape(-1)
+                    next_first = momentum * f + (1 - momentum) * g
+                    next_second = rule.beta2 * s + (1 - rule.beta2) * g.square()
+                    unbiased = next_first / (momentum * mass + 1 - momentum)
+                    root = (next_second / (rule.beta2 * second_mass + 1 - rule.beta2)).sqrt()
+                    updates.append(unbiased / (root + rule.eps))
+                    squares.append(s / second_mass if second_mass > 0 else s)
+                else:
+                    updates.append(momentum * f + g if rule.family == "sgd" else torch.full_like(g, 0.2))
+                    squares.append(g.square())
+            update, second = torch.cat(updates), torch.cat(squares)
             unbiased_first = first / mass if mass > 0 else first
             norms = grad.norm() * first.norm()
             cosine = grad @ first / norms if norms > 0 else torch.zeros(())

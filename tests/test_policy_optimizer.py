@@ -313,7 +313,7 @@ def test_odd_tensors_train_as_torchs(kind, base, dtype):
     mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     anchor = nn.Parameter(torch.ones(2, 2, dtype=dtype))  # so that there is something beside an empty tensor
     optimizer = PolicyOptimizer([mine, anchor], constant(base=base), 0.01, 20, base, weight_decay=0.01)
-    reference = TORCH[base]([theirs], weight_decay=0.01)
+    reference = TORCH[base]([theirs, nn.Parameter(anchor.detach().clone())], weight_decay=0.01)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         grad = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(dtype)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from naive_muon import NaiveMuon
 
 from lr_gym.update import (
     RULES,
@@ -15,6 +16,7 @@ from lr_gym.update import (
     base_rule,
     direction,
     gradient_noise,
+    orthogonal,
     rms,
     step_,
 )
@@ -23,6 +25,7 @@ TORCH = {
     "sgd": lambda params, wd: torch.optim.SGD(params, lr=0.03, momentum=0.9, weight_decay=wd),
     "adam": lambda params, wd: torch.optim.Adam(params, lr=0.03, weight_decay=wd),
     "adamw": lambda params, wd: torch.optim.AdamW(params, lr=0.03, weight_decay=wd),
+    "muon": lambda params, wd: NaiveMuon(params, lr=0.03, weight_decay=wd, last=True),
 }
 
 
@@ -37,11 +40,11 @@ def start(rule: BaseRule, param: torch.Tensor):
     return torch.zeros_like(param), second, MomentScale(zeros, zeros.clone())
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (5,), ()])
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3), (2, 3, 2), (5,), ()])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("base", RULES)
 def test_rule_equals_torch_optim(base, weight_decay, shape):
-    rule, runs = base_rule(base), 3
+    rule, runs = base_rule(base).of(hidden=len(shape) > 1), 3
     param = draw(runs, *shape)
     twins = [torch.nn.Parameter(param[i].clone()) for i in range(runs)]
     optimizers = [TORCH[base]([twin], weight_decay) for twin in twins]
@@ -59,6 +62,32 @@ def test_rule_equals_torch_optim(base, weight_decay, shape):
             twin.grad = kept[i].clone()
             optimizer.step()
     torch.testing.assert_close(param, torch.stack([t.detach() for t in twins]), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (64, 64)])
+def test_muon_is_torchs_but_for_its_precision(shape):
+    """Torch iterates in bfloat16."""
+    rule, param = base_rule("muon"), draw(1, *shape)
+    twin, start_at = torch.nn.Parameter(param[0].clone()), param.clone()
+    optimizer = torch.optim.Muon(
+        [twin], lr=0.03, weight_decay=0.1, momentum=0.9, nesterov=False, adjust_lr_fn="match_rms_adamw"
+    )
+    first, second, scale = start(rule, param)
+    one = torch.ones(1, dtype=torch.float64)
+    for step in range(10):
+        grad = draw(1, *shape, seed=step)
+        twin.grad = grad[0].clone()
+        step_(rule, param, grad, first, second, scale, lr=0.03 * one, momentum=0.9 * one, weight_decay=0.1 * one)
+        optimizer.step()
+    assert (param[0] - twin).norm() < 0.02 * (param - start_at).norm()
+
+
+def test_orthogonal_brings_all_singular_values_near_one():
+    found = orthogonal(draw(20, 6, 4, 3) * torch.logspace(-8, 8, 20, dtype=torch.float64).view(20, 1, 1, 1))
+    values = torch.linalg.svdvals(found.flatten(2))
+    assert values.min() > 0.6
+    assert values.max() < 1.25
+    assert not orthogonal(torch.zeros(2, 3, 4)).any()
 
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])
@@ -85,10 +114,10 @@ def test_changing_beta1_equals_explicit_products(base):
 
 @pytest.mark.parametrize("base", RULES)
 def test_runs_have_hyperparameters_of_their_own(base):
-    rule = base_rule(base)
+    rule = base_rule(base).of(hidden=True)
     lr, momentum = torch.tensor([0.0, 0.1, 3.0]).double(), torch.tensor([0.0, 0.5, 0.99]).double()
     decay = torch.tensor([0.0, 0.2, 0.01]).double()
-    both, grads = draw(3, 4), [draw(3, 4, seed=i) for i in range(1, 6)]
+    both, grads = draw(3, 4, 2), [draw(3, 4, 2, seed=i) for i in range(1, 6)]
 
     def run(rows):
         param = both[rows].clone()
@@ -107,7 +136,7 @@ def test_runs_have_hyperparameters_of_their_own(base):
 
 @pytest.mark.parametrize("base", RULES)
 def test_direction_times_factor_is_the_update_at_lr_one(base):
-    rule, param, grad = base_rule(base), draw(2, 5), draw(2, 5, seed=1)
+    rule, param, grad = base_rule(base).of(hidden=True), draw(2, 5, 3), draw(2, 5, 3, seed=1)
     first, second, scale = start(rule, param)
     momentum = torch.full((2,), 0.9, dtype=torch.float64)
     scale = scale.advanced(rule, momentum)
@@ -116,7 +145,7 @@ def test_direction_times_factor_is_the_update_at_lr_one(base):
     advance_moments_(rule, grad, *ahead, momentum)
     way = direction(rule, *ahead, scale)
     step_(rule, param, grad, first, second, scale, lr=torch.ones(2).double(), momentum=momentum)
-    torch.testing.assert_close(before - param, way * scale.factor(rule).unsqueeze(1))
+    torch.testing.assert_close(before - param, way * scale.factor(rule).view(2, 1, 1))
 
 
 def test_noise_joins_the_gradient():
@@ -161,5 +190,5 @@ def test_rms_is_the_root_mean_square_of_each_run(shape):
 
 
 def test_unknown_base_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="base must be one of sgd, adam, adamw; got 'lion'"):
+    with pytest.raises(ValueError, match="base must be one of sgd, adam, adamw, muon; got 'lion'"):
         base_rule("lion")

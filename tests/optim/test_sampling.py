@@ -19,13 +19,19 @@ LAYER_OF = (0, 0, 1, 1, 2, 2, 0, 1)
 NAMES = ("a", "b", "c")
 
 
+def rules_of(base):
+    return [base_rule(base).of(len(shape) > 1) for shape in SHAPES]
+
+
 def tensors_of(base, dtype=torch.float64):
     """Parameter, gradient and moments of each shape, masses (1, n), momenta (1, L)."""
     generator = torch.Generator().manual_seed(0)
-    kinds = 4 if base_rule(base).family == "adam" else 3
     slots = [
-        tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(kinds))
-        for shape in SHAPES
+        tuple(
+            torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            for _ in range(4 if rule.family == "adam" else 3)
+        )
+        for shape, rule in zip(SHAPES, rules_of(base), strict=True)
     ]
     slots = [(*slot[:3], *(1.0 + second.square() for second in slot[3:])) for slot in slots]
     masses = torch.rand(2, 1, len(SHAPES), generator=generator, dtype=torch.float64)
@@ -34,9 +40,9 @@ def tensors_of(base, dtype=torch.float64):
 
 def whole(base, slots, scale, momentum) -> LayerStats:
     layout = Layout(NAMES, LAYER_OF, tuple(slot[0].numel() for slot in slots))
-    columns = [[tensor.double().unsqueeze(0) for tensor in column] for column in zip(*slots, strict=True)]
-    columns += [[None] * len(slots)] * (4 - len(columns))
-    return measure(base_rule(base), layout, *columns, scale, momentum[:, list(LAYER_OF)])
+    slots = [(*slot, None)[:4] for slot in slots]
+    columns = [[t if t is None else t.double().unsqueeze(0) for t in column] for column in zip(*slots, strict=True)]
+    return measure(rules_of(base), layout, *columns, scale, momentum[:, list(LAYER_OF)])
 
 
 def assert_close(got: LayerStats, expected: LayerStats, rtol: float) -> None:
@@ -52,7 +58,7 @@ def test_pieces_in_any_order_equal_the_whole(base, together, monkeypatch):
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
     assert len(pieces) > len(slots)
     random.Random(0).shuffle(pieces)
-    got = measure_pieces(base_rule(base), NAMES, LAYER_OF, pieces, scale, momentum)
+    got = measure_pieces(rules_of(base), NAMES, LAYER_OF, pieces, scale, momentum)
     assert_close(got, whole(base, slots, scale, momentum), 1e-9)
 
 
@@ -63,7 +69,7 @@ def test_a_sample_stands_for_the_whole(base):
     assert sum(piece.size for piece in pieces) < 9_000
     assert sum(piece.size * piece.weight for piece in pieces) == sum(slot[0].numel() for slot in slots)
     got, expected = (
-        measure_pieces(base_rule(base), NAMES, LAYER_OF, pieces, scale, momentum),
+        measure_pieces(rules_of(base), NAMES, LAYER_OF, pieces, scale, momentum),
         whole(base, slots, scale, momentum),
     )
     for a, b in zip(got[:-1], expected[:-1], strict=True):
@@ -74,14 +80,18 @@ def test_tensors_of_several_types_are_measured_in_the_widest():
     slots, scale, momentum = tensors_of("adam")
     slots = [tuple(t.to(torch.bfloat16) for t in slot) if i % 2 else slot for i, slot in enumerate(slots)]
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
-    got = measure_pieces(base_rule("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
+    got = measure_pieces(rules_of("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
     assert_close(got, whole("adam", slots, scale, momentum), 1e-9)
 
 
 def test_small_pieces_of_one_size_are_measured_together_and_large_ones_alone():
     sizes = [3, 3, 3, sampling.SMALL + 1, sampling.SMALL + 1]
     pieces = [Piece((torch.zeros(size),) * 3, i, 1.0) for i, size in enumerate(sizes)]
-    assert [len(group) for group in sampling._together(pieces)] == [3, 1, 1]
+    rules = [base_rule("sgd")] * 5
+    assert [len(group) for group in sampling._together(pieces, rules)] == [3, 1, 1]
+    rules = [base_rule("muon").of(hidden) for hidden in (True, False, True, True, True)]
+    pieces = [Piece((torch.zeros(3),) * 3, i, 1.0) for i in (0, 2, 1)]
+    assert [len(group) for group in sampling._together(pieces, rules)] == [2, 1]
 
 
 @pytest.mark.parametrize(
