@@ -161,6 +161,7 @@ OPTIMIZERS: dict[str, Baseline] = {
     "radam": Baseline("RAdam, constant", _plain(torch.optim.RAdam)),
     "nadam": Baseline("NAdam, constant", _plain(torch.optim.NAdam)),
     "muon": Baseline("Muon on hidden matrices, AdamW on the rest, cosine", _muon, "cosine"),
+    "muon-wsd": Baseline("Muon on hidden matrices, AdamW on the rest, WSD", _muon, "wsd"),
     "schedule-free": Baseline("Schedule-free AdamW", _schedule_free, package="schedulefree"),
     "prodigy": Baseline("Prodigy, lr 1, cosine", _prodigy, "cosine", lr=1.0, package="prodigyopt"),
     "d-adaptation": Baseline("D-Adaptation of Adam, lr 1", _d_adaptation, lr=1.0, package="pytorch_optimizer"),
