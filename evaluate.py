@@ -65,6 +65,8 @@ class Args:
     """Learning rates that are tried for each tuned contestant on each task."""
     tuning_seeds: int = 3
     """Trainings of each learning rate tried."""
+    tune_policies: bool = True
+    """Enter each policy with a tuned initial learning rate too, as a row of its own."""
     misset: bool = False
     """Also train at 0.01, 0.1, 10 and 100 times each contestant's learning rate."""
     horizon: int | None = None
@@ -115,6 +117,8 @@ def build(args: Args) -> Plan:
     if args.task and args.suite:
         raise ValueError("give --task or --suite, not both")
     rows = entrants([name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy)
+    if not args.tune_policies:
+        rows = [row for row in rows if not (row.policy and row.lr is None)]
     tasks, skipped = suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)

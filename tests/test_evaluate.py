@@ -229,3 +229,10 @@ def test_data_dir_is_where_data_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("lr_gym.tasks.images.read_cifar10", read)
     with pytest.raises(SystemExit, match=f"looked in {tmp_path}"):
         evaluate.main(args(tmp_path / "out", task=("cifar10-resnet18",), data_dir=tmp_path))
+
+
+def test_a_policy_may_be_entered_untuned_only(tmp_path):
+    given = args(tmp_path / "out", policy=("builtin:mnist1d",), tune_policies=False)
+    plan = evaluate.build(given)
+    plan.folder.close()
+    assert [row.name for row in plan.rows] == ["policy mnist1d", "adam", "sgd"]

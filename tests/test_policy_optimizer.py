@@ -100,6 +100,31 @@ def test_a_scheduler_that_begins_low_is_not_where_the_policy_starts():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
 
 
+def test_muon_leaves_to_adamw_what_a_group_says_and_the_readout():
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    named = list(model.named_parameters())
+    groups = [{"params": named[:1], "muon": False}, {"params": named[1:]}]
+    train(PolicyOptimizer(groups, constant(base="muon"), lr=0.01), model, loss_at, range(20))
+    train(TORCH["adamw"](twin.parameters()), twin, twin_loss_at, range(20), observe=False)
+    assert_close(model, twin)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_muon_keeps_one_moment_of_a_hidden_matrix(fused):
+    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    optimizer = PolicyOptimizer(model.parameters(), constant(base="muon"), lr=0.01, fused=fused)
+    train(optimizer, model, loss_at, range(20))
+    train(TORCH["muon"](twin.parameters()), twin, twin_loss_at, range(20), observe=False)
+    assert_close(model, twin)
+    moments = [{"momentum_buffer", "exp_avg", "exp_avg_sq"} & set(optimizer.state[p]) for p in model.parameters()]
+    assert moments == [{"momentum_buffer"}, *[{"exp_avg", "exp_avg_sq"}] * 3]
+
+
+def test_a_policy_of_muon_drives_no_adamw():
+    with pytest.raises(ValueError, match="trained on base='muon'; it cannot drive base='adamw'"):
+        PolicyOptimizer(nn.Linear(2, 1).parameters(), constant(base="muon"), base="adamw")
+
+
 def test_weight_decay_is_torchs_by_default():
     parameters = list(nn.Linear(2, 1).parameters())
     for base, torchs in TORCH.items():
