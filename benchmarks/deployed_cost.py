@@ -2,6 +2,7 @@
 
     python benchmarks/deployed_cost.py
     python benchmarks/deployed_cost.py --whole-step
+    python benchmarks/deployed_cost.py --muon --models MiniLM --rounds 2
 
 Each round steps every optimizer, in a new random order, on the same parameters and random gradients, and ratios are
 taken within a round. A round is one interval between two decisions: statistics fall on its first step, so a figure
@@ -47,6 +48,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], Callable[
     ),
     "MiniLM": (minilm, lambda: torch.randint(30522, (4, 32)), lambda out: out.mean(1).square().mean()),
 }
+
+
+def of_muon(model: nn.Module) -> torch.optim.Optimizer:
+    """Muon under a policy, embeddings left to AdamW."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings, others = (
+        [(name, param) for name, param in model.named_parameters() if (id(param) in tables) == wanted]
+        for wanted in (True, False)
+    )
+    groups = [{"params": others}] + [{"params": embeddings, "muon": False}] * bool(embeddings)
+    policy = constant_policy(ControlSpec(base="muon", schedule="constant"), INTERVAL)
+    return PolicyOptimizer(groups, policy, 1e-9, fused=True)
 
 
 def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -102,6 +115,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--whole-step", action="store_true")
+    parser.add_argument("--muon", action="store_true", help="a policy of Muon too, whose step takes far longer")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -111,6 +125,8 @@ def main() -> None:
         make, batch, loss_of = MODELS[name]
         model, inputs = make(), batch()
         contestants = optimizers(model)
+        if args.muon:
+            contestants["PolicyOptimizer(base='muon', fused=True)"] = of_muon(model)
         for param in model.parameters():
             param.grad = 1e-3 * torch.randn_like(param)
 

@@ -1,0 +1,106 @@
+"""What another step than AdamW's gains, each at its own best learning rate, over random tasks.
+
+A sweep of learning rates under WSD for each base optimizer, from the same weights on the same data. The best rate is
+chosen on the reward split, smoothed over its neighbours, and the figure is the log of the selection loss there, mean
+over seeds, less AdamW's: below 0 is better. Beside it the same of one rate for all tasks against AdamW's best for each.
+Intervals are over tasks. What is finished is kept in FOLDER, and a stopped run goes on there.
+
+    PYTHONPATH=. python experiments/bases_compared.py runs/bases --tasks 48
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from scipy import stats
+
+from agents.random_suite import random_batch
+from lr_gym.benchmark.engine import process_pool
+from lr_gym.inner_loop import InnerLoop
+from lr_gym.schedules import base_schedule
+from lr_gym.tasks import Task
+from lr_gym.types import Hyperparams
+
+RATES = np.geomspace(1e-4, 1e-1, 9)
+SEEDS, FIRST_SEED = 3, 1 << 41  # as none that trains or judges
+SUITE, SLOTS, DECISIONS = 777, 4, 50  # of the random tasks; no training has this seed
+WORST = 1.0  # nats that a task counts at most
+
+
+def sweep(task: Task, base: str) -> list[list[float]]:
+    """Log losses on the reward and the selection split, means over seeds, for each rate: (2, RATES)."""
+    torch.set_num_threads(1)
+    loop, runs = InnerLoop(task, base=base), len(RATES) * SEEDS
+    state = loop.init(torch.arange(FIRST_SEED, FIRST_SEED + SEEDS).repeat(len(RATES)))
+    lr = torch.from_numpy(RATES).float().repeat_interleave(SEEDS)
+    lr, one = (value.unsqueeze(1).expand(runs, loop.layout.num_layers).clone() for value in (lr, torch.ones(runs)))
+    hyper = Hyperparams(lr, one * loop.rule.momentum, 0.0 * one, 0.0 * one)
+    factor = torch.from_numpy(base_schedule("wsd")(np.arange(task.horizon) / task.horizon)).float()
+    for part in factor.split(100):
+        state, _ = loop.advance(state, hyper, part.unsqueeze(1).expand(-1, runs))
+    losses = torch.stack([loop.evaluate(state, split) for split in ("reward", "selection")])
+    logs = losses.nan_to_num(nan=1e6, posinf=1e6).clamp(1e-6, 1e6).log()
+    means: list[list[float]] = logs.view(2, len(RATES), SEEDS).mean(2).tolist()
+    return means
+
+
+def at_best(curves: NDArray[np.float64]) -> float:
+    """Log loss on the selection split at the rate that is best on the reward split, smoothed: curves (2, RATES)."""
+    reward, selection = curves
+    smooth = reward.copy()
+    smooth[1:-1] = 0.25 * reward[:-2] + 0.5 * reward[1:-1] + 0.25 * reward[2:]
+    return float(selection[smooth.argmin()])
+
+
+def described(gain: NDArray[np.float64]) -> str:
+    """Interquartile mean over tasks (T,) with its interval, median and share of gains."""
+    iqm = functools.partial(stats.trim_mean, proportiontocut=0.25)
+    found = stats.bootstrap((gain,), iqm, vectorized=True, method="percentile", rng=np.random.default_rng(0))
+    low, high = found.confidence_interval
+    return f"{iqm(gain):+.3f} ({low:+.3f} to {high:+.3f}) | {np.median(gain):+.3f} | {(gain < 0.0).mean():.0%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--bases", nargs="+", default=["adamw", "muon"], help="AdamW first, what the others are held to"
+    )
+    parser.add_argument("--tasks", type=int, default=48)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    file = args.folder / "sweeps.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(row["task"], row["base"]): row["curves"] for row in rows}
+    batches = (random_batch(SUITE, i, SLOTS, DECISIONS, base="muon") for i in range(-(-args.tasks // SLOTS)))
+    tasks = list(itertools.chain.from_iterable(batches))[: args.tasks]
+    jobs = [(task, base) for task in tasks for base in args.bases if (task.name, base) not in done]
+    with process_pool(args.workers) as pool, file.open("a") as out:
+        found = pool.map(sweep, [task for task, _ in jobs], [base for _, base in jobs])
+        for (task, base), curves in zip(jobs, track(found, total=len(jobs), disable=not jobs), strict=True):
+            done[task.name, base] = curves
+            out.write(json.dumps({"task": task.name, "base": base, "curves": curves}) + "\n")
+            out.flush()
+    table = {base: np.array([done[task.name, base] for task in tasks]) for base in args.bases}
+    held = np.array([at_best(curves) for curves in table[args.bases[0]]])
+    print("| base | rate | interquartile mean | median | lower |\n|---|---|---|---|---|")
+    for base in args.bases:
+        own = np.array([at_best(curves) for curves in table[base]])
+        print(f"| {base} | best for each | {described(np.clip(own - held, -WORST, WORST))} |")
+        shared = np.clip(table[base][:, 1] - held[:, None], -WORST, WORST)
+        best = int(stats.trim_mean(shared, 0.25, axis=0).argmin())
+        print(f"| {base} | {RATES[best]:.1e} for all | {described(shared[:, best])} |")
+
+
+if __name__ == "__main__":
+    main()
