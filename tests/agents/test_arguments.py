@@ -21,7 +21,10 @@ def test_every_agent_has_its_presets(agent):
         assert parse([*BASE, "--agent", agent, "--preset", preset]).preset == preset
 
 
-GENERALISTS = [*((agent, "generalist") for agent in ("ppo", "es", "sweep")), ("sweep", "sgd"), ("sweep", "anytime")]
+GENERALISTS = [
+    *((agent, "generalist") for agent in ("ppo", "es", "sweep")),
+    *(("sweep", name) for name in ("muon", "sgd", "anytime")),
+]
 
 
 @pytest.mark.parametrize(("agent", "preset"), GENERALISTS)
