@@ -64,8 +64,7 @@ def measured(number: int) -> Measured:
             if list(module.parameters(recurse=False)):
                 module.register_forward_hook(look)
         model(torch.zeros(1, drawn["inputs"]))
-    tensors = list(model.parameters())
-    matrices = [p.flatten(1).shape for p, hidden in zip(tensors, hidden_matrices(tensors), strict=True) if hidden]
+    matrices = [p.flatten(1).shape for p in hidden_matrices([(list(model.parameters()), None)])]
     orthogonal = sum(
         NEWTON_SCHULZ_STEPS * (2 * rows * columns + min(rows, columns) ** 2) * min(rows, columns)
         for rows, columns in matrices

@@ -26,6 +26,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lr_gym.control import ControlSpec
+from lr_gym.layers import muon_groups
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import constant_policy
 
@@ -52,14 +53,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], Callable[
 
 def of_muon(model: nn.Module) -> torch.optim.Optimizer:
     """Muon under a policy, embeddings left to AdamW."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    embeddings, others = (
-        [(name, param) for name, param in model.named_parameters() if (id(param) in tables) == wanted]
-        for wanted in (True, False)
-    )
-    groups = [{"params": others}] + [{"params": embeddings, "muon": False}] * bool(embeddings)
     policy = constant_policy(ControlSpec(base="muon", schedule="constant"), INTERVAL)
-    return PolicyOptimizer(groups, policy, 1e-9, fused=True)
+    return PolicyOptimizer(muon_groups(model), policy, 1e-9, fused=True)
 
 
 def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:

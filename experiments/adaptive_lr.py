@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from lr_gym.benchmark.metrics import mean_interval, paired_difference
 from lr_gym.benchmark.run import evaluation_seed
 from lr_gym.inner_loop import minibatch
+from lr_gym.layers import muon_groups
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import load_policy
 from lr_gym.tasks import Split, Task, find_task
@@ -102,8 +103,8 @@ def controlled(policy: str) -> Callable[[nn.Module, int, int], Optimizer]:
     loaded = load_policy(policy)
 
     def make(model: nn.Module, epoch: int, epochs: int) -> Optimizer:
-        named, total = model.named_parameters(), epoch * epochs
-        return PolicyOptimizer(named, loaded, 1e-3, total, loaded.spec.base, weight_decay=0.0, steps_per_epoch=epoch)
+        params = muon_groups(model) if loaded.spec.base == "muon" else model.named_parameters()
+        return PolicyOptimizer(params, loaded, 1e-3, epoch * epochs, weight_decay=0.0, steps_per_epoch=epoch)
 
     return make
 

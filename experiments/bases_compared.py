@@ -1,9 +1,10 @@
 """What another step than AdamW's gains, each at its own best learning rate, over random tasks.
 
-A sweep of learning rates under WSD for each base optimizer, from the same weights on the same data. The best rate is
-chosen on the reward split, smoothed over its neighbours, and the figure is the log of the selection loss there, mean
-over seeds, less AdamW's: below 0 is better. Beside it the same of one rate for all tasks against AdamW's best for each.
-Intervals are over tasks. What is finished is kept in FOLDER, and a stopped run goes on there.
+A sweep of learning rates under WSD, without weight decay, for each base optimizer, from the same weights on the same
+data. The best rate is chosen on the reward split, smoothed over its neighbours, and the figure is the log of the
+selection loss there, mean over seeds, less AdamW's: below 0 is better. Beside it the same of one rate for all tasks,
+chosen on the reward split too, against AdamW's best for each. Intervals are over tasks. What is finished is kept in
+FOLDER, and a stopped run goes on there.
 
     PYTHONPATH=. python experiments/bases_compared.py runs/bases --tasks 48
 """
@@ -72,9 +73,7 @@ def described(gain: NDArray[np.float64]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--bases", nargs="+", default=["adamw", "muon"], help="AdamW first, what the others are held to"
-    )
+    parser.add_argument("--bases", nargs="+", default=["muon"], help="held to AdamW")
     parser.add_argument("--tasks", type=int, default=48)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
@@ -84,22 +83,23 @@ def main() -> None:
     done = {(row["task"], row["base"]): row["curves"] for row in rows}
     batches = (random_batch(SUITE, i, SLOTS, DECISIONS, base="muon") for i in range(-(-args.tasks // SLOTS)))
     tasks = list(itertools.chain.from_iterable(batches))[: args.tasks]
-    jobs = [(task, base) for task in tasks for base in args.bases if (task.name, base) not in done]
+    bases = ["adamw", *args.bases]
+    jobs = [(task, base) for task in tasks for base in bases if (task.name, base) not in done]
     with process_pool(args.workers) as pool, file.open("a") as out:
         found = pool.map(sweep, [task for task, _ in jobs], [base for _, base in jobs])
         for (task, base), curves in zip(jobs, track(found, total=len(jobs), disable=not jobs), strict=True):
             done[task.name, base] = curves
             out.write(json.dumps({"task": task.name, "base": base, "curves": curves}) + "\n")
             out.flush()
-    table = {base: np.array([done[task.name, base] for task in tasks]) for base in args.bases}
-    held = np.array([at_best(curves) for curves in table[args.bases[0]]])
+    table = {base: np.array([done[task.name, base] for task in tasks]) for base in bases}
+    held = np.array([at_best(curves) for curves in table["adamw"]])
     print("| base | rate | interquartile mean | median | lower |\n|---|---|---|---|---|")
-    for base in args.bases:
+    for base in bases:
         own = np.array([at_best(curves) for curves in table[base]])
         print(f"| {base} | best for each | {described(np.clip(own - held, -WORST, WORST))} |")
-        shared = np.clip(table[base][:, 1] - held[:, None], -WORST, WORST)
-        best = int(stats.trim_mean(shared, 0.25, axis=0).argmin())
-        print(f"| {base} | {RATES[best]:.1e} for all | {described(shared[:, best])} |")
+        reward, selection = np.clip(table[base] - held[:, None, None], -WORST, WORST).swapaxes(0, 1)
+        best = int(stats.trim_mean(reward, 0.25, axis=0).argmin())
+        print(f"| {base} | {RATES[best]:.1e} for all | {described(selection[:, best])} |")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
-from lr_gym.layers import Layout, hidden_matrices, layout_of_named
+from lr_gym.layers import Layout, hidden_matrices, layout_of_named, muon_groups
 from lr_gym.rng import Stream, integers
 from lr_gym.rows import put_rows, take_rows
 from lr_gym.tasks.models import build_model, initial_buffers, initial_parameters
@@ -37,7 +37,7 @@ class InnerState(NamedTuple):
         step: (B,) int64 updates made so far.
         params: per parameter (B, *shape).
         firsts: per parameter (B, *shape) momentum buffer or first moment.
-        seconds: per parameter (B, *shape) second moment, (B, 0) where the rule has none.
+        seconds: per parameter (B, *shape) second moment, (B, 0) for Muon's matrices; empty for SGD.
         first_mass: (B, L) see `update.MomentScale`.
         second_mass: (B,) the same of the second moment.
         grads: per parameter (B, *shape) gradient of minibatch `step`, pending.
@@ -110,7 +110,9 @@ class InnerLoop:
         self.names = (*(name for name, _ in named), *(name for name, _ in self.model.named_buffers()))
         self.layout: Layout = layout_of_named(named, control)
         self.rule = base_rule(base)
-        self.rules = [self.rule.of(hidden) for hidden in hidden_matrices([tensor for _, tensor in named])]
+        groups = [([param for _, param in group["params"]], group.get("muon")) for group in muon_groups(self.model)]
+        hidden = hidden_matrices(groups)
+        self.rules = [self.rule.of(param in hidden) for _, param in named]
         self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
         self._noise = noise
         self._weight_decay = weight_decay
@@ -135,6 +137,7 @@ class InnerLoop:
             seconds=tuple(
                 torch.zeros_like(p) if rule.family == "adam" else p.new_zeros(runs, 0)
                 for rule, p in zip(self.rules, params, strict=True)
+                if rule.family != "sgd"
             ),
             first_mass=params[0].new_zeros(runs, self.layout.num_layers),
             second_mass=params[0].new_zeros(runs),
@@ -267,6 +270,8 @@ class InnerLoop:
 
     def _present(self, seconds: tuple[Tensor, ...]) -> list[Tensor | None]:
         """Second moments, None where the rule has none."""
+        if not seconds:
+            return [None] * len(self.rules)
         return [s if rule.family == "adam" else None for rule, s in zip(self.rules, seconds, strict=True)]
 
     def _apply(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> InnerState:

@@ -35,7 +35,8 @@ def tensor_sums(
 ) -> Tensor:
     """What the statistics of a layer are made of, for one tensor of each of B runs, or B tensors of one shape.
 
-    It may be a sample of a tensor, of which no matrix could be made: of Muon's update only its size is taken.
+    It may be a sample of a tensor, of which no matrix could be made: Muon's update counts as of MUON_RMS, which it is
+    where the momentum has full rank, and less elsewhere.
 
     Args:
         rule: of the tensor.
@@ -56,8 +57,9 @@ def tensor_sums(
     grad_square, first_square = _square_sum(grad), _square_sum(first)
     second_sum = grad_square if second is None else _total(second) / second_mass
     if rule.family == "muon":
-        moves = (grad_square > 0) | (first_square > 0)
-        update_square = moves.to(grad) * (MUON_RMS**2 * param[0].numel())
+        both = grad_square + first_square
+        nominal = MUON_RMS**2 * param[0].numel()
+        update_square = torch.where(both == 0.0, both, nominal + 0.0 * both)  # what is no number stays none
     else:
         moments = advanced_moments(rule, grad, first, second, momentum)
         update_square = _square_sum(direction(rule, *moments, ahead)) * ahead.factor(rule).square()

@@ -6,13 +6,22 @@ its bias share a row; with control="global" the whole model is one layer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["CONTROLS", "Layout", "check_control", "hidden_matrices", "layout_of_named", "layout_of_tensors"]
+__all__ = [
+    "CONTROLS",
+    "Layout",
+    "check_control",
+    "hidden_matrices",
+    "layout_of_named",
+    "layout_of_tensors",
+    "muon_groups",
+]
 
 CONTROLS = ("per_layer", "global")
 
@@ -100,14 +109,35 @@ def layout_of_tensors(tensors: Iterable[Tensor], control: str = "per_layer") -> 
     return _layout(keys, [p.numel() for p in tensors], control)
 
 
-def hidden_matrices(tensors: Sequence[Tensor]) -> list[bool]:
-    """Which parameters of a model are what Muon is for: those of two or more dimensions but the last, the readout's.
-
-    A convolution's (out, in, ...) counts as a matrix of `out` rows.
+def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Named parameters of a model in groups for `PolicyOptimizer`, in order, with embeddings left to AdamW.
 
     >>> import torch
-    >>> hidden_matrices(list(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).parameters()))
-    [True, False, False, False]
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9))
+    >>> [group.get("muon") for group in muon_groups(model)]
+    [False, None]
     """
-    matrices = [i for i, tensor in enumerate(tensors) if tensor.ndim >= 2]
-    return [i in matrices[:-1] for i in range(len(tensors))]
+    owners = (module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
+    tables = {id(param) for module in owners for param in module.parameters(recurse=False)}
+    runs = itertools.groupby(model.named_parameters(), key=lambda named: id(named[1]) in tables)
+    return [{"params": list(members), **({"muon": False} if table else {})} for table, members in runs]
+
+
+def hidden_matrices(groups: Iterable[tuple[Sequence[Tensor], bool | None]]) -> set[Tensor]:
+    """Which parameters Muon is for, of groups that want all their matrices in, none, or do not say (None).
+
+    A tensor of two or more dimensions is a matrix, (rows, all others), if it has more than one row and column. Of the
+    groups that do not say, the last tensor of two or more dimensions is taken for the readout and left out.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    >>> first, _, last, _ = params = list(model.parameters())
+    >>> hidden_matrices([(params, None)]) == {first}, hidden_matrices([(params, True)]) == {first, last}
+    (True, True)
+    """
+    wanted: list[Tensor] = []
+    unsaid: list[Tensor] = []
+    for params, said in groups:
+        if said is not False:
+            (wanted if said else unsaid).extend(param for param in params if param.ndim >= 2)
+    return {param for param in (*wanted, *unsaid[:-1]) if 1 < len(param) < param.numel()}

@@ -77,7 +77,7 @@ RULES = {
     "adamw": BaseRule("adam", decoupled=True),
     "muon": BaseRule("muon", decoupled=True),
 }
-MUON_RMS = 0.2  # of an update of Muon's at lr 1, about that of AdamW's
+MUON_RMS = 0.2  # of an update of Muon's at lr 1, about that of AdamW's, for a matrix of full rank
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: singular values come near 1, not to it, in few steps
 NEWTON_SCHULZ_STEPS = 5
 
@@ -155,9 +155,10 @@ def advanced_moments(
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """U V' of each matrix U S V', about: singular values within 0.7 to 1.2, smaller only where S all but vanishes.
+    """U V' of each matrix U S V', about: singular values come within 0.7 to 1.2, those below 1e-3 of its norm lower.
 
-    By Newton's and Schulz's iteration, as Jordan (2024) tuned it. A tensor (B, rows, *columns) counts as B matrices.
+    By Newton's and Schulz's iteration, as Jordan (2024) tuned it, in the precision of the tensor: torch.optim.Muon's is
+    bfloat16. A tensor (B, rows, *columns) counts as B matrices.
     """
     x = matrices.flatten(2)
     wide = x.shape[1] <= x.shape[2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, check_installed, entrants, hidden_matrices
+from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, check_installed, entrants, torchs_matrices
 from lr_gym.benchmark.hypergradient import HypergradientAdam
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.benchmark.schedulers import SCHEDULERS
@@ -83,9 +83,9 @@ def test_hypergradient_zero_is_adam():
     torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
 
 
-def test_muon_gets_the_hidden_matrices_only():
+def test_muon_gets_the_torchs_matrices_only():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2))
-    assert [id(p) for p in hidden_matrices(model)] == [id(model[1].weight), id(model[3].weight)]
+    assert [id(p) for p in torchs_matrices(model)] == [id(model[1].weight), id(model[3].weight)]
     optimizer = OPTIMIZERS["muon"].make(model, 0.01, 10)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())

@@ -10,7 +10,7 @@ import torch
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout
 from lr_gym.types import LayerStats
-from lr_gym.update import RULES, MomentScale, base_rule, step_
+from lr_gym.update import MUON_RMS, RULES, MomentScale, base_rule, direction, step_
 
 SHAPES = [(4, 3), (4,), (2, 4), (), (2, 2, 2)]
 LAYOUT = Layout(("a", "b", "c"), (0, 0, 1, 2, 1), tuple(math.prod(shape) for shape in SHAPES))
@@ -102,6 +102,17 @@ def test_a_run_that_diverged_touches_no_other(base):
             tensor[0] = math.nan
     for value, clean in zip(measure(*arguments), expected, strict=True):
         assert torch.equal(value[1:], clean)
+
+
+def test_muons_update_is_about_as_large_as_is_told_and_not_a_number_stays_none():
+    rule, draw_one = base_rule("muon"), torch.randn(1, 30, 50, generator=torch.Generator().manual_seed(0))
+    way = direction(rule, draw_one, None, MomentScale(torch.ones(1), torch.ones(1)))
+    assert way.square().mean().sqrt() == pytest.approx(MUON_RMS, rel=0.2)
+    arguments = list(trained("muon", 2))
+    arguments[3][0][0] = math.nan
+    update = measure(*arguments).update_rms
+    assert update[0, 0].isnan()
+    assert torch.isfinite(update[1:]).all()
 
 
 @pytest.mark.parametrize("base", RULES)

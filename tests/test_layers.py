@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lr_gym.layers import CONTROLS, Layout, layout_of_named, layout_of_tensors
+from lr_gym.layers import CONTROLS, Layout, hidden_matrices, layout_of_named, layout_of_tensors, muon_groups
 
 
 def test_named_layers_are_the_modules_that_own_parameters():
@@ -74,3 +74,24 @@ def test_what_a_model_owns_itself_is_one_layer():
     assert layout_of_named(nn.Linear(2, 3).named_parameters()).names == ("root",)
     alone = nn.ParameterDict({"token": nn.Parameter(torch.zeros(2))})
     assert layout_of_named(alone.named_parameters()).names == ("token",)
+
+
+def test_hidden_matrices_have_rows_and_columns_and_are_not_the_readout():
+    shapes = [(4, 3), (4,), (5, 2, 3), (1, 6), (6, 1), (2, 0), (0, 2), (), (1, 7)]
+    params = [torch.zeros(shape) for shape in shapes]
+    assert hidden_matrices([(params, None)]) == {params[0], params[2]}
+    assert hidden_matrices([(params[:3], None)]) == {params[0]}
+    assert hidden_matrices([(params[:3], True)]) == {params[0], params[2]}
+    assert hidden_matrices([(params[:1], True), (params[1:3], None), (params[3:], False)]) == {params[0]}
+    assert not hidden_matrices([(params, False)])
+
+
+def test_groups_for_muon_keep_the_order_and_part_with_embeddings():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Embedding(9, 4), nn.EmbeddingBag(9, 4), nn.Linear(4, 9))
+    groups = muon_groups(model)
+    assert [[name for name, _ in group["params"]] for group in groups] == [
+        ["0.weight", "0.bias"],
+        ["1.weight", "2.weight"],
+        ["3.weight", "3.bias"],
+    ]
+    assert [group.get("muon") for group in groups] == [None, False, None]

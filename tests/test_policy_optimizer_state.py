@@ -31,6 +31,23 @@ def test_state_of_torchs_optimizer_continues(base):
     assert_close(model, twin)
 
 
+def test_muon_goes_on_from_adamw_and_its_groups_keep_what_they_want():
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    before = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train(before, model, loss_at, range(10), observe=False)
+    moments = [before.state[param]["exp_avg"].clone() for param in model.parameters()]
+    for muon, key in ((False, "exp_avg"), (None, "momentum_buffer")):
+        group = {"params": list(model.parameters())} | ({} if muon is None else {"muon": muon})
+        optimizer = PolicyOptimizer([group], constant(base="muon"), total_steps=20)
+        optimizer.load_state_dict(through_file(before.state_dict()))
+        assert optimizer.param_groups[0].get("muon") is muon
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        for param, moment, name in zip(model.parameters(), moments, (key, *["exp_avg"] * 3), strict=True):
+            torch.testing.assert_close(optimizer.state[param][name], 0.9 * moment)
+
+
 @pytest.mark.parametrize("at", [0, 9, 10])
 @pytest.mark.parametrize("total_steps", [40, None])
 @pytest.mark.parametrize("base", RULES)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lr_gym.benchmark.hypergradient import HypergradientAdam
+from lr_gym.layers import muon_groups
 from lr_gym.optim import AdaptiveUPGD, EnhancedSGD, GlobalAdaptiveSGD, GradientAgreementOptimizer, PolicyOptimizer
 from lr_gym.policy import load_policy
 from lr_gym.tasks.cache import require
@@ -97,8 +98,8 @@ class _Together(Optimizer):
             part.step()
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Two-dimensional weights but for embeddings and the last one: what Muon is for (Jordan 2024)."""
+def torchs_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Two-dimensional weights but for embeddings and the last one, for torch's Muon, which takes no others."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
     return matrices[:-1]
@@ -106,7 +107,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 def _muon(model: nn.Module, lr: float, horizon: int) -> Optimizer:
     """Muon where it applies, AdamW elsewhere; updates of AdamW's size, so that one lr serves both (Liu et al. 2025)."""
-    hidden = hidden_matrices(model)
+    hidden = torchs_matrices(model)
     ids = {id(p) for p in hidden}
     rest = torch.optim.AdamW([p for p in model.parameters() if id(p) not in ids], lr)
     if not hidden:
@@ -236,8 +237,8 @@ def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int, steps
     """
     if contestant.policy:
         policy = load_policy(contestant.policy)
-        named, base = model.named_parameters(), policy.spec.base
+        groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
         return PolicyOptimizer(
-            named, policy, contestant.lr, horizon, base, weight_decay=0.0, steps_per_epoch=steps_per_epoch
+            groups, policy, contestant.lr, horizon, weight_decay=0.0, steps_per_epoch=steps_per_epoch
         )
     return OPTIMIZERS[contestant.optimizer].make(model, contestant.lr, horizon)

@@ -85,8 +85,10 @@ class PolicyOptimizer(Optimizer):
     >>> optimizer.observe(loss)  # optional: shows the policy how the loss is doing
     >>> optimizer.step()
 
-    Muon is for hidden matrices: parameters of two or more dimensions but the last such one, which should be the
-    readout's. The others, and those of groups with `"muon": False` (give embeddings such a group), are AdamW's.
+    Under base="muon" matrices are Muon's (a convolution's is (out, all others); stacked gates, or queries, keys and
+    values, are one) and other tensors AdamW's. A group says `"muon": True` for all its matrices, `False` for none; of
+    those that do not say, the last matrix is taken for the readout and left to AdamW. `muon_groups(model)` of
+    `lr_gym.layers` makes groups that leave embeddings to AdamW too.
 
     Nothing in `observe` or `step` reads a number back from the device.
 
@@ -241,6 +243,9 @@ class PolicyOptimizer(Optimizer):
                 raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
         group["step"] = self.param_groups[0]["step"]
         group.setdefault(_START, float(group.get("initial_lr", group["lr"])))
+        if group.get("muon") not in (None, True, False):
+            self.param_groups.pop()
+            raise ValueError(f"a group's muon must be True, False or left out; got {group['muon']!r}")
         self._live = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,7 +255,11 @@ class PolicyOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken; one of torch's AdamW starts the controller afresh."""
+        said = [group.get("muon") for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, muon in zip(self.param_groups, said, strict=True):
+            if muon is not None:  # a state of torch's does not know
+                group.setdefault("muon", muon)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
@@ -304,8 +313,7 @@ class PolicyOptimizer(Optimizer):
             layout = layout_of_tensors(params, spec.control)
             self._check_groups()
         starts = itertools.accumulate(layout.sizes, initial=0)
-        suited = [param for param, group in pairs if group.get("muon", True)]
-        hidden = {param for param, is_hidden in zip(suited, hidden_matrices(suited), strict=True) if is_hidden}
+        hidden = hidden_matrices((group["params"], group.get("muon")) for group in self.param_groups)
         slots = [
             _Slot(param, group, layer, start, self._rule.of(param in hidden))
             for (param, group), layer, start in zip(pairs, layout.layer_of, starts, strict=False)
@@ -525,11 +533,13 @@ class PolicyOptimizer(Optimizer):
         param, adam = slot.param, slot.rule.family == "adam"
         state = self.state[param] if param.grad is not None else dict(self.state.get(param, {}))
         first = "exp_avg" if adam else "momentum_buffer"
+        if self._rule.family == "muon" and state.get(first) is None:
+            _change_hands(state, adam)
         if state.get(first) is None:
             state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
             if adam:
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state[first], state.get("exp_avg_sq")
+        return state[first], state["exp_avg_sq"] if adam else None
 
     def _scale(self, slots: list[_Slot], like: Tensor) -> MomentScale:
         """Masses (1, n) of the moments of n tensors, of the dtype and on the device of `like`.
@@ -580,6 +590,16 @@ def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
     left = (1.0 - second_mass.double()).clamp_min(torch.finfo(torch.float32).eps / 2)
     steps = torch.round(torch.log(left) / math.log(beta2)) if beta2 > 0.0 else torch.ones_like(left)
     return steps.to(torch.float32).reshape(())
+
+
+def _change_hands(state: dict[str, Any], adam: bool) -> None:
+    """A tensor was AdamW's and is now Muon's, which keeps its first moment; or the other way round, and starts anew."""
+    if not adam and "exp_avg" in state:
+        state["momentum_buffer"] = state.pop("exp_avg")
+        state.pop("exp_avg_sq", None)
+    elif adam and "momentum_buffer" in state:
+        for key in ("momentum_buffer", "step", *_MASSES):
+            state.pop(key, None)
 
 
 def _descent(slot: _Slot) -> Tensor:
