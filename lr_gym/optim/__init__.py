@@ -1,5 +1,6 @@
 """Optimizers for any PyTorch script; importing this needs neither gymnasium nor stable-baselines3."""
 
+from lr_gym.layers import muon_groups
 from lr_gym.optim.adaptive_upgd import AdaptiveUPGD
 from lr_gym.optim.base import log_metrics
 from lr_gym.optim.enhanced_sgd import EnhancedSGD
@@ -18,4 +19,5 @@ __all__ = [
     "QLearningController",
     "VarianceGradientScaler",
     "log_metrics",
+    "muon_groups",
 ]
