@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import os
 from pathlib import Path
@@ -37,9 +36,15 @@ SUITE, SLOTS, DECISIONS = 777, 4, 50  # of the random tasks; no training has thi
 WORST = 1.0  # nats that a task counts at most
 
 
-def sweep(task: Task, base: str) -> list[list[float]]:
+def tasks_of(batch: int) -> list[Task]:
+    """The random tasks of a batch, none of them too dear for Muon."""
+    return random_batch(SUITE, batch, SLOTS, DECISIONS, base="muon")
+
+
+def sweep(batch: int, slot: int, base: str) -> list[list[float]]:
     """Log losses on the reward and the selection split, means over seeds, for each rate: (2, RATES)."""
     torch.set_num_threads(1)
+    task = tasks_of(batch)[slot]
     loop, runs = InnerLoop(task, base=base), len(RATES) * SEEDS
     state = loop.init(torch.arange(FIRST_SEED, FIRST_SEED + SEEDS).repeat(len(RATES)))
     lr = torch.from_numpy(RATES).float().repeat_interleave(SEEDS)
@@ -81,17 +86,16 @@ def main() -> None:
     file = args.folder / "sweeps.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["task"], row["base"]): row["curves"] for row in rows}
-    batches = (random_batch(SUITE, i, SLOTS, DECISIONS, base="muon") for i in range(-(-args.tasks // SLOTS)))
-    tasks = list(itertools.chain.from_iterable(batches))[: args.tasks]
+    tasks = [task.name for i in range(-(-args.tasks // SLOTS)) for task in tasks_of(i)][: args.tasks]
     bases = ["adamw", *args.bases]
-    jobs = [(task, base) for task in tasks for base in bases if (task.name, base) not in done]
+    jobs = [(i, base) for i, task in enumerate(tasks) for base in bases if (task, base) not in done]
     with process_pool(args.workers) as pool, file.open("a") as out:
-        found = pool.map(sweep, [task for task, _ in jobs], [base for _, base in jobs])
-        for (task, base), curves in zip(jobs, track(found, total=len(jobs), disable=not jobs), strict=True):
-            done[task.name, base] = curves
-            out.write(json.dumps({"task": task.name, "base": base, "curves": curves}) + "\n")
+        found = pool.map(sweep, *zip(*((*divmod(i, SLOTS), base) for i, base in jobs), strict=True)) if jobs else []
+        for (i, base), curves in zip(jobs, track(found, total=len(jobs), disable=not jobs), strict=True):
+            done[tasks[i], base] = curves
+            out.write(json.dumps({"task": tasks[i], "base": base, "curves": curves}) + "\n")
             out.flush()
-    table = {base: np.array([done[task.name, base] for task in tasks]) for base in bases}
+    table = {base: np.array([done[task, base] for task in tasks]) for base in bases}
     held = np.array([at_best(curves) for curves in table["adamw"]])
     print("| base | rate | interquartile mean | median | lower |\n|---|---|---|---|---|")
     for base in bases:
