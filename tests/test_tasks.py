@@ -24,10 +24,11 @@ from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
 from lr_gym.types import Hyperparams
 from lr_gym.vector_env import LRControlVectorEnv
 
-RUNNABLE = (*SMALL, "random-1", "random-5", "random-18", "random-25")
-# Products of a single matrix, or vector instructions at other offsets, round differently: these rows are equal within
-# 1e-5, all others to the bit.
-ROUNDED = ("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", "random-1", "random-5")
+# Products of a single matrix, or vector instructions at other offsets, round differently, odd sizes on some processors
+# only: these rows are equal within 1e-5, all others to the bit.
+RANDOM = ("random-1", "random-5", "random-18", "random-25")
+RUNNABLE = (*SMALL, *RANDOM)
+ROUNDED = ("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", *RANDOM)
 
 
 def hyper(loop: InnerLoop, runs: int, lr: float = 1e-3) -> Hyperparams:
