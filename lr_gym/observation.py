@@ -51,6 +51,7 @@ class Memory(NamedTuple):
         long_loss: (B,) the same, newest weighs LONG.
         initial_param_rms: (B, L) when first seen to be positive.
         log_grad: (B, L) running mean of log grad_rms, newest weighs LONG.
+        initial_grad_rms: (B, L) at the first decision at which a run had a gradient.
     """
 
     loss_seen: Tensor
@@ -61,6 +62,7 @@ class Memory(NamedTuple):
     long_loss: Tensor
     initial_param_rms: Tensor
     log_grad: Tensor
+    initial_grad_rms: Tensor
 
 
 class Outlook(NamedTuple):
@@ -72,7 +74,7 @@ class Outlook(NamedTuple):
         step: (B,) inner steps made.
         horizon: (B,) inner steps in all.
         passes: (B,) passes over the training data in all.
-        parameters: (B,) of the model, how many.
+        sizes: (B, L) parameters of each layer that learn, how many.
         loss_known: (B,) 1 where the features of the loss are shown, 0 where they are masked.
         progress_known: (B,) the same for the features of progress and horizon.
         passes_known: (B,) the same for the passes over the data; those in all need progress as well.
@@ -83,7 +85,7 @@ class Outlook(NamedTuple):
     step: Tensor
     horizon: Tensor
     passes: Tensor
-    parameters: Tensor
+    sizes: Tensor
     loss_known: Tensor
     progress_known: Tensor
     passes_known: Tensor
@@ -145,6 +147,12 @@ def _among_layers(o: Observed) -> Tensor:
 
 def _log_snr(o: Observed) -> Tensor:
     return 2.0 * (_log(o.stats.momentum_rms) - _log(o.stats.second_moment_rms)) / LN_10
+
+
+def _polyak(o: Observed) -> Tensor:
+    """log10 of the first step size that Polyak (1987, section 5.3) would take towards a loss of 0: loss over |g|^2."""
+    square = (o.outlook.sizes * o.memory.initial_grad_rms.square()).sum(1)
+    return (_log(o.memory.initial_loss) - _log(square)) / LN_10
 
 
 def _depth(o: Observed) -> Tensor:
@@ -237,8 +245,13 @@ FEATURES: dict[str, Feature] = {
         "log10 of the first loss, in whatever units it has; unlike loss_level, later actions cannot move it",
         "loss",
     ),
+    "polyak": Feature(
+        lambda o: _column(_polyak(o) / 4.0),
+        "log10 of the first loss over the squared norm of the first gradient: the units of SGD's learning rate",
+        "loss",
+    ),
     "model_size": Feature(
-        lambda o: _column(_log10(o.outlook.parameters) / 4.0 - 1.0),
+        lambda o: _column(_log10(o.outlook.sizes.sum(1)) / 4.0 - 1.0),
         "log10 of the number of parameters, centred on 10^4",
     ),
     "horizon": Feature(
@@ -278,6 +291,7 @@ TASK_FEATURES = (
     "progress_known",
     "passes",
     "passes_known",
+    "polyak",
 )
 ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
 _COMMON = {"loss_known", "progress_known"}  # of those: they belong to any observation
@@ -298,7 +312,7 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
     """The memory before the first decision, on the device and of the dtype of `like`."""
     zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
-    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(2)))
+    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(3)))
 
 
 def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
@@ -313,6 +327,7 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
     new_layer = memory.initial_param_rms == 0
     known = torch.isfinite(mean_loss)
     first_loss = known & (memory.loss_seen == 0)
+    first_grad = (memory.initial_grad_rms == 0).all(1, keepdim=True)
     loss = torch.where(known, mean_loss, memory.last_loss)
     log_loss, last = _log(loss.clamp_min(0.0)), _log(memory.last_loss.clamp_min(0.0))
 
@@ -328,6 +343,7 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
         long_loss=running(memory.long_loss, LONG),
         initial_param_rms=torch.where(new_layer, stats.param_rms, memory.initial_param_rms),
         log_grad=torch.where(new_layer, log_grad, torch.lerp(memory.log_grad, log_grad, LONG)),
+        initial_grad_rms=torch.where(first_grad, stats.grad_rms, memory.initial_grad_rms),
     )
 
 

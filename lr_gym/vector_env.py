@@ -24,7 +24,7 @@ from lr_gym.rng import Stream, run_seeds, uniform
 from lr_gym.rows import flatten, put_rows, unflatten
 from lr_gym.schedules import base_schedule
 from lr_gym.tasks import Task, find_task
-from lr_gym.types import Hyperparams, check_count, check_number
+from lr_gym.types import Hyperparams, check_count, check_number, numbers_like
 
 __all__ = ["INITIAL_LR", "LRControlVectorEnv"]
 
@@ -453,7 +453,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             step=torch.from_numpy(step).to(like),
             horizon=like * self.horizon,
             passes=like * self._passes,
-            parameters=like * sum(self.inner.layout.sizes),
+            sizes=like[:, None] * numbers_like(self.inner.layout.layer_sizes(), like),
             loss_known=runs.loss_known,
             progress_known=runs.progress_known,
             passes_known=runs.passes_known,

@@ -31,11 +31,11 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
     remembered = value if memory is None else memory
     return Observed(
         stats=LayerStats(*(bl,) * 6),
-        memory=Memory(*(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 2),
+        memory=Memory(*(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 3),
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        outlook=Outlook(*(b,) * 6, *(torch.ones(runs),) * 3),
+        outlook=Outlook(*(b,) * 5, bl, *(torch.ones(runs),) * 3),
     )
 
 
@@ -45,11 +45,11 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     b = lambda: torch.rand(runs, generator=generator, dtype=torch.float64) + 0.1
     bl = lambda: torch.rand(runs, layers, generator=generator, dtype=torch.float64) + 0.1
     stats = LayerStats(*(bl() for _ in range(5)), bl() - 0.6)
-    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl())
+    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl(), bl())
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
-    outlook = Outlook(b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), 1e5 * b(), known, known, known)
+    outlook = Outlook(b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), 1e3 * bl(), known, known, known)
     return Observed(stats, memory, hyper, rows, rows - 0.5, outlook)
 
 
@@ -128,6 +128,8 @@ def test_formulas_in_plain_python():
     at = lambda table: table[run, layer].item()
     ratio = lambda i: math.log10(o.hyper.lr[run, i] * stats.update_rms[run, i] / stats.param_rms[run, i])
     progress = o.outlook.progress[run].item()
+    pairs = zip(o.outlook.sizes[run].tolist(), memory.initial_grad_rms[run].tolist(), strict=True)
+    squares = sum(size * rms**2 for size, rms in pairs)
     expected = {
         "update_ratio": math.tanh((ratio(layer) + 2.5) / 1.5),
         "update_ratio_among_layers": math.tanh(ratio(layer) - sum(map(ratio, range(3))) / 3),
@@ -143,7 +145,8 @@ def test_formulas_in_plain_python():
         "peak_lr": (math.log10(at(o.hyper.lr) / o.outlook.schedule[run].item()) + 3) / 3.5,
         "loss_level": math.tanh(memory.short_loss[run].item() / math.log(10)),
         "first_loss": math.tanh(math.log10(memory.initial_loss[run].item())),
-        "model_size": math.log10(o.outlook.parameters[run].item()) / 4 - 1,
+        "model_size": math.log10(sum(o.outlook.sizes[run].tolist())) / 4 - 1,
+        "polyak": (math.log10(memory.initial_loss[run].item()) - math.log10(squares)) / 4,
         "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.outlook.passes[run].item()) / 3,
         "steps": math.log10(1 + o.outlook.step[run].item()) / 2 - 1,
@@ -189,7 +192,19 @@ def test_memory_equals_a_loop_over_numbers():
                 first, short, long = loss, log, log
             seen, last = 1, loss
         got = [value.item() for value in memory]
-        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad], abs=1e-9)
+        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad, grads[0]], abs=1e-9)
+
+
+def test_polyak_is_the_same_step_in_other_units_of_the_loss_and_is_taken_once():
+    """Loss and gradient times c: the step c times shorter. Later gradients and losses change nothing."""
+    o = ordinary()
+    run = torch.ones(2, dtype=torch.float64)
+    at = lambda c: remember(empty_memory(2, 3, run), o.stats._replace(grad_rms=c * o.stats.grad_rms), c * run)
+    see = lambda memory: observe(("polyak",), o._replace(memory=memory))
+    once = at(1.0)
+    torch.testing.assert_close(see(at(10.0)), see(once) - 0.25)
+    later = remember(once, o.stats._replace(grad_rms=3.0 * o.stats.grad_rms), 0.1 * run)
+    assert torch.equal(see(later), see(once))
 
 
 def test_memory_of_one_run_ignores_the_others():

@@ -10,14 +10,16 @@ from lr_gym.observation import Memory
 
 __all__ = ["fill_row", "rows_of"]
 
-PER_RUN = len(Memory._fields) - 2  # fields of Memory that have no layers
+PER_RUN = Memory._fields.index("initial_param_rms")  # fields of Memory that have no layers
 OLDER = 2  # numbers that states of before 2026-11-22 have at the end of a row: the guard's
+NEWER = 1  # numbers at the end of a row that states of before 2026-11-23 lack: initial_grad_rms
 
 
 def _parts(control: ControlState) -> tuple[list[Tensor], list[Tensor]]:
     """Values of the run, (1,) each, and of the layers, (1, L) each."""
     per_run = [*control.memory[:PER_RUN], control.loss_sum, control.loss_count]
-    return per_run, [*control.memory[PER_RUN:], *control.offset.unbind(-1), *control.action.unbind(-1)]
+    older, newer = control.memory[PER_RUN:-NEWER], control.memory[-NEWER:]
+    return per_run, [*older, *control.offset.unbind(-1), *control.action.unbind(-1), *newer]
 
 
 def rows_of(control: ControlState) -> Tensor:
@@ -35,12 +37,15 @@ def fill_row(control: ControlState, layer: int, row: Tensor) -> Tensor:
     """
     per_run, per_layer = _parts(control)
     known = len(per_run) + len(per_layer)
-    if len(row) not in (known, known + OLDER):
+    if len(row) in (known - NEWER, known - NEWER + OLDER):
+        per_layer = per_layer[:-NEWER]
+    elif len(row) != known:
         raise ValueError(
             f"the state that was loaded is that of a policy with other controls: {len(row)} numbers a layer, {known} "
             "are expected; load it into an optimizer with the policy that it was saved with"
         )
-    run_row, layer_row, beyond = torch.split(row.to(control.offset), [len(per_run), len(per_layer), len(row) - known])
+    parts = [len(per_run), len(per_layer), len(row) - len(per_run) - len(per_layer)]
+    run_row, layer_row, beyond = torch.split(row.to(control.offset), parts)
     for target, value in zip(per_run, run_row, strict=True):
         target[0] = value
     for target, value in zip(per_layer, layer_row, strict=True):

@@ -67,6 +67,13 @@ class _Live:
     multiplier: Hyperparams
     guard: Guard | None
 
+    def sizes(self) -> list[float]:
+        """Parameters of each layer that learn."""
+        sizes = [0.0] * self.layout.num_layers
+        for slot in self.slots:
+            sizes[slot.layer] += slot.param.numel() * slot.param.requires_grad
+        return sizes
+
 
 class PolicyOptimizer(Optimizer):
     """SGD, Adam, AdamW or Muon whose learning rates a trained policy sets, layer by layer, as training runs.
@@ -391,7 +398,7 @@ class PolicyOptimizer(Optimizer):
             step=one * step,
             horizon=one * (steps or 1),
             passes=one * ((steps or 1) / (epoch or 1)),
-            parameters=one * max(1, sum(s.param.numel() for s in live.slots if s.param.requires_grad)),
+            sizes=numbers_like([live.sizes()], one),
             loss_known=one,
             progress_known=one * float(steps is not None),
             passes_known=one * float(epoch is not None),
