@@ -66,6 +66,9 @@ class Args:
     """Decisions per training."""
     features: tuple[str, ...] | None = None
     """What the agent sees, names of lr_gym.observation.FEATURES; all scale-free ones by default."""
+    average: float | None = None
+    """Judge trainings by their averaged weights, about those of the last 1 / (average + 1) of the time: a stand-in
+    for the decay where the end is not known."""
     horizon: int | None = None
     """Inner steps per training; the task's own by default."""
     initial_lr: tuple[float, float] = INITIAL_LR

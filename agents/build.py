@@ -72,6 +72,7 @@ def make_env(args: Args, task: Task, num_envs: int, *, selection: bool, once: bo
         schedule=args.schedule,
         decisions=args.decisions,
         features=args.features,
+        average=args.average,
         horizon=task.horizon if args.suite == RANDOM else args.horizon,
         initial_lr=args.initial_lr,
         reward=args.reward,

@@ -45,6 +45,7 @@ class ControlSpec:
         schedule: a name of SCHEDULES that multiplies the learning rate at every inner step.
         decisions: decisions per training; one falls every max(1, horizon // decisions) inner steps.
         features: names of FEATURES, in order.
+        average: p of `averaging`, by which the weights are averaged that a training is judged by; None for none.
 
     Raises:
         ValueError: for an unknown name or a value out of range, naming the field.
@@ -59,6 +60,7 @@ class ControlSpec:
     schedule: str = "wsd"
     decisions: int = 50
     features: tuple[str, ...] = DEFAULT_FEATURES
+    average: float | None = None
 
     def __post_init__(self) -> None:
         """Validate at the border."""
@@ -72,6 +74,8 @@ class ControlSpec:
         object.__setattr__(self, "controls", check_controls(self.controls))
         object.__setattr__(self, "features", check_features(self.features))
         check_count("decisions", self.decisions)
+        if self.average is not None:
+            object.__setattr__(self, "average", check_number("average", self.average, 0.0))
 
     @property
     def mode(self) -> ActionMode:
@@ -96,6 +100,7 @@ class ControlSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ControlSpec:
         """Inverse of `to_json`; a ValueError names unknown or missing fields."""
+        values = {"average": None, **values}  # which files of before 2026-11-23 lack
         expected = {field.name for field in dataclasses.fields(cls)}
         if set(values) != expected:
             raise ValueError(f"control has fields {sorted(values)}, expected {sorted(expected)}")

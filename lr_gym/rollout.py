@@ -51,6 +51,7 @@ def controlled_env(
         schedule=spec.schedule,
         decisions=spec.decisions,
         features=spec.features,
+        average=spec.average,
         horizon=horizon,
         initial_lr=lr if isinstance(lr, tuple) else (lr, lr),
         render_mode=render_mode,

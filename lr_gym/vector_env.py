@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_gym.action import action_mode, action_table
+from lr_gym.averaging import averaged, share
 from lr_gym.control import ControlSpec, ControlState, apply_action, decide_observation, initial_state
 from lr_gym.inner_loop import InnerLoop, InnerState
 from lr_gym.observation import DEFAULT_FEATURES, Outlook
@@ -49,6 +50,7 @@ class Episode(NamedTuple):
         collected: (B,) return so far.
         reference: the paired Adam trainings; () unless the reward needs them.
         reference_loss: (B,) theirs.
+        average: parameters and buffers, averaged; () where the trainings are judged by their last ones.
     """
 
     inner: InnerState
@@ -64,6 +66,7 @@ class Episode(NamedTuple):
     collected: Tensor
     reference: InnerState | tuple[()]
     reference_loss: Tensor
+    average: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | tuple[()]
 
 
 class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
@@ -106,6 +109,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         schedule: str = "wsd",
         decisions: int = 50,
         features: Sequence[str] | None = None,
+        average: float | None = None,
         horizon: int | None = None,
         initial_lr: tuple[float, float] = INITIAL_LR,
         weight_decay: float = 0.0,
@@ -134,6 +138,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             schedule: base schedule, a name of SCHEDULES; stays at its start in runs that do not know their progress.
             decisions: decisions per training.
             features: names of FEATURES; the default adds momentum and noise where they are controlled.
+            average: judge the trainings by weights averaged at every decision, see `averaging`; None for the last ones.
             horizon: inner steps per training, the task's own by default.
             initial_lr: range of each run's initial learning rate, log-uniform.
             weight_decay: of the base optimizer.
@@ -185,6 +190,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             schedule=schedule,
             decisions=decisions,
             features=tuple(features),
+            average=average,
         )
         self.inner_steps_per_decision = self.control_spec.interval(self.horizon)
         self.render_mode = render_mode
@@ -295,6 +301,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         if self._reference_loop is not None and isinstance(reference, InnerState):
             reference, _ = self._reference_loop.advance(reference, self._adam(), torch.ones_like(factor), limit)
         runs = runs._replace(inner=inner, control=control, hyper=hyper, reference=reference)
+        runs = runs._replace(average=self._averaged(runs))
         runs, observation = self._observe(runs, self._step)
         runs, reward, broken = self._reward(runs, torch.where(taken > 0, losses, -torch.inf))
         self._runs = runs
@@ -312,8 +319,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         return self._observation.copy(), rewards, terminated, np.zeros_like(terminated), infos
 
     def evaluate(self, split: str) -> NDArray[np.float64]:
-        """Mean loss of each run on a split, as the trainings stand: (B,)."""
-        return self.inner.evaluate(self.runs.inner, split).double().cpu().numpy()
+        """Mean loss of each run on a split, as the trainings stand, averaged or not: (B,)."""
+        return self.inner.evaluate(_judged(self.runs), split).double().cpu().numpy()
 
     def render(self) -> tuple[Any, ...]:
         """One frame per run: loss so far and each layer's learning rate."""
@@ -421,6 +428,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             collected=torch.zeros_like(initial_loss),
             reference=() if self._reference_loop is None else self._reference_loop.init(seeds),
             reference_loss=initial_loss.clone(),
+            average=() if self.control_spec.average is None else (_copies(inner.params), _copies(inner.buffers)),
         )
 
     def _adam(self) -> Hyperparams:
@@ -463,9 +471,19 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         observation, control = decide_observation(self.control_spec, runs.control, stats, hyper, outlook)
         return runs._replace(control=control), observation
 
+    def _averaged(self, runs: Episode) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | tuple[()]:
+        """The averages after a decision, where there are any."""
+        if self.control_spec.average is None or not runs.average:
+            return ()
+        snapshots = -(-self._step // self.inner_steps_per_decision)
+        weight = torch.from_numpy(share(self.control_spec.average, snapshots.astype(np.float64)))
+        weight = weight.to(runs.loss)
+        params, buffers = runs.average
+        return averaged(params, runs.inner.params, weight), averaged(buffers, runs.inner.buffers, weight)
+
     def _reward(self, runs: Episode, losses: Tensor) -> tuple[Episode, Tensor, Tensor]:
         """Reward (B,) of the interval, and why a run diverged: 0 it did not, 1 non-finite, 2 above the limit."""
-        loss = self.inner.evaluate(runs.inner, "reward")
+        loss = self.inner.evaluate(_judged(runs), "reward")
         worst = losses.max(0).values  # NaN wins, so one bad step is not overlooked
         non_finite = ~(torch.isfinite(worst) & torch.isfinite(loss))
         above = (worst > loss_limit(runs.initial_train_loss)) | (loss > loss_limit(runs.initial_loss))
@@ -520,3 +538,15 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         infos = self._infos(self.runs)
         for row in range(self.num_envs) if rows is None else rows:
             self._history[row].append((int(infos["step"][row]), float(infos["train_loss"][row]), infos["lr"][row]))
+
+
+def _judged(runs: Episode) -> InnerState:
+    """The trainings with the weights that they are judged by."""
+    if not runs.average:
+        return runs.inner
+    params, buffers = runs.average
+    return runs.inner._replace(params=params, buffers=buffers)
+
+
+def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.clone() for tensor in tensors)

@@ -112,7 +112,8 @@ class _Training:
         self.scheduler = SCHEDULERS[schedule](self.optimizer, cell.contestant.lr, self.horizon)
         steps = torch.arange(self.horizon)
         self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(self.device)
-        self.averaged = hasattr(self.optimizer, "eval")  # evaluates another point than it trains (schedule-free)
+        # those that evaluate another point than they train: schedule-free, and policies that average
+        self.averaged = hasattr(self.optimizer, "eval") and getattr(self.optimizer, "averages", True)
         if self.averaged:
             self.optimizer.train()  # type: ignore[attr-defined]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_gym.action import decode
+from lr_gym.averaging import leave_average_, share, show_average_, snapshot_
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
 from lr_gym.observation import Outlook
@@ -33,6 +34,7 @@ _CONTROLLER = "controller"  # key in the state of each layer's first parameter
 _GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
 _MASSES = ("first_mass", "second_mass")
+_MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
 _RISE = 3.0  # of the learning rate of a group above its start that is worth a warning
 _BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 
@@ -96,6 +98,9 @@ class PolicyOptimizer(Optimizer):
     values, are one) and other tensors AdamW's. A group says `"muon": True` for all its matrices, `False` for none; of
     those that do not say, the last matrix is taken for the readout and left to AdamW. `muon_groups(model)` of
     `lr_gym.layers` makes groups that leave embeddings to AdamW too.
+
+    Under a policy that averages weights (`averages`), call `eval()` before the model is evaluated or saved, and
+    `train()` before it is trained on, as of the model itself.
 
     Nothing in `observe` or `step` reads a number back from the device.
 
@@ -199,6 +204,8 @@ class PolicyOptimizer(Optimizer):
         if loss is not None:
             self.observe(loss)
         live, step = self._prepare(), self.param_groups[0]["step"]
+        if not self.param_groups[0].get(_MODE, True):
+            raise RuntimeError("the parameters are the averaged ones: call optimizer.train() before the next step()")
         if step == self._total_steps and self._factor(step) == 0.0:
             warnings.warn(
                 f"PolicyOptimizer: total_steps={step} are over and the learning rate is 0: give the number of "
@@ -210,7 +217,26 @@ class PolicyOptimizer(Optimizer):
         self._update(live, step)
         for group in self.param_groups:
             group["step"] = step + 1
+        self._average(live, step + 1)
         return loss
+
+    @property
+    def averages(self) -> bool:
+        """Whether the policy averages weights, which `eval` shows."""
+        return self._policy.spec.average is not None
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the averaged weights into the model, to evaluate or save it; nothing where the policy averages none.
+
+        A model with batch norm then wants its running statistics anew: `torch.optim.swa_utils.update_bn`.
+        """
+        self._show(show_average_, training=False)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put back the weights that are trained, bit for bit; before the next `step` after an `eval`."""
+        self._show(leave_average_, training=True)
 
     def observe(self, loss: Tensor | float) -> None:
         """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
@@ -270,7 +296,7 @@ class PolicyOptimizer(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
-            for key in (_CONTROLLER, _GUARD, *_MASSES):  # torch casts what it loads to the parameter's dtype
+            for key in (_CONTROLLER, _GUARD, "average", *_MASSES):  # torch casts what it loads to the parameter's dtype
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
         self._live = None
@@ -441,6 +467,24 @@ class PolicyOptimizer(Optimizer):
             self._warned = True
             # stacklevel: the line that calls step, through torch's two wrappers
             warnings.warn(f"PolicyOptimizer: {message}", stacklevel=6)
+
+    def _average(self, live: _Live, step: int) -> None:
+        """Let the weights after `step` steps join their average, at the end of every interval and of the training."""
+        power = self._policy.spec.average
+        if power is None or (step % self._interval and step != self._total_steps):
+            return
+        weight = share(power, -(-step // self._interval))
+        for slot in live.slots:
+            if slot.param.requires_grad:
+                snapshot_(self.state[slot.param], slot.param, weight)
+
+    def _show(self, show: Callable[[dict[str, Any], Tensor], None], *, training: bool) -> None:
+        if not self.averages:
+            return
+        for group in self.param_groups:
+            group[_MODE] = training
+            for param in group["params"]:
+                show(self.state[param], param)
 
     def _update(self, live: _Live, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
