@@ -23,7 +23,8 @@ FLOORS = [
     {"lr_gym.policy"},
     {"lr_gym.mlp_policy", "lr_gym.q_policy"},
     {"lr_gym.control"},
-    {"lr_gym.observation", "lr_gym.action", "lr_gym.reward", "lr_gym.layer_stats", "lr_gym.update", "lr_gym.schedules"},
+    {"lr_gym.observation", "lr_gym.action", "lr_gym.reward", "lr_gym.layer_stats", "lr_gym.averaging"},
+    {"lr_gym.update", "lr_gym.schedules"},
 ]
 SCIENTIFIC = {"gymnasium", "stable_baselines3", "lr_gym.env", "lr_gym.vector_env", "lr_gym.inner_loop", "lr_gym.tasks"}
 
