@@ -16,6 +16,7 @@ from lr_gym.action import ActionMode, action_mode, check_controls, decode, move
 from lr_gym.layers import check_control
 from lr_gym.observation import (
     DEFAULT_FEATURES,
+    FEATURES,
     Memory,
     Observed,
     Outlook,
@@ -83,6 +84,12 @@ class ControlSpec:
         assert self.action_step is not None
         assert self.action_bound is not None
         return action_mode(self.action)._replace(step=self.action_step, bound=self.action_bound)
+
+    @property
+    def endless(self) -> bool:
+        """Whether nothing that it sees or does asks how long a training is."""
+        told = {name for name, feature in FEATURES.items() if feature.needs in ("progress", "passes")}
+        return self.schedule == "constant" and not (told | {"progress_known", "passes_known"}) & set(self.features)
 
     def check_base(self, base: str) -> None:
         """Raise a ValueError where `base` is not the optimizer the policy was trained on."""

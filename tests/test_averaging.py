@@ -15,6 +15,7 @@ from torch import nn
 
 from lr_gym.averaging import share
 from lr_gym.benchmark.contestants import Contestant
+from lr_gym.benchmark.contestants import make_optimizer as entrant_optimizer
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.control import ControlSpec
 from lr_gym.optim import PolicyOptimizer
@@ -205,6 +206,23 @@ def test_the_benchmark_judges_the_average(tmp_path):
         assert outcome.error == ""
         losses.append(outcome.test_loss)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(("schedule", "features", "endless"), [
+    ("constant", ("peak_lr", "first_loss", "steps", "epoch_known"), True),
+    ("wsd", ("peak_lr", "steps"), False),
+    ("constant", ("peak_lr", "horizon"), False),
+    ("constant", ("peak_lr", "passes"), False),
+    ("constant", ("peak_lr", "progress_known"), False),
+])  # fmt: skip
+def test_the_benchmark_tells_the_end_to_those_who_ask(tmp_path, schedule, features, endless):
+    """Else it would measure something else than what a script without total_steps gets."""
+    spec = ControlSpec(schedule=schedule, features=features, average=POWER)
+    assert spec.endless == endless
+    file = tmp_path / "policy.safetensors"
+    save_policy(random_policy(spec), file)
+    optimizer = entrant_optimizer(Contestant("", 0.03, str(file)), nn.Linear(3, 2), 40, 10.0)
+    assert (optimizer._total_steps is None) == endless
 
 
 def test_specs_know_averages_and_older_files_none():

@@ -238,7 +238,6 @@ def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int, steps
     if contestant.policy:
         policy = load_policy(contestant.policy)
         groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
-        return PolicyOptimizer(
-            groups, policy, contestant.lr, horizon, weight_decay=0.0, steps_per_epoch=steps_per_epoch
-        )
+        steps = None if policy.spec.endless else horizon
+        return PolicyOptimizer(groups, policy, contestant.lr, steps, weight_decay=0.0, steps_per_epoch=steps_per_epoch)
     return OPTIMIZERS[contestant.optimizer].make(model, contestant.lr, horizon)

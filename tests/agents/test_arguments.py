@@ -9,7 +9,7 @@ import pytest
 
 from agents.arguments import Agent, parse
 from agents.settings import presets
-from lr_gym.observation import FEATURES
+from lr_gym.control import ControlSpec
 
 BASE = ["--output-dir", "out"]
 
@@ -34,9 +34,10 @@ def test_generalists_learn_on_random_tasks_and_are_selected_on_others(agent, pre
 
 
 def test_anytime_sees_nothing_that_needs_an_end():
-    features = parse([*BASE, "--agent", "sweep", "--preset", "anytime"]).features
-    assert all(FEATURES[name].needs not in ("progress", "passes") for name in features)
-    assert not {"progress_known", "passes_known"} & set(features)
+    args = parse([*BASE, "--agent", "sweep", "--preset", "anytime"])
+    spec = ControlSpec(schedule=args.schedule, features=args.features, average=args.average)
+    assert spec.endless
+    assert spec.average is not None
 
 
 def test_source_preset_holds_the_values_of_the_source():
