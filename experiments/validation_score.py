@@ -4,7 +4,7 @@ Score: interquartile mean, over tasks and trainings, of log(loss / the task's me
 alone), back from the logarithm; 1 is no better than not to control. Each training of a policy starts from a learning
 rate of its own, log-uniform in 3e-5..1e-1; SCHEDULE:LR is AdamW under that schedule at that rate, which favours it.
 
-    python experiments/validation_score.py builtin:default runs/ppo wsd:3e-3 cosine:1e-2
+    python experiments/validation_score.py builtin:default runs/ppo wsd:3e-3 wsd:1e-2:sgd constant:3e-3:adamw:16
 """
 
 from __future__ import annotations
@@ -38,17 +38,24 @@ def alone(runs: int) -> NDArray[np.float64]:
     return losses(constant_policy(ControlSpec(), 10), INITIAL_LR, runs)
 
 
+def scheduled(
+    runs: int, schedule: str, lr: str, base: str = "adamw", average: str | None = None
+) -> NDArray[np.float64]:
+    """`losses` of a base optimizer under a schedule, of averaged weights or the last."""
+    spec = ControlSpec(schedule=schedule, base=base, average=None if average is None else float(average))
+    return losses(constant_policy(spec, 10), float(lr), runs)
+
+
 def candidate(name: str, runs: int) -> NDArray[np.float64]:
-    """`losses` of a policy, or of SCHEDULE:LR:BASE."""
+    """`losses` of a policy, or of SCHEDULE:LR[:BASE[:AVERAGE]]."""
     if name.partition(":")[0] in SCHEDULES:
-        schedule, lr, base = (*name.split(":"), "adamw")[:3]
-        return losses(constant_policy(ControlSpec(schedule=schedule, base=base), 10), float(lr), runs)
+        return scheduled(runs, *name.split(":"))
     return losses(load_policy(name), INITIAL_LR, runs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR, or SCHEDULE:LR:BASE")
+    parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR[:BASE[:AVERAGE]]")
     parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
     args = parser.parse_args()
     torch.set_num_threads(1)
