@@ -37,7 +37,7 @@ class Measured(NamedTuple):
         layers: modules with parameters: hidden layers, their norms, and the output.
         weights: of the model.
         products: of weights in a forward pass of one example.
-        orthogonal: products in an update of Muon's.
+        orthogonal: products in an update of Muon's, at most.
     """
 
     layers: int

@@ -88,6 +88,24 @@ def test_orthogonal_brings_all_singular_values_near_one():
     assert values.min() > 0.6
     assert values.max() < 1.25
     assert not orthogonal(torch.zeros(2, 3, 4)).any()
+    assert not orthogonal(torch.zeros(2, 3, 12)).any()
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (40, 8), (8, 8, 3, 3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+def test_long_matrices_take_the_short_way_to_the_same_place(shape, dtype, tolerance):
+    """Jordan's quintic on the singular values themselves, well and badly conditioned."""
+    matrix = draw(*shape).flatten(1)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    for decades in (0, 2, 6):
+        values = torch.logspace(0, -decades, min(matrix.shape), dtype=torch.float64)
+        matrices = ((u * values) @ v).reshape(1, *shape)
+        values = values / values.norm()
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        expected = ((u * values) @ v).reshape(1, *shape)
+        error = (orthogonal(matrices.to(dtype)).double() - expected).norm() / expected.norm()
+        assert error < tolerance
 
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])
