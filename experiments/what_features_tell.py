@@ -5,12 +5,13 @@ of the features, five-fold over tasks, and are judged on tasks that they have no
 against the best rate of each sweep, mean over tasks, with a bootstrap interval over tasks; beside it the best single
 rate for all tasks, chosen on the tasks learned from.
 
-    PYTHONPATH=. python experiments/what_features_tell.py runs/sweep/checkpoint.pt
+    PYTHONPATH=. python experiments/what_features_tell.py runs/sweep
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -45,11 +46,12 @@ def regrets(sweeps: Sweeps, network: RateNetwork, judged: Tensor, columns: list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("training", type=Path, help="output folder of the training")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    sweeps = Sweeps(*torch.load(args.checkpoint, weights_only=True)["learner"]["seen"])
-    preset = parse(["--agent", "sweep", "--preset", "generalist", "--output-dir", "unused"])
+    sweeps = Sweeps(*torch.load(args.training / "checkpoint.pt", weights_only=True)["learner"]["seen"])
+    began = json.loads((args.training / "args.json").read_text())
+    preset = parse(["--agent", "sweep", "--preset", began["preset"], "--output-dir", "unused"])
     config = preset.sweep
     features = [(preset.features or ())[index] for index in others(preset.features or ())]
     decided = sweeps.curves.max(1).values > DECIDED

