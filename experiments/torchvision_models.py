@@ -19,7 +19,7 @@ from torch import nn
 from torchvision import models
 
 from lr_gym.observed_range import RUNS, observed_range
-from lr_gym.optim import PolicyOptimizer
+from lr_gym.optim import PolicyOptimizer, muon_groups
 from lr_gym.policy import SavedPolicy, load_policy
 from lr_gym.rollout import controlled_env
 from lr_gym.vector_env import INITIAL_LR
@@ -56,7 +56,8 @@ def train(
     """Losses before each step and after the last one, the optimizer, and how often it warned."""
     images = torch.randn(BATCH, 3, side, side, generator=generator)
     classes = torch.randint(CLASSES, (BATCH,), generator=generator)
-    optimizer = PolicyOptimizer(model.named_parameters(), policy, lr=lr, total_steps=STEPS)
+    groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
+    optimizer = PolicyOptimizer(groups, policy, lr=lr, total_steps=STEPS)
     losses = []
 
     def loss_of() -> torch.Tensor:
