@@ -1,22 +1,24 @@
-"""The compiled inner loop beside JAX's jit(vmap + scan) on the same work, and DACBench's SGD benchmark.
+"""The compiled inner loop beside JAX's jit(vmap + scan), and the environment beside DACBench's, on the same work.
 
-    python benchmarks/peers.py
-    python benchmarks/peers.py --dacbench
+    python benchmarks/peers.py jax
+    python benchmarks/peers.py dacbench
 
-Each peer is installed in a venv of its own, which the script makes.
+Each peer is installed in a venv of its own, which the script makes (or takes, --python). Both sides run on the same
+core and take turns; ratios are taken within rounds, medians and quartiles.
 
-JAX: the MNIST-1D MLP, batch 32, B runs with their own data order, Adam with one learning rate a layer, and at every
-tenth step the norms of each layer's gradient, first and second moment, weights and update. Both run on the same
-core and take turns; ratios are taken within rounds.
+jax: the MNIST-1D MLP, batch 32, B runs with their own data order, Adam with one learning rate a layer, and at every
+tenth step the norms of each layer's gradient, first and second moment, weights and update.
 
-DACBench: its SGD environment as it comes, constant actions: median seconds of an environment step. Where it cannot be
-installed or started, what pip or Python said is printed.
+dacbench: models of DACBENCH, AdamW, batch 32. An environment step is 50 inner steps and the loss of 500 validation
+examples; ours observes its statistics as well. DACBench trains one run, ours one and many at once. Examples are random, and
+in memory for both.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -24,81 +26,73 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from lr_gym.inner_loop import InnerLoop
 from lr_gym.tasks import find_task
+from lr_gym.tasks.task import Data, Split, Task
 from lr_gym.types import Hyperparams
+from lr_gym.vector_env import LRControlVectorEnv
 
+PROGRAMS = Path(__file__).parent / "peer_programs"
 INTERVAL, INTERVALS = 10, 5
+BATCH, BATCHES, VALIDATION = 32, 50, 500  # of an environment step
 
-# Reads "go", answers with inner steps per second of processor time; arguments: runs, batch size.
-JAX_PROGRAM = f"""
-import sys, time, jax, jax.numpy as jnp
-runs, batch = map(int, sys.argv[1:])
-sizes, keys = (40, 100, 100, 10), jax.random.split(jax.random.key(0), runs)
-inputs = jax.random.normal(jax.random.key(1), (3000, 40))
-targets = jax.random.randint(jax.random.key(2), (3000,), 0, 10)
+Layers = list[tuple[str, dict[str, Any]]]  # as DACBench writes a model
 
-def init(key):
-    pairs = zip(sizes, sizes[1:])
-    params = [(jax.random.uniform(key, (o, i), minval=-1, maxval=1) / i**0.5, jnp.zeros(o)) for i, o in pairs]
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return params, zeros, zeros, 0, key
 
-def loss_of(params, x, y):
-    for i, (w, b) in enumerate(params):
-        x = x @ w.T + b
-        x = jax.nn.relu(x) if i < 2 else x
-    return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], 1).mean()
+def dense(*widths: int) -> Layers:
+    """Fully connected layers with ReLU between them."""
+    layers: Layers = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        layers += [("LINEAR", {"in_features": inputs, "out_features": outputs}), ("RELU", {})]
+    return layers[:-1]
 
-def step(state, lr):
-    params, m, v, t, key = state
-    index = jax.random.randint(jax.random.fold_in(key, t), (batch,), 0, 3000)
-    loss, grads = jax.value_and_grad(loss_of)(params, inputs[index], targets[index])
-    m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
-    v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
-    c = 1 - 0.9 ** (t + 1), 1 - 0.999 ** (t + 1)
-    update = jax.tree.map(lambda m, v: m / c[0] / (jnp.sqrt(v / c[1]) + 1e-8), m, v)
-    params = [jax.tree.map(lambda p, u: p - lr[i] * u, p, u) for i, (p, u) in enumerate(zip(params, update))]
-    return (params, m, v, t + 1, key), (loss, grads, update)
 
-def interval(state, lr):
-    state, loss = jax.lax.scan(lambda s, _: (lambda n: (n[0], n[1][0]))(step(s, lr)), state, None, {INTERVAL - 1})
-    state, (last, grads, update) = step(state, lr)
-    norms = [sum(jnp.square(x).sum() for x in layer) for tree in (grads, update, *state[:3]) for layer in tree]
-    return state, (loss, last, jnp.stack(norms))
-
-state, lr = jax.vmap(init)(keys), jnp.full((runs, 3), 1e-3)
-advance = jax.jit(jax.vmap(interval), donate_argnums=0)
-state, out = advance(state, lr)
-jax.block_until_ready(out)
-print("ready", jax.__version__, flush=True)
-for line in sys.stdin:
-    start = time.process_time()
-    for _ in range({INTERVALS}):
-        state, out = advance(state, lr)
-    jax.block_until_ready((state, out))
-    print({INTERVALS * INTERVAL} * runs / (time.process_time() - start), flush=True)
-"""
-
-DACBENCH_PROGRAM = """
-import time
-from dacbench.benchmarks import SGDBenchmark
-benchmark = SGDBenchmark()
-env = benchmark.get_environment()
-env.reset()
-times = []
-for _ in range(60):
-    start = time.process_time()
-    _, _, terminated, truncated, _ = env.step(1e-3)
-    times.append(time.process_time() - start)
-    if terminated or truncated:
-        env.reset()
-print(sorted(times)[len(times) // 2], {k: benchmark.config[k] for k in benchmark.config if "batch" in k})
-"""
+# Name -> (layers, shape of an example, runs at once on our side).
+DACBENCH: dict[str, tuple[Layers, tuple[int, ...], tuple[int, ...]]] = {
+    "MLP 40-100-100-10": (dense(40, 100, 100, 10), (40,), (1, 64)),
+    "LeNet-5, 28 x 28": (
+        [
+            ("CONV2D", {"in_channels": 1, "out_channels": 6, "kernel_size": 5, "padding": 2}),
+            ("RELU", {}),
+            ("POOLING", {"kernel_size": 2}),
+            ("CONV2D", {"in_channels": 6, "out_channels": 16, "kernel_size": 5}),
+            ("RELU", {}),
+            ("POOLING", {"kernel_size": 2}),
+            ("FLATTEN", {}),
+            *dense(400, 120, 84, 10),
+        ],
+        (1, 28, 28),
+        (1, 16),
+    ),
+    "DACBench's small MNIST model without dropout": (
+        [
+            ("CONV2D", {"in_channels": 1, "out_channels": 32, "kernel_size": 3}),
+            ("RELU", {}),
+            ("CONV2D", {"in_channels": 32, "out_channels": 64, "kernel_size": 3}),
+            ("RELU", {}),
+            ("POOLING", {"kernel_size": 2}),
+            ("FLATTEN", {}),
+            *dense(9216, 128, 10),
+        ],
+        (1, 28, 28),
+        (1, 4),
+    ),
+}
+MODULES = {
+    "CONV2D": nn.Conv2d,
+    "LINEAR": nn.Linear,
+    "FLATTEN": nn.Flatten,
+    "POOLING": nn.MaxPool2d,
+    "RELU": nn.ReLU,
+}
 
 
 def environment(folder: Path, packages: list[str]) -> Path:
@@ -111,11 +105,41 @@ def environment(folder: Path, packages: list[str]) -> Path:
     return python
 
 
-class Compiled:
-    """Our side: the compiled loop on mnist1d-mlp."""
+class Peer:
+    """A program of PROGRAMS in a process of its own, which answers each line with a figure."""
 
-    def __init__(self, runs: int, batch: int) -> None:
-        self.loop = InnerLoop(dataclasses.replace(find_task("mnist1d-mlp"), batch_size=batch), compile=True)
+    def __init__(self, python: Path, program: str, *args: object) -> None:
+        environ = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+        command = [str(python), "-W", "ignore", str(PROGRAMS / program), *map(str, args)]
+        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environ)
+        self.version = self._read().split()[1]
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"the peer ended with status {self.process.wait()}: {self.process.args!r}")
+        return line
+
+    def figure(self) -> float:
+        """Let it measure once."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Compiled:
+    """Our side of JAX: the compiled loop on mnist1d-mlp."""
+
+    def __init__(self, runs: int) -> None:
+        self.loop = InnerLoop(dataclasses.replace(find_task("mnist1d-mlp"), batch_size=BATCH), compile=True)
         self.state = self.loop.init(torch.arange(runs))
         ones = torch.ones(runs, self.loop.layout.num_layers)
         self.hyper = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)
@@ -130,48 +154,100 @@ class Compiled:
         return INTERVALS * self.factor.numel() / (time.process_time() - start)
 
 
-def against_jax(python: Path, runs: int, batch: int, rounds: int) -> None:
-    """Measure in turns on one core."""
-    core = min(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})  # inherited by JAX, whose thread pool then has one thread
-    environ = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
-    command = [python, "-c", JAX_PROGRAM, str(runs), str(batch)]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environ) as jax:
-        assert jax.stdin is not None
-        assert jax.stdout is not None
-        version = jax.stdout.readline().split()[1]
-        ours = Compiled(runs, batch)
-        ours.speed()
-        figures: list[tuple[float, float]] = []
-        for _ in range(rounds):
-            jax.stdin.write("go\n")
-            jax.stdin.flush()
-            theirs = float(jax.stdout.readline())
-            figures.append((ours.speed(), theirs))
-        jax.stdin.close()
-    low, middle, high = statistics.quantiles([a / b for a, b in figures], n=4)
+class Env:
+    """Our side of DACBench: an environment of B runs, from which its step takes `figure` seconds of processor time."""
+
+    def __init__(self, layers: Layers, shape: tuple[int, ...], runs: int, compile: bool) -> None:
+        def split(count: int) -> Split:
+            return Split(torch.randn(count, *shape), torch.randint(10, (count,)))
+
+        task = Task(
+            name="peer",
+            env_id="Peer-v0",
+            about="random examples",
+            model=lambda: nn.Sequential(*(MODULES[kind](**options) for kind, options in layers)),
+            data=lambda: Data(split(BATCH * BATCHES), split(VALIDATION), split(1), split(1)),
+            loss=lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, reduction="none"),
+            metrics={},
+            batch_size=BATCH,
+            horizon=BATCHES * 1000,
+        )
+        self.runs = runs
+        self.env = LRControlVectorEnv(task, runs, decisions=1000, initial_lr=(1e-3, 1e-3), compile=compile)
+        self.env.reset(seed=0)
+        shape = self.env.action_space.shape
+        assert shape is not None
+        self.action = np.zeros(shape, dtype=np.float32)
+
+    def figure(self) -> float:
+        """Seconds of processor time of one step."""
+        start = time.process_time()
+        self.env.step(self.action)
+        return time.process_time() - start
+
+
+def quartiles(figures: list[float], form: str) -> str:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(figures, n=4)
+    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def against_jax(python: Path, rounds: int) -> None:
+    """One line of B = 64 runs."""
+    runs = 64
+    jax = Peer(python, "jax_steps.py", runs, BATCH, INTERVAL, INTERVALS)
+    ours = Compiled(runs)
+    ours.speed()
+    figures = [(ours.speed(), jax.figure()) for _ in range(rounds)]
+    jax.close()
     mine, theirs = (statistics.median(column) for column in zip(*figures, strict=True))
-    print(f"B = {runs}, batch {batch}: compiled {mine:.0f}, JAX {version} {theirs:.0f} inner steps/s;", end=" ")
-    print(f"ratio {middle:.2f} [{low:.2f}, {high:.2f}]")
+    print(f"B = {runs}, batch {BATCH}: compiled {mine:.0f}, JAX {jax.version} {theirs:.0f} inner steps/s;", end=" ")
+    print(f"ratio {quartiles([a / b for a, b in figures], '.2f')}")
+
+
+def against_dacbench(python: Path, rounds: int) -> None:
+    """One table row for each model and number of runs; a ratio above 1 says that ours is faster."""
+    print("| model | ours | ms of a step: DACBench | ours | inner steps/s: DACBench | ours | ratio of inner steps/s |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (layers, shape, many) in DACBENCH.items():
+            path = Path(folder) / "layers.json"
+            path.write_text(json.dumps([*layers, ("LOGSOFTMAX", {"dim": 1})]))
+            peer = Peer(python, "dacbench_steps.py", path, "x".join(map(str, shape)), BATCH, BATCHES, VALIDATION)
+            for runs in many:
+                for compile in (False, True):
+                    ours = Env(layers, shape, runs, compile)
+                    ours.figure(), peer.figure()
+                    figures = [(peer.figure(), ours.figure()) for _ in range(rounds)]
+                    theirs, mine = (statistics.median(column) for column in zip(*figures, strict=True))
+                    ratio = quartiles([runs * a / b for a, b in figures], ".2f")
+                    about = f"B = {runs}, {'compiled' if compile else 'eager'}"
+                    print(f"| {name} | {about} | {1e3 * theirs:.0f} | {1e3 * mine:.0f} ", end="")
+                    print(f"| {BATCHES / theirs:.0f} | {runs * BATCHES / mine:.0f} | {ratio} |", flush=True)
+            peer.close()
+    print(f"DACBench {peer.version}, torch {torch.__version__}, one thread")
+
+
+# Name -> (what its venv holds, how it is measured).
+PEERS: dict[str, tuple[list[str], Callable[[Path, int], None]]] = {
+    "jax": (["jax"], against_jax),
+    "dacbench": (["dacbench", f"torch=={torch.__version__.partition('+')[0]}", "torchvision"], against_dacbench),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("peer", choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--python", type=Path, help="of a venv that already holds the peer")
-    parser.add_argument("--dacbench", action="store_true", help="DACBench instead of JAX")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.sched_setaffinity(
+        0, {min(os.sched_getaffinity(0))}
+    )  # inherited by the peer, whose thread pools then have one thread
+    packages, measure = PEERS[args.peer]
     with tempfile.TemporaryDirectory() as folder:
-        packages = ["dacbench", "torch", "torchvision"] if args.dacbench else ["jax"]
-        python = args.python or environment(Path(folder), packages)
-        if not args.dacbench:
-            against_jax(python, args.runs, args.batch_size, args.rounds)
-            return
-        done = subprocess.run([python, "-c", DACBENCH_PROGRAM], capture_output=True, text=True, cwd=folder)
-        print(done.stdout or f"DACBench's SGD benchmark does not start:\n{done.stderr[-1500:]}")
+        measure(args.python or environment(Path(folder), packages), args.rounds)
 
 
 if __name__ == "__main__":

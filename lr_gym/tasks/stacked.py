@@ -1,8 +1,8 @@
 """The forward pass of B models of one architecture at once, each with its own parameters and its own inputs.
 
 Module types in STACKED have a hand-written form: weight gradients come out contiguous, the bias rides along with the
-product, convolutions are a product with unfolded inputs. Every other module runs row by row as it stands, which is
-right for any module, and no slower than a plain loop.
+product, convolutions of series are a product with unfolded inputs, those of pictures one grouped convolution. Every
+other module runs row by row as it stands, which is right for any module, and no slower than a plain loop.
 
 Whatever changes in training mode (batch norm's running statistics, dropout's counters) is a buffer, updated in place.
 """
@@ -10,7 +10,6 @@ Whatever changes in training mode (batch norm's running statistics, dropout's co
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,25 +63,32 @@ def _linear(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
     return _affine(rows, weight, values.get(prefix + "bias")).view(*x.shape[:-1], weight.shape[1])
 
 
-def _conv(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """(B, n, c, *size) -> (B, n, o, *size'): windows (B, n, *size', *kernel, c) times the weights."""
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
-    dims, padding = len(module.kernel_size), module.padding
-    plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
+def _conv1d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
+    """(B, n, c, length) -> (B, n, o, length'): windows (B, n, length', kernel, c) times the weights."""
+    assert isinstance(module, nn.Conv1d)
+    (kernel,), (stride,), padding = module.kernel_size, module.stride, module.padding
+    plain = module.groups == 1 and module.dilation == (1,) and module.padding_mode == "zeros"
     if not plain or isinstance(padding, str):
         return _row_by_row(module, values, prefix, x)
-    kernel, stride = module.kernel_size, module.stride
-    x = nn.functional.pad(x, [p for size in reversed(padding) for p in (size, size)]) if any(padding) else x
-    x = x.movedim(2, -1)
-    size = [(x.shape[2 + d] - kernel[d]) // stride[d] + 1 for d in range(dims)]
-    offsets = itertools.product(*(range(k) for k in kernel))
-    cuts = [
-        tuple(slice(o, o + s * (n - 1) + 1, s) for o, s, n in zip(offset, stride, size, strict=True))
-        for offset in offsets
-    ]
-    windows = torch.cat([x[:, :, *cut] for cut in cuts], dim=-1).flatten(1, -2)
-    weight = values[prefix + "weight"].movedim(2, -1).flatten(2)
-    return _affine(windows, weight, values.get(prefix + "bias")).view(*x.shape[:2], *size, -1).movedim(-1, 2)
+    x = nn.functional.pad(x, (padding[0], padding[0])).transpose(2, 3)
+    length = (x.shape[2] - kernel) // stride + 1
+    cuts = [x[:, :, offset : offset + stride * (length - 1) + 1 : stride] for offset in range(kernel)]
+    windows = torch.cat(cuts, dim=-1).flatten(1, -2)
+    weight = values[prefix + "weight"].transpose(2, 3).flatten(2)
+    return _affine(windows, weight, values.get(prefix + "bias")).view(*x.shape[:2], length, -1).transpose(2, 3)
+
+
+def _conv2d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
+    """Runs beside channels: (B, n, c, h, w) is one grouped convolution of (n, B c, h, w)."""
+    assert isinstance(module, nn.Conv2d)
+    if module.padding_mode != "zeros":
+        return _row_by_row(module, values, prefix, x)
+    weight, bias = values[prefix + "weight"], values.get(prefix + "bias")
+    folded = x.transpose(0, 1).flatten(1, 2)
+    one_bias = None if bias is None else bias.flatten()
+    geometry = module.stride, module.padding, module.dilation
+    out = nn.functional.conv2d(folded, weight.flatten(0, 1), one_bias, *geometry, len(weight) * module.groups)
+    return out.view(*x.transpose(0, 1).shape[:2], -1, *out.shape[2:]).transpose(0, 1)
 
 
 def _batch_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
@@ -311,8 +317,8 @@ def _row_by_row(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 # Module type -> (module, values, prefix of its names, inputs (B, n, ...)) -> outputs (B, n, ...).
 STACKED: dict[type[nn.Module], Callable[[nn.Module, Values, str, Tensor], Tensor]] = {
     nn.Linear: _linear,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
+    nn.Conv1d: _conv1d,
+    nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.LayerNorm: _layer_norm,
