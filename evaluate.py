@@ -121,7 +121,8 @@ def build(args: Args) -> Plan:
         rows = [row for row in rows if not (row.policy and row.lr is None)]
     tasks, skipped = suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
-    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
+    defaults = {field.name: field.default for field in dataclasses.fields(Args)}
+    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE, defaults=defaults)
     return Plan(rows, tasks, skipped, folder, config)
 
 

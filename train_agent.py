@@ -54,7 +54,8 @@ def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
         require("tensorboard", "tensorboard")
     learner, updates = build_learner(args)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
-    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
+    defaults = {field.name: field.default for field in dataclasses.fields(Args)}
+    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE, defaults=defaults)
     return learner, updates, folder, config
 
 

@@ -140,6 +140,10 @@ def _sweep(args: Args) -> tuple[Learner, int]:
 def _garo(args: Args) -> tuple[Learner, int]:
     if args.suite == RANDOM:
         raise ValueError(f"garo learns on tasks that stay: --suite {RANDOM} is for the other agents")
+    if args.average is not None or args.base in ("adam", "muon"):
+        raise ValueError(
+            f"garo sets the rates of plain SGD; got base={args.base!r}, average={args.average}: leave both out"
+        )
     tasks = selection_tasks(args)
     runs = max(1, args.selection_runs // len(tasks))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ class RunFolderError(ValueError):
 class RunFolder:
     """Locks an output folder for this process and keeps its arguments and checkpoint."""
 
-    def __init__(self, path: Path, args: dict[str, Any], *, resume: bool, may_change: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        args: dict[str, Any],
+        *,
+        resume: bool,
+        may_change: tuple[str, ...] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         """Claim the folder.
 
         Args:
@@ -33,6 +42,7 @@ class RunFolder:
             args: plain values that define the run.
             resume: continue the run that is in the folder; without it the folder must hold none.
             may_change: arguments that may differ from those of the run to resume.
+            defaults: of arguments that a run of an older version does not know.
 
         Raises:
             RunFolderError: naming the folder and what to do.
@@ -41,12 +51,14 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
         try:
-            self._claim(json.loads(json.dumps(args)), resume, may_change)
+            self._claim(json.loads(json.dumps(args)), resume, may_change, defaults or {})
         except BaseException:
             self._lock.close()
             raise
 
-    def _claim(self, args: dict[str, Any], resume: bool, may_change: tuple[str, ...]) -> None:
+    def _claim(
+        self, args: dict[str, Any], resume: bool, may_change: tuple[str, ...], defaults: Mapping[str, Any]
+    ) -> None:
         path = self.path
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,7 +71,7 @@ class RunFolder:
         if resume and ARGS not in others:
             raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
         if resume:
-            old = json.loads((path / ARGS).read_text())
+            old = {**defaults, **json.loads((path / ARGS).read_text())}
             for key, value in args.items():
                 if key not in may_change and old.get(key) != value:
                     raise RunFolderError(

@@ -10,14 +10,15 @@ jax: the MNIST-1D MLP, batch 32, B runs with their own data order, Adam with one
 tenth step the norms of each layer's gradient, first and second moment, weights and update.
 
 dacbench: models of DACBENCH, AdamW, batch 32. An environment step is 50 inner steps and the loss of 500 validation
-examples; ours observes its statistics as well. DACBench trains one run, ours one and many at once. Examples are random, and
-in memory for both.
+examples; ours observes its statistics as well. DACBench trains one run, ours one and many at once. Examples are
+random, and in memory for both.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -50,7 +51,7 @@ Layers = list[tuple[str, dict[str, Any]]]  # as DACBench writes a model
 def dense(*widths: int) -> Layers:
     """Fully connected layers with ReLU between them."""
     layers: Layers = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [("LINEAR", {"in_features": inputs, "out_features": outputs}), ("RELU", {})]
     return layers[:-1]
 

@@ -112,6 +112,8 @@ def layout_of_tensors(tensors: Iterable[Tensor], control: str = "per_layer") -> 
 def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Named parameters of a model in groups for `PolicyOptimizer`, in order, with embeddings left to AdamW.
 
+    Where a readout shares its weights with an embedding, all other matrices are Muon's.
+
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9))
     >>> [group.get("muon") for group in muon_groups(model)]
@@ -119,8 +121,11 @@ def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     """
     owners = (module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
     tables = {id(param) for module in owners for param in module.parameters(recurse=False)}
+    others = (module for module in model.modules() if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
+    tied = any(id(param) in tables for module in others for param in module.parameters(recurse=False))
     runs = itertools.groupby(model.named_parameters(), key=lambda named: id(named[1]) in tables)
-    return [{"params": list(members), **({"muon": False} if table else {})} for table, members in runs]
+    said = {True: {"muon": False}, False: {"muon": True} if tied else {}}
+    return [{"params": list(members), **said[table]} for table, members in runs]
 
 
 def hidden_matrices(groups: Iterable[tuple[Sequence[Tensor], bool | None]]) -> set[Tensor]:

@@ -75,6 +75,7 @@ class Outlook(NamedTuple):
         horizon: (B,) inner steps in all.
         passes: (B,) passes over the training data in all.
         sizes: (B, L) parameters of each layer that learn, how many.
+        elements: (B, L) parameters of each layer, frozen ones too: those that its statistics are over.
         loss_known: (B,) 1 where the features of the loss are shown, 0 where they are masked.
         progress_known: (B,) the same for the features of progress and horizon.
         passes_known: (B,) the same for the passes over the data; those in all need progress as well.
@@ -86,6 +87,7 @@ class Outlook(NamedTuple):
     horizon: Tensor
     passes: Tensor
     sizes: Tensor
+    elements: Tensor
     loss_known: Tensor
     progress_known: Tensor
     passes_known: Tensor
@@ -151,8 +153,13 @@ def _log_snr(o: Observed) -> Tensor:
 
 def _polyak(o: Observed) -> Tensor:
     """log10 of the first step size that Polyak (1987, section 5.3) would take towards a loss of 0: loss over |g|^2."""
-    square = (o.outlook.sizes * o.memory.initial_grad_rms.square()).sum(1)
+    square = (o.outlook.elements * o.memory.initial_grad_rms.square()).sum(1)
     return (_log(o.memory.initial_loss) - _log(square)) / LN_10
+
+
+def _loss_known(o: Observed) -> Tensor:
+    """1 where a loss was seen whose logarithm says something: one that is not above 0 at first is as good as none."""
+    return o.outlook.loss_known * o.memory.loss_seen * (o.memory.initial_loss > 0)
 
 
 def _depth(o: Observed) -> Tensor:
@@ -215,8 +222,8 @@ FEATURES: dict[str, Feature] = {
         "progress",
     ),
     "loss_known": Feature(
-        lambda o: _column(o.outlook.loss_known * o.memory.loss_seen),
-        "1 where the loss features are shown, 0 where masked",
+        lambda o: _column(_loss_known(o)),
+        "1 where the loss features are shown, 0 where masked or where the first loss was not above 0",
     ),
     "progress_known": Feature(
         lambda o: _column(o.outlook.progress_known), "1 where the progress features are shown, 0 where masked"
@@ -352,7 +359,7 @@ def observe(features: Sequence[str], observed: Observed) -> Tensor:
     shape, outlook = observed.hyper.lr.shape, observed.outlook
     known = {
         "": torch.ones_like(outlook.loss_known),
-        "loss": outlook.loss_known * observed.memory.loss_seen,
+        "loss": _loss_known(observed),
         "progress": outlook.progress_known,
         "epoch": outlook.passes_known,
         "passes": outlook.passes_known * outlook.progress_known,

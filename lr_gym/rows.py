@@ -54,6 +54,8 @@ def flatten(tree: Any, name: str = "") -> dict[str, Tensor]:
 def unflatten(like: Tree, leaves: dict[str, Tensor], name: str = "") -> Tree:
     """Inverse of `flatten`: the tensors of `leaves` in the structure of `like`, on its devices."""
     if isinstance(like, Tensor):
+        if name not in leaves:
+            raise ValueError(f"{name} is not in what was saved, by another version it seems: start anew")
         return leaves[name].to(like.device)  # type: ignore[return-value]
     if isinstance(like, tuple):
         keys = getattr(like, "_fields", range(len(like)))

@@ -455,13 +455,15 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _observe(self, runs: Episode, step: NDArray[np.int64]) -> tuple[Episode, Tensor]:
         progress, like = step / self.horizon, torch.ones_like(runs.loss_known)
+        sizes = like[:, None] * numbers_like(self.inner.layout.layer_sizes(), like)
         outlook = Outlook(
             progress=torch.from_numpy(progress).to(like),
             schedule=self._factor(progress, runs.progress_known),
             step=torch.from_numpy(step).to(like),
             horizon=like * self.horizon,
             passes=like * self._passes,
-            sizes=like[:, None] * numbers_like(self.inner.layout.layer_sizes(), like),
+            sizes=sizes,
+            elements=sizes,
             loss_known=runs.loss_known,
             progress_known=runs.progress_known,
             passes_known=runs.passes_known,

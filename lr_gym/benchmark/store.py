@@ -55,6 +55,8 @@ def _policy(path: str) -> str:
     digest = hashlib.sha256(json.dumps(policy.spec.to_json(), sort_keys=True).encode())
     for name, tensor in sorted(policy.tensors().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
+    if policy.spec.endless:  # nothing else says how often it decides
+        digest.update(str(policy.interval).encode())
     return digest.hexdigest()
 
 

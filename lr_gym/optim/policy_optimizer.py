@@ -200,12 +200,11 @@ class PolicyOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; a closure re-evaluates the model and returns the loss, which is observed and returned."""
+        self._check_trains()
         loss = evaluate(closure)
         if loss is not None:
             self.observe(loss)
         live, step = self._prepare(), self.param_groups[0]["step"]
-        if not self.param_groups[0].get(_MODE, True):
-            raise RuntimeError("the parameters are the averaged ones: call optimizer.train() before the next step()")
         if step == self._total_steps and self._factor(step) == 0.0:
             warnings.warn(
                 f"PolicyOptimizer: total_steps={step} are over and the learning rate is 0: give the number of "
@@ -231,7 +230,8 @@ class PolicyOptimizer(Optimizer):
 
         A model with batch norm then wants its running statistics anew: `torch.optim.swa_utils.update_bn`.
         """
-        self._show(show_average_, training=False)
+        if self.averages:
+            self._show(show_average_, training=False)
 
     @torch.no_grad()
     def train(self) -> None:
@@ -240,6 +240,7 @@ class PolicyOptimizer(Optimizer):
 
     def observe(self, loss: Tensor | float) -> None:
         """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
+        self._check_trains()
         live = self._prepare()
         value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
         if value.numel() != 1:
@@ -425,6 +426,7 @@ class PolicyOptimizer(Optimizer):
             horizon=one * (steps or 1),
             passes=one * ((steps or 1) / (epoch or 1)),
             sizes=numbers_like([live.sizes()], one),
+            elements=numbers_like([live.layout.layer_sizes()], one),
             loss_known=one,
             progress_known=one * float(steps is not None),
             passes_known=one * float(epoch is not None),
@@ -475,12 +477,14 @@ class PolicyOptimizer(Optimizer):
             return
         weight = share(power, -(-step // self._interval))
         for slot in live.slots:
-            if slot.param.requires_grad:
+            if slot.param.requires_grad or "average" in self.state[slot.param]:
                 snapshot_(self.state[slot.param], slot.param, weight)
 
+    def _check_trains(self) -> None:
+        if not self.param_groups[0].get(_MODE, True):
+            raise RuntimeError("the parameters are the averaged ones: call optimizer.train() before going on")
+
     def _show(self, show: Callable[[dict[str, Any], Tensor], None], *, training: bool) -> None:
-        if not self.averages:
-            return
         for group in self.param_groups:
             group[_MODE] = training
             for param in group["params"]:
@@ -584,8 +588,8 @@ class PolicyOptimizer(Optimizer):
         param, adam = slot.param, slot.rule.family == "adam"
         state = self.state[param] if param.grad is not None else dict(self.state.get(param, {}))
         first = "exp_avg" if adam else "momentum_buffer"
-        if self._rule.family == "muon" and state.get(first) is None:
-            _change_hands(state, adam)
+        if state.get(first) is None:
+            _change_hands(state, slot.rule.family)
         if state.get(first) is None:
             state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
             if adam:
@@ -643,14 +647,16 @@ def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
     return steps.to(torch.float32).reshape(())
 
 
-def _change_hands(state: dict[str, Any], adam: bool) -> None:
-    """A tensor was AdamW's and is now Muon's, which keeps its first moment; or the other way round, and starts anew."""
-    if not adam and "exp_avg" in state:
-        state["momentum_buffer"] = state.pop("exp_avg")
-        state.pop("exp_avg_sq", None)
-    elif adam and "momentum_buffer" in state:
-        for key in ("momentum_buffer", "step", *_MASSES):
+def _change_hands(state: dict[str, Any], family: str) -> None:
+    """A tensor's moments are another rule's: what was AdamW's and is now Muon's keeps the first; else all is new."""
+    kept = state.pop("exp_avg", None) if family == "muon" else None
+    if kept is None:
+        for key in ("step", *_MASSES):
             state.pop(key, None)
+    for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+        state.pop(key, None)
+    if kept is not None:
+        state["momentum_buffer"] = kept
 
 
 def _descent(slot: _Slot) -> Tensor:

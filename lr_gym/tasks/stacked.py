@@ -85,9 +85,15 @@ def _conv2d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
         return _row_by_row(module, values, prefix, x)
     weight, bias = values[prefix + "weight"], values.get(prefix + "bias")
     folded = x.transpose(0, 1).flatten(1, 2)
-    one_bias = None if bias is None else bias.flatten()
-    geometry = module.stride, module.padding, module.dilation
-    out = nn.functional.conv2d(folded, weight.flatten(0, 1), one_bias, *geometry, len(weight) * module.groups)
+    out = nn.functional.conv2d(
+        folded,
+        weight.flatten(0, 1),
+        None if bias is None else bias.flatten(),
+        module.stride,
+        module.padding,
+        module.dilation,
+        len(weight) * module.groups,
+    )
     return out.view(*x.transpose(0, 1).shape[:2], -1, *out.shape[2:]).transpose(0, 1)
 
 
