@@ -158,6 +158,47 @@ def test_eval_and_train_go_there_and_back_bit_for_bit():
         assert all(torch.equal(p, q) for p, q in zip(module.parameters(), trace[-1], strict=True))
 
 
+def test_nothing_is_done_or_seen_while_the_averages_are_shown():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = make_optimizer(model)
+    train(optimizer, model, loss_at, range(5))
+    optimizer.eval()
+    before = optimizer.state_dict()
+    calls = []
+    for act in (lambda: optimizer.step(lambda: calls.append(1)), lambda: optimizer.observe(1e9)):
+        with pytest.raises(RuntimeError, match=r"optimizer\.train\(\)"):
+            act()
+    assert not calls
+    after = optimizer.state_dict()
+    for index, state in before["state"].items():
+        assert all(torch.equal(value, after["state"][index][key]) for key, value in state.items())
+
+
+def test_any_policy_leaves_the_averages_that_another_has_shown():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = make_optimizer(model)
+    trace = train(optimizer, model, loss_at, range(5))
+    optimizer.eval()
+    other = PolicyOptimizer(model.named_parameters(), acting(controls=("lr",)), lr=0.03, total_steps=HORIZON)
+    other.load_state_dict(through_file(optimizer.state_dict()))
+    other.train()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), trace[-1], strict=True))
+    train(other, model, loss_at, range(5, 7))
+
+
+def test_a_layer_frozen_in_mid_training_is_averaged_as_it_is():
+    """Else its last average would be shown for good."""
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = make_optimizer(model, total_steps=400)
+    train(optimizer, model, loss_at, range(10))
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    first.fill_(0.123)
+    train(optimizer, model, loss_at, range(10, 400))
+    optimizer.eval()
+    torch.testing.assert_close(first, torch.full_like(first, 0.123), rtol=0.02, atol=0)
+
+
 def test_a_saved_average_goes_on():
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = make_optimizer(model)

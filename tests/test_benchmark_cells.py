@@ -23,6 +23,8 @@ from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.run import Cell, attempt, evaluation_seed, run_cell
 from lr_gym.benchmark.store import CellStore, _code, complete, fingerprint
 from lr_gym.benchmark.tuning import Study, Trial, learning_rates, tune
+from lr_gym.control import ControlSpec
+from lr_gym.policy import constant_policy, save_policy
 from lr_gym.rng import run_seeds
 from lr_gym.tasks import SUITES, TASKS, datasets
 
@@ -139,6 +141,19 @@ def test_everything_that_decides_an_outcome_is_in_its_key(monkeypatch):
     assert len(keys) == 8
     monkeypatch.setattr("lr_gym.benchmark.store._code", lambda optimizer: "other code")
     assert fingerprint(base) not in keys
+
+
+def test_how_often_an_endless_policy_decides_is_in_its_key_too(tmp_path):
+    """Of others the length of the training tells."""
+    keys = {}
+    for schedule in ("constant", "wsd"):
+        policy = constant_policy(ControlSpec(schedule=schedule, features=("peak_lr", "steps")), 5)
+        for interval in (5, 100):
+            file = tmp_path / f"{schedule}{interval}.safetensors"
+            save_policy(dataclasses.replace(policy, interval=interval), file)
+            keys[schedule, interval] = fingerprint(CELLS[0]._replace(contestant=Contestant("", 1e-3, str(file))))
+    assert keys["constant", 5] != keys["constant", 100]
+    assert keys["wsd", 5] == keys["wsd", 100]
 
 
 def test_a_change_of_code_concerns_those_that_it_trains(monkeypatch, tmp_path):

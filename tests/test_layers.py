@@ -95,3 +95,12 @@ def test_groups_for_muon_keep_the_order_and_part_with_embeddings():
         ["3.weight", "3.bias"],
     ]
     assert [group.get("muon") for group in groups] == [None, False, None]
+
+
+def test_a_readout_that_is_the_embedding_leaves_every_other_matrix_to_muon():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False))
+    model[3].weight = model[0].weight
+    groups = muon_groups(model)
+    assert [group["muon"] for group in groups] == [False, True]
+    said = [([param for _, param in group["params"]], group["muon"]) for group in groups]
+    assert hidden_matrices(said) == {model[1].weight, model[2].weight}

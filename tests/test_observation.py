@@ -35,7 +35,7 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        outlook=Outlook(*(b,) * 5, bl, *(torch.ones(runs),) * 3),
+        outlook=Outlook(*(b,) * 5, bl, bl, *(torch.ones(runs),) * 3),
     )
 
 
@@ -49,7 +49,7 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
-    outlook = Outlook(b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), 1e3 * bl(), known, known, known)
+    outlook = Outlook(b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), *[1e3 * bl()] * 2, known, known, known)
     return Observed(stats, memory, hyper, rows, rows - 0.5, outlook)
 
 
@@ -205,6 +205,24 @@ def test_polyak_is_the_same_step_in_other_units_of_the_loss_and_is_taken_once():
     torch.testing.assert_close(see(at(10.0)), see(once) - 0.25)
     later = remember(once, o.stats._replace(grad_rms=3.0 * o.stats.grad_rms), 0.1 * run)
     assert torch.equal(see(later), see(once))
+
+
+def test_polyak_takes_the_norm_over_frozen_elements_too():
+    """Statistics are means over whole layers, so the squared norm is theirs times all elements."""
+    o = ordinary()
+    half = o._replace(outlook=o.outlook._replace(sizes=o.outlook.sizes / 2))
+    assert torch.equal(observe(("polyak",), half), observe(("polyak",), o))
+    assert not torch.equal(observe(("model_size",), half), observe(("model_size",), o))
+
+
+@pytest.mark.parametrize("first", [0.0, -2.0])
+def test_a_first_loss_that_has_no_logarithm_is_as_good_as_none(first):
+    o = ordinary()
+    names = (*(name for name, feature in FEATURES.items() if feature.needs == "loss"), "loss_known")
+    memory = o.memory._replace(initial_loss=torch.tensor([first, 1.0], dtype=torch.float64))
+    one, other = observe(names, o._replace(memory=memory))
+    assert (one == 0).all()
+    assert (other[:, -1] == 1).all()
 
 
 def test_memory_of_one_run_ignores_the_others():

@@ -48,6 +48,28 @@ def test_muon_goes_on_from_adamw_and_its_groups_keep_what_they_want():
             torch.testing.assert_close(optimizer.state[param][name], 0.9 * moment)
 
 
+@pytest.mark.parametrize(("before", "after"), [("muon", "adamw"), ("adamw", "sgd"), ("sgd", "adamw")])
+def test_moments_of_another_rule_start_anew(before, after):
+    """And so do the masses by which they are unbiased: the next step is that of a fresh optimizer."""
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    make = lambda module, base: PolicyOptimizer(
+        module.named_parameters(), constant(base=base), lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0
+    )
+    older = make(model, before)
+    train(older, model, loss_at, range(20))
+    twin = copy.deepcopy(model)
+    for module in (model, twin):
+        for param in module.parameters():
+            param.grad = torch.ones_like(param)
+    moved, fresh = make(model, after), make(twin, after)
+    moved.load_state_dict(through_file(older.state_dict()))
+    for _ in range(5):
+        moved.step()
+        fresh.step()
+    torch.testing.assert_close(model[0].weight, twin[0].weight)  # a hidden matrix; others were AdamW's under Muon too
+    assert not any("momentum_buffer" in state for state in moved.state.values() if after == "adamw")
+
+
 @pytest.mark.parametrize("at", [0, 9, 10])
 @pytest.mark.parametrize("total_steps", [40, None])
 @pytest.mark.parametrize("base", RULES)

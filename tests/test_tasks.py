@@ -175,16 +175,24 @@ def test_stacked_recurrence_is_torchs(kind):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1, "bias": False}, {"dilation": 2}, {"groups": 2}])
+@pytest.mark.parametrize("options", [
+    {}, {"stride": 2}, {"padding": 1, "bias": False}, {"dilation": 2}, {"groups": 2}, {"padding": "same"},
+    {"padding": 1, "padding_mode": "circular"},
+])  # fmt: skip
 @pytest.mark.parametrize("dims", [1, 2])
 def test_stacked_convolution_is_torchs(dims, options):
     module = (nn.Conv1d, nn.Conv2d)[dims - 1](4, 6, 3, **options).double()
-    x = torch.randn(2, 3, 4, *([9] * dims), dtype=torch.float64)
-    weights = {name: torch.stack([p, 2 * p]).detach() for name, p in module.named_parameters()}
-    out = stacked_forward(module, weights, x)
-    for row in range(2):
-        own = {name: w[row] for name, w in weights.items()}
-        torch.testing.assert_close(out[row], torch.func.functional_call(module, own, (x[row],)))
+    x = torch.randn(2, 3, 4, *([9] * dims), dtype=torch.float64, requires_grad=True)
+    weights = {name: torch.stack([p, 2 * p]).detach().requires_grad_() for name, p in module.named_parameters()}
+    inputs = [x, *weights.values()]
+    ours = stacked_forward(module, weights, x)
+    own = ({name: w[row] for name, w in weights.items()} for row in range(2))
+    theirs = torch.stack([torch.func.functional_call(module, each, (x[row],)) for row, each in enumerate(own)])
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn_like(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream)
+    )
 
 
 def test_modules_of_no_table_run_row_by_row_with_their_buffers():

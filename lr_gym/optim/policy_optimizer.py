@@ -99,8 +99,9 @@ class PolicyOptimizer(Optimizer):
     those that do not say, the last matrix is taken for the readout and left to AdamW. `muon_groups(model)` of
     `lr_gym.layers` makes groups that leave embeddings to AdamW too.
 
-    Under a policy that averages weights (`averages`), call `eval()` before the model is evaluated or saved, and
-    `train()` before it is trained on, as of the model itself.
+    Under a policy that averages weights (`averages`), call `eval()` before the model is evaluated or exported, and
+    `train()` before it is trained on, as of the model itself. A checkpoint holds model and optimizer in the same mode;
+    where that was `eval()`, load both before `train()`.
 
     Nothing in `observe` or `step` reads a number back from the device.
 
@@ -132,7 +133,8 @@ class PolicyOptimizer(Optimizer):
             policy: a file, a training's output folder, "builtin:NAME", or a policy.
             lr: initial learning rate, where the policy starts from.
             total_steps: length of the training in optimizer steps; None where unknown, which hides progress
-                and leaves the policy's base schedule at its start.
+                and leaves the policy's base schedule at its start. A policy that looks at no end (`spec.endless`) needs
+                none; given one, it decides as often as it would in a training of that length.
             base: "adamw", "adam", "sgd" or "muon", of the family that the policy was trained on; the policy's own by
                 default.
             steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
