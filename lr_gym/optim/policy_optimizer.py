@@ -87,9 +87,9 @@ class PolicyOptimizer(Optimizer):
     Layers are found by parameter name where names are given (`model.named_parameters()`), else by shape: a tensor of
     two or more dimensions opens a layer and smaller ones join it.
 
-    >>> model = torch.nn.Linear(3, 1)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(10, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
     >>> optimizer = PolicyOptimizer(model.named_parameters(), "builtin:default", total_steps=100)
-    >>> loss = model(torch.ones(2, 3)).square().mean()
+    >>> loss = model(torch.ones(2, 10)).square().mean()
     >>> loss.backward()
     >>> optimizer.observe(loss)  # optional: shows the policy how the loss is doing
     >>> optimizer.step()
