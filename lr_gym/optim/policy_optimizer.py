@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,34 +19,33 @@ from lr_gym.averaging import leave_average_, share, show_average_, snapshot_
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
 from lr_gym.observation import Outlook
-from lr_gym.optim.base import evaluate, in_blocks
+from lr_gym.optim.base import evaluate
+from lr_gym.optim.base_step import (
+    BLOCK,
+    MASSES,
+    Slot,
+    descent,
+    fits_kernel,
+    fused_update,
+    masses,
+    moments,
+    plain_update,
+)
 from lr_gym.optim.controller_rows import fill_row, rows_of
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.sampling import Piece, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
 from lr_gym.types import Hyperparams, check_count, numbers_like
-from lr_gym.update import BaseRule, MomentScale, base_rule, gradient_noise, step_
+from lr_gym.update import base_rule
 
 __all__ = ["PolicyOptimizer"]
 
 _CONTROLLER = "controller"  # key in the state of each layer's first parameter
 _GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
-_MASSES = ("first_mass", "second_mass")
 _MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
 _RISE = 3.0  # of the learning rate of a group above its start that is worth a warning
-_BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
-
-
-class _Slot(NamedTuple):
-    """A parameter and its place: group, layer, number of elements before it, and the rule of its updates."""
-
-    param: Tensor
-    group: dict[str, Any]
-    layer: int
-    start: int
-    rule: BaseRule
 
 
 @dataclasses.dataclass
@@ -63,8 +62,8 @@ class _Live:
     """
 
     layout: Layout
-    slots: list[_Slot]
-    leads: list[_Slot]
+    slots: list[Slot]
+    leads: list[Slot]
     control: ControlState
     multiplier: Hyperparams
     guard: Guard | None
@@ -299,7 +298,7 @@ class PolicyOptimizer(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
-            for key in (_CONTROLLER, _GUARD, "average", *_MASSES):  # torch casts what it loads to the parameter's dtype
+            for key in (_CONTROLLER, _GUARD, "average", *MASSES):  # torch casts what it loads to the parameter's dtype
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
         self._live = None
@@ -351,7 +350,7 @@ class PolicyOptimizer(Optimizer):
         starts = itertools.accumulate(layout.sizes, initial=0)
         hidden = hidden_matrices((group["params"], group.get("muon")) for group in self.param_groups)
         slots = [
-            _Slot(param, group, layer, start, self._rule.of(param in hidden))
+            Slot(param, group, layer, start, self._rule.of(param in hidden))
             for (param, group), layer, start in zip(pairs, layout.layer_of, starts, strict=False)
         ]
         leads = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
@@ -372,7 +371,7 @@ class PolicyOptimizer(Optimizer):
             return names
         return [f"group{i}.{name}" for i, group in enumerate(self.param_groups) for name in group["param_names"]]
 
-    def _check_leads(self, leads: list[_Slot]) -> None:
+    def _check_leads(self, leads: list[Slot]) -> None:
         """Warn of layers that were trained before and of which a loaded state knows nothing."""
         states = [self.state.get(lead.param, {}) for lead in leads]
         if any(_CONTROLLER in state for state in states) and any(s and _CONTROLLER not in s for s in states):
@@ -405,7 +404,7 @@ class PolicyOptimizer(Optimizer):
                 return
 
     @staticmethod
-    def _unit(control: ControlState, leads: list[_Slot]) -> Hyperparams:
+    def _unit(control: ControlState, leads: list[Slot]) -> Hyperparams:
         """Hyperparameters of the base optimizer at lr 1, (1, L)."""
         ones = torch.ones_like(control.offset[..., 0])
         momentum = numbers_like([[float(lead.group["betas"][0]) for lead in leads]], ones)
@@ -447,10 +446,10 @@ class PolicyOptimizer(Optimizer):
 
         pieces: list[Piece] = []
         for i, slot in enumerate(live.slots):
-            first, second = self._moments(slot)
-            tensors = (slot.param, _descent(slot), first, *([] if second is None else [second]))
-            pieces += pieces_of(tensors, i, self._sample, _BLOCK)
-        layers, scale = live.layout.layer_of, self._scale(live.slots, hyper.lr)
+            first, second = moments(self.state, slot)
+            tensors = (slot.param, descent(slot), first, *([] if second is None else [second]))
+            pieces += pieces_of(tensors, i, self._sample, BLOCK)
+        layers, scale = live.layout.layer_of, masses(self.state, live.slots, hyper.lr)
         rules = [slot.rule for slot in live.slots]
         stats = measure_pieces(rules, live.layout.names, layers, pieces, scale, hyper.momentum)
         outlook = self._outlook(live, step)
@@ -495,128 +494,20 @@ class PolicyOptimizer(Optimizer):
     def _update(self, live: _Live, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
         slots = [slot for slot in live.slots if slot.param.grad is not None and slot.param.numel() > 0]
-        factor = self._factor(step)
+        hyper, factor, controls = live.multiplier, self._factor(step), self._policy.spec.controls
         if self._fused:
-            suited = [slot for slot in slots if self._fits_kernel(slot)]
-            self._fused_update(live, suited, factor)
+            suited = [slot for slot in slots if fits_kernel(self.state, slot)]
+            rates = {id(g): (hyper.lr[0] * (g["lr"] * factor)).unbind() for g in self.param_groups}
+            fused_update(self.state, suited, rates, decoupled=self._rule.decoupled)
             taken = {id(slot.param) for slot in suited}
             slots = [slot for slot in slots if id(slot.param) not in taken]
         for slot in slots:
-            self._plain_update(live, slot, step, factor)
-
-    def _plain_update(self, live: _Live, slot: _Slot, step: int, factor: float) -> None:
-        """One step on one tensor, but for a matrix of Muon's in blocks that fit a CPU's cache."""
-        hyper, noisy = live.multiplier, "noise" in self._policy.spec.controls
-        param, group, layer = slot.param, slot.group, slot.layer
-        rule = dataclasses.replace(slot.rule, beta2=group["betas"][1], eps=group["eps"])
-        grad = _descent(slot)
-        first, second = self._moments(slot)
-        masses = self._scale([slot], live.control.offset)
-        scale = MomentScale(masses.mass[:, 0], masses.second[:, 0])
-        lr = hyper.lr[:, layer] * (group["lr"] * factor)
-        controlled = "momentum" in self._policy.spec.controls
-        momentum = hyper.momentum[:, layer] if controlled else torch.full_like(lr, group["betas"][0])
-        scale = scale.advanced(rule, momentum)
-        self.state[param].update(first_mass=scale.mass, second_mass=scale.second)
-        self.state[param].pop("step", None)
-        tensors = [param, grad, first] + ([] if second is None else [second])
-        if noisy:
-            seed = torch.full((1,), self._seed, dtype=torch.int64, device=param.device)
-            level = hyper.noise[:, layer]
-            tensors.append(gradient_noise(grad.unsqueeze(0), level, seed, step, slot.start)[0])
-        weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
-        for piece in [tensors] if rule.family == "muon" else in_blocks(*tensors, size=_BLOCK):
-            rows = [tensor.unsqueeze(0) for tensor in piece]
-            step_(
-                rule,
-                rows[0],
-                rows[1],
-                rows[2],
-                rows[3] if second is not None else None,
-                scale,
-                lr=lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                noise=rows[-1] if noisy else None,
-            )
-
-    def _fits_kernel(self, slot: _Slot) -> bool:
-        """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs."""
-        state, grad = self.state[slot.param], slot.param.grad
-        if slot.rule.family != "adam":
-            return False
-        if "exp_avg" not in state:
-            self._moments(slot)
-        assert grad is not None
-        tensors = (slot.param, grad, state["exp_avg"], state["exp_avg_sq"])
-        if grad.is_sparse or not all(t.is_contiguous() and t.dtype == slot.param.dtype for t in tensors):
-            return False
-        if "first_mass" in state:  # both follow from the number of steps
-            del state["first_mass"]
-            state["step"] = _steps_of(state.pop("second_mass"), slot.group["betas"][1])
-        elif "step" not in state:
-            state["step"] = torch.zeros((), device=slot.param.device)
-        return True
-
-    def _fused_update(self, live: _Live, slots: list[_Slot], factor: float) -> None:
-        """One call of torch's fused kernel for each layer and group."""
-        calls: dict[tuple[int, int], list[_Slot]] = {}
-        for slot in slots:
-            calls.setdefault((slot.layer, id(slot.group)), []).append(slot)
-        if slots:
-            torch._foreach_add_([self.state[slot.param]["step"] for slot in slots], 1)
-        kernel = torch._fused_adamw_ if self._rule.decoupled else torch._fused_adam_
-        rates = {id(g): (live.multiplier.lr[0] * (g["lr"] * factor)).unbind() for g in self.param_groups}
-        for (layer, of), members in calls.items():
-            group, states = members[0].group, [self.state[slot.param] for slot in members]
-            kernel(
-                [slot.param for slot in members],
-                [slot.param.grad for slot in members if slot.param.grad is not None],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [state["step"] for state in states],
-                lr=rates[of][layer],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=group["maximize"],
-            )
-
-    def _moments(self, slot: _Slot) -> tuple[Tensor, Tensor | None]:
-        """A tensor's moments; without a gradient none is kept."""
-        param, adam = slot.param, slot.rule.family == "adam"
-        state = self.state[param] if param.grad is not None else dict(self.state.get(param, {}))
-        first = "exp_avg" if adam else "momentum_buffer"
-        if state.get(first) is None:
-            _change_hands(state, slot.rule.family)
-        if state.get(first) is None:
-            state[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            if adam:
-                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state[first], state["exp_avg_sq"] if adam else None
-
-    def _scale(self, slots: list[_Slot], like: Tensor) -> MomentScale:
-        """Masses (1, n) of the moments of n tensors, of the dtype and on the device of `like`.
-
-        After steps by the plain path they are kept; after fused ones, or torch's own Adam, the number of steps tells.
-        """
-        states = [self.state.get(slot.param, {}) for slot in slots]
-        if all(key in state for state in states for key in _MASSES):
-            return MomentScale(*(torch.cat([state[key].to(like) for state in states]).unsqueeze(0) for key in _MASSES))
-        zero, masses = torch.zeros((), device=like.device), []
-        steps = torch.stack([state.get("step", zero).to(zero) for state in states]).double()
-        for i, key in enumerate(_MASSES):
-            betas = [slot.group["betas"][i] for slot in slots]
-            counted = {beta: (1.0 - beta**steps).to(like.dtype).unbind() for beta in set(betas)}
-            rows = [
-                state[key].to(like).reshape(()) if key in state else counted[beta][j]
-                for j, (state, beta) in enumerate(zip(states, betas, strict=True))
-            ]
-            masses.append(torch.stack(rows).unsqueeze(0))
-        return MomentScale(*masses)
+            group, layer = slot.group, slot.layer
+            lr = hyper.lr[:, layer] * (group["lr"] * factor)
+            known = torch.full_like(lr, group["betas"][0])
+            momentum = hyper.momentum[:, layer] if "momentum" in controls else known
+            level = hyper.noise[:, layer] if "noise" in controls else None
+            plain_update(self.state, slot, lr, momentum, level, seed=self._seed, step=step)
 
     def _store_controller(self) -> None:
         """Write the controller's state where `state_dict` and copies look: a vector for each layer."""
@@ -630,7 +521,7 @@ class PolicyOptimizer(Optimizer):
             for lead, row in zip(live.leads, torch.stack(live.guard.state, dim=-1)[0], strict=True):
                 self.state[lead.param][_GUARD] = row.clone()
 
-    def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[_Slot]) -> ControlState:
+    def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[Slot]) -> ControlState:
         """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
         for layer, lead in enumerate(leads):
             state = self.state[lead.param]
@@ -640,32 +531,3 @@ class PolicyOptimizer(Optimizer):
                 for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
                     target[0, layer] = value
         return control
-
-
-def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
-    """Number of steps t of a mass (1,) that is 1 - beta2^t, as torch counts it; exact until the mass rounds to 1."""
-    left = (1.0 - second_mass.double()).clamp_min(torch.finfo(torch.float32).eps / 2)
-    steps = torch.round(torch.log(left) / math.log(beta2)) if beta2 > 0.0 else torch.ones_like(left)
-    return steps.to(torch.float32).reshape(())
-
-
-def _change_hands(state: dict[str, Any], family: str) -> None:
-    """A tensor's moments are another rule's: what was AdamW's and is now Muon's keeps the first; else all is new."""
-    kept = state.pop("exp_avg", None) if family == "muon" else None
-    if kept is None:
-        for key in ("step", *_MASSES):
-            state.pop(key, None)
-    for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
-        state.pop(key, None)
-    if kept is not None:
-        state["momentum_buffer"] = kept
-
-
-def _descent(slot: _Slot) -> Tensor:
-    """The gradient to descend along, zeros where there is none; a sparse one is an error."""
-    grad = slot.param.grad
-    if grad is None:
-        return torch.zeros_like(slot.param)
-    if grad.is_sparse:
-        raise RuntimeError("sparse gradients are not supported; use a layer with sparse=False")
-    return -grad if slot.group["maximize"] else grad

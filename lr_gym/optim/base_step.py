@@ -1,0 +1,208 @@
+"""One step of a base optimizer on tensors of PolicyOptimizer: moments, and updates by our rules or torch's kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lr_gym.optim.base import in_blocks
+from lr_gym.update import BaseRule, MomentScale, gradient_noise, step_
+
+__all__ = ["BLOCK", "MASSES", "Slot", "descent", "fits_kernel", "fused_update", "masses", "moments", "plain_update"]
+
+BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
+MASSES = ("first_mass", "second_mass")  # keys of a tensor's state: see update.MomentScale
+
+State = dict[str, Any]
+
+
+class Slot(NamedTuple):
+    """A parameter and its place.
+
+    Attributes:
+        param: the parameter.
+        group: of the optimizer.
+        layer: index of its layer.
+        start: number of elements before it in the model.
+        rule: of its updates.
+    """
+
+    param: Tensor
+    group: dict[str, Any]
+    layer: int
+    start: int
+    rule: BaseRule
+
+
+def descent(slot: Slot) -> Tensor:
+    """The gradient to descend along, zeros where there is none; a sparse one is an error."""
+    grad = slot.param.grad
+    if grad is None:
+        return torch.zeros_like(slot.param)
+    if grad.is_sparse:
+        raise RuntimeError("sparse gradients are not supported; use a layer with sparse=False")
+    return -grad if slot.group["maximize"] else grad
+
+
+def moments(state: Mapping[Tensor, State], slot: Slot) -> tuple[Tensor, Tensor | None]:
+    """A tensor's moments; without a gradient none is kept."""
+    param, adam = slot.param, slot.rule.family == "adam"
+    own = state[param] if param.grad is not None else dict(state.get(param, {}))
+    first = "exp_avg" if adam else "momentum_buffer"
+    if own.get(first) is None:
+        _change_hands(own, slot.rule.family)
+    if own.get(first) is None:
+        own[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        if adam:
+            own["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    return own[first], own["exp_avg_sq"] if adam else None
+
+
+def _change_hands(own: State, family: str) -> None:
+    """A tensor's moments are another rule's: what was AdamW's and is now Muon's keeps the first; else all is new."""
+    kept = own.pop("exp_avg", None) if family == "muon" else None
+    if kept is None:
+        for key in ("step", *MASSES):
+            own.pop(key, None)
+    for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+        own.pop(key, None)
+    if kept is not None:
+        own["momentum_buffer"] = kept
+
+
+def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -> MomentScale:
+    """Masses (1, n) of the moments of n tensors, of the dtype and on the device of `like`.
+
+    After steps by the plain path they are kept; after fused ones, or torch's own Adam, the number of steps tells.
+    """
+    states = [state.get(slot.param, {}) for slot in slots]
+    if all(key in own for own in states for key in MASSES):
+        return MomentScale(*(torch.cat([own[key].to(like) for own in states]).unsqueeze(0) for key in MASSES))
+    zero, found = torch.zeros((), device=like.device), []
+    steps = torch.stack([own.get("step", zero).to(zero) for own in states]).double()
+    for i, key in enumerate(MASSES):
+        betas = [slot.group["betas"][i] for slot in slots]
+        counted = {beta: (1.0 - beta**steps).to(like.dtype).unbind() for beta in set(betas)}
+        rows = [
+            own[key].to(like).reshape(()) if key in own else counted[beta][j]
+            for j, (own, beta) in enumerate(zip(states, betas, strict=True))
+        ]
+        found.append(torch.stack(rows).unsqueeze(0))
+    return MomentScale(*found)
+
+
+def plain_update(
+    state: Mapping[Tensor, State],
+    slot: Slot,
+    lr: Tensor,
+    momentum: Tensor,
+    noise: Tensor | None,
+    *,
+    seed: int,
+    step: int,
+) -> None:
+    """One step on one tensor, but for a matrix of Muon's in blocks that fit a CPU's cache.
+
+    Args:
+        state: of the optimizer.
+        slot: the tensor, which has a gradient.
+        lr: (1,) effective learning rate.
+        momentum: (1,) momentum or beta1.
+        noise: (1,) level of gradient noise; None is none.
+        seed: of the noise.
+        step: inner steps made, for which the noise is drawn.
+    """
+    param, group = slot.param, slot.group
+    rule = dataclasses.replace(slot.rule, beta2=group["betas"][1], eps=group["eps"])
+    grad = descent(slot)
+    first, second = moments(state, slot)
+    before = masses(state, [slot], lr)
+    scale = MomentScale(before.mass[:, 0], before.second[:, 0]).advanced(rule, momentum)
+    state[param].update(first_mass=scale.mass, second_mass=scale.second)
+    state[param].pop("step", None)
+    tensors = [param, grad, first] + ([] if second is None else [second])
+    if noise is not None:
+        seeds = torch.full((1,), seed, dtype=torch.int64, device=param.device)
+        tensors.append(gradient_noise(grad.unsqueeze(0), noise, seeds, step, slot.start)[0])
+    weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
+    for piece in [tensors] if rule.family == "muon" else in_blocks(*tensors, size=BLOCK):
+        rows = [tensor.unsqueeze(0) for tensor in piece]
+        step_(
+            rule,
+            rows[0],
+            rows[1],
+            rows[2],
+            rows[3] if second is not None else None,
+            scale,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            noise=rows[-1] if noise is not None else None,
+        )
+
+
+def fits_kernel(state: Mapping[Tensor, State], slot: Slot) -> bool:
+    """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs."""
+    own, grad = state[slot.param], slot.param.grad
+    if slot.rule.family != "adam":
+        return False
+    if "exp_avg" not in own:
+        moments(state, slot)
+    assert grad is not None
+    tensors = (slot.param, grad, own["exp_avg"], own["exp_avg_sq"])
+    if grad.is_sparse or not all(t.is_contiguous() and t.dtype == slot.param.dtype for t in tensors):
+        return False
+    if "first_mass" in own:  # both follow from the number of steps
+        del own["first_mass"]
+        own["step"] = _steps_of(own.pop("second_mass"), slot.group["betas"][1])
+    elif "step" not in own:
+        own["step"] = torch.zeros((), device=slot.param.device)
+    return True
+
+
+def fused_update(
+    state: Mapping[Tensor, State], slots: Sequence[Slot], rates: Mapping[int, Sequence[Tensor]], *, decoupled: bool
+) -> None:
+    """One call of torch's fused kernel for each layer and group.
+
+    Args:
+        state: of the optimizer.
+        slots: tensors that `fits_kernel` takes.
+        rates: id of a group -> L effective learning rates.
+        decoupled: weight decay is AdamW's.
+    """
+    calls: dict[tuple[int, int], list[Slot]] = {}
+    for slot in slots:
+        calls.setdefault((slot.layer, id(slot.group)), []).append(slot)
+    if slots:
+        torch._foreach_add_([state[slot.param]["step"] for slot in slots], 1)
+    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    for (layer, of), members in calls.items():
+        group, states = members[0].group, [state[slot.param] for slot in members]
+        kernel(
+            [slot.param for slot in members],
+            [slot.param.grad for slot in members if slot.param.grad is not None],
+            [own["exp_avg"] for own in states],
+            [own["exp_avg_sq"] for own in states],
+            [],
+            [own["step"] for own in states],
+            lr=rates[of][layer],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=group["maximize"],
+        )
+
+
+def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
+    """Number of steps t of a mass (1,) that is 1 - beta2^t, as torch counts it; exact until the mass rounds to 1."""
+    left = (1.0 - second_mass.double()).clamp_min(torch.finfo(torch.float32).eps / 2)
+    steps = torch.round(torch.log(left) / math.log(beta2)) if beta2 > 0.0 else torch.ones_like(left)
+    return steps.to(torch.float32).reshape(())
