@@ -124,6 +124,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m lr_gym.benchmark.certificate", description="Is a policy feedback?")
     parser.add_argument("policy", help="file, output folder of train_agent.py, or builtin:NAME")
     parser.add_argument("tasks", nargs="+", help="names of lr_gym.tasks.TASKS")
+    parser.add_argument("--runs", type=int, default=16, help="trainings of each task and initial learning rate")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(*describe(certificate(load_policy(args.policy), *args.tasks)), sep="\n")
+    print(*describe(certificate(load_policy(args.policy), *args.tasks, runs=args.runs)), sep="\n")
