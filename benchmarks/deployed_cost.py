@@ -1,7 +1,7 @@
 """What PolicyOptimizer costs over torch's AdamW, on the tensors of ResNet-18 and MiniLM: time and memory.
 
     python benchmarks/deployed_cost.py
-    python benchmarks/deployed_cost.py --whole-step
+    python benchmarks/deployed_cost.py --whole-step --batch-size 16
     python benchmarks/deployed_cost.py --muon --models MiniLM --rounds 2
 
 Each round steps every optimizer, in a new random order, on the same parameters and random gradients, and ratios are
@@ -40,14 +40,14 @@ def minilm() -> nn.Module:
     return nn.Sequential(nn.Embedding(30522, 384), encoder, nn.Linear(384, 2))
 
 
-# Name -> (model, a small batch of inputs, how to get a loss of the outputs).
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], Callable[[Tensor], Tensor]]] = {
+# Name -> (model, inputs of so many examples, how to get a loss of the outputs).
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callable[[Tensor], Tensor]]] = {
     "ResNet-18": (
         torchvision.models.resnet18,
-        lambda: torch.randn(4, 3, 64, 64),
+        lambda count: torch.randn(count, 3, 64, 64),
         lambda out: out.square().mean(),
     ),
-    "MiniLM": (minilm, lambda: torch.randint(30522, (4, 32)), lambda out: out.mean(1).square().mean()),
+    "MiniLM": (minilm, lambda count: torch.randint(30522, (count, 32)), lambda out: out.mean(1).square().mean()),
 }
 
 
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--whole-step", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=4, help="pictures of 64 x 64, or sequences of 32 words")
     parser.add_argument("--muon", action="store_true", help="a policy of Muon too, whose step takes far longer")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,7 +119,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name in args.models:
         make, batch, loss_of = MODELS[name]
-        model, inputs = make(), batch()
+        model, inputs = make(), batch(args.batch_size)
         contestants = optimizers(model)
         if args.muon:
             contestants["PolicyOptimizer(base='muon', fused=True)"] = of_muon(model)
