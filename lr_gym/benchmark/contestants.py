@@ -175,7 +175,13 @@ OPTIMIZERS: dict[str, Baseline] = {
         code=_OWN,
     ),
     "adaptive-upgd": Baseline("AdaptiveUPGD", _plain(AdaptiveUPGD), code=_OWN),
-    "garo": Baseline("GARO (GlobalAdaptiveSGD)", _plain(GlobalAdaptiveSGD), space=SGD_RANGE, code=_OWN),
+    "garo": Baseline("GARO (GlobalAdaptiveSGD), random cell", _plain(GlobalAdaptiveSGD), space=SGD_RANGE, code=_OWN),
+    "garo-trained": Baseline(
+        "GARO with the trained cell of builtin:garo",
+        _plain(GlobalAdaptiveSGD, weights="builtin:garo", layerwise=True),
+        space=SGD_RANGE,
+        code=(*_OWN, "policies/garo.safetensors"),
+    ),
     "enhanced-sgd": Baseline("EnhancedSGD", _plain(EnhancedSGD), space=SGD_RANGE, code=_OWN),
 }
 
