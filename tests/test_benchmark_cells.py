@@ -171,7 +171,7 @@ def test_a_change_of_code_concerns_those_that_it_trains(monkeypatch, tmp_path):
         after = codes()
         return {name for name in before if before[name] != after[name]}
 
-    own = {"gradient-agreement", "adaptive-upgd", "garo", "enhanced-sgd"}
+    own = {"gradient-agreement", "adaptive-upgd", "garo", "garo-trained", "enhanced-sgd"}
     try:
         assert changed("observation.py") == {""}
         assert changed("optim/garo.py") == own
