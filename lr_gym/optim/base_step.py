@@ -13,7 +13,18 @@ from torch import Tensor
 from lr_gym.optim.base import in_blocks
 from lr_gym.update import BaseRule, MomentScale, gradient_noise, step_
 
-__all__ = ["BLOCK", "MASSES", "Slot", "descent", "fits_kernel", "fused_update", "masses", "moments", "plain_update"]
+__all__ = [
+    "BLOCK",
+    "MASSES",
+    "Slot",
+    "descent",
+    "drop_foreign",
+    "fits_kernel",
+    "fused_update",
+    "masses",
+    "moments",
+    "plain_update",
+]
 
 BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 MASSES = ("first_mass", "second_mass")  # keys of a tensor's state: see update.MomentScale
@@ -73,6 +84,14 @@ def _change_hands(own: State, family: str) -> None:
         own.pop(key, None)
     if kept is not None:
         own["momentum_buffer"] = kept
+
+
+def drop_foreign(own: State, family: str) -> None:
+    """Of a state that was loaded: SGD's momentum is a sum and Muon's a mean; only SGD never counts squares."""
+    mass = own.get("second_mass")
+    if mass is not None and "momentum_buffer" in own and (float(mass) == 0.0) != (family == "sgd"):
+        for key in ("momentum_buffer", *MASSES):
+            own.pop(key)
 
 
 def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -> MomentScale:

@@ -25,6 +25,7 @@ from lr_gym.optim.base_step import (
     MASSES,
     Slot,
     descent,
+    drop_foreign,
     fits_kernel,
     fused_update,
     masses,
@@ -301,6 +302,7 @@ class PolicyOptimizer(Optimizer):
             for key in (_CONTROLLER, _GUARD, "average", *MASSES):  # torch casts what it loads to the parameter's dtype
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
+            drop_foreign(self.state[param], self._rule.family)
         self._live = None
 
     def __getstate__(self) -> dict[str, Any]:
