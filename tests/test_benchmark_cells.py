@@ -26,6 +26,7 @@ from lr_gym.benchmark.tuning import Study, Trial, learning_rates, tune
 from lr_gym.control import ControlSpec
 from lr_gym.policy import constant_policy, save_policy
 from lr_gym.rng import run_seeds
+from lr_gym.seen import Seen
 from lr_gym.tasks import SUITES, TASKS, datasets
 
 CELLS = [Cell(Contestant("adam", 1e-3), "quadratic", seed, test=True, horizon=10) for seed in range(3)]
@@ -154,6 +155,19 @@ def test_how_often_an_endless_policy_decides_is_in_its_key_too(tmp_path):
             keys[schedule, interval] = fingerprint(CELLS[0]._replace(contestant=Contestant("", 1e-3, str(file))))
     assert keys["constant", 5] != keys["constant", 100]
     assert keys["wsd", 5] == keys["wsd", 100]
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_that_a_guard_acts_is_an_outcome_and_no_warning(tmp_path, knows):
+    policy = constant_policy(ControlSpec(), 5)
+    width = len(policy.spec.features)
+    ends = torch.ones(2, width) * torch.tensor([[-1.0], [1.0]]) if knows else torch.full((2, width), 0.99)
+    seen = Seen(ends, torch.tensor([[-1.0], [1.0]]), torch.tensor([1e-4, 1e-1]))
+    save_policy(dataclasses.replace(policy, seen=seen), tmp_path / "policy.safetensors")
+    who = Contestant("", 1e-3, str(tmp_path / "policy.safetensors"))
+    outcome = attempt(CELLS[0]._replace(contestant=who, task="mnist1d-mlp"))
+    assert outcome.error == ""
+    assert outcome.guarded is not knows
 
 
 def test_a_change_of_code_concerns_those_that_it_trains(monkeypatch, tmp_path):

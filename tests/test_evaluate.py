@@ -18,7 +18,7 @@ import evaluate
 from lr_gym.benchmark.cell_runs import log_cells
 from lr_gym.benchmark.contestants import OPTIMIZERS, entrants
 from lr_gym.benchmark.results import summarise
-from lr_gym.benchmark.run import Cell, Contestant, run_cell
+from lr_gym.benchmark.run import Cell, Contestant, Outcome, run_cell
 from lr_gym.benchmark.significance import Comparison, winner
 from lr_gym.control import ControlSpec
 from lr_gym.policy import constant_policy, save_policy
@@ -201,12 +201,17 @@ def test_the_summary_names_losses_as_it_names_wins():
         Comparison("adam", "sgd", -0.5, 0.0, 0.001, "sgd"),
     ]
     across = {"ranking": [{"name": "sgd"}], "winner": winner(pairs), "pairs": pairs}
-    lines = summarise(rows, across, 2, [])
+    lines = summarise(rows, across, 2, [], {})
     assert lines[0].startswith("No winner over 2 tasks: sgd ranks first")
     expected = "better than 1 (adam), worse than 1 (sgd), no difference shown to 1."
     assert lines[1] == f"policy mnist1d, of 3 baselines: {expected}"
-    won = summarise(rows, {**across, "winner": "sgd"}, 1, [])
+    won = summarise(rows, {**across, "winner": "sgd"}, 1, [], {})
     assert won[0] == "sgd is the winner on this task: better than every other entrant."
+    assert not any("guard" in line for line in lines)
+    free = Outcome(1.0, 1.0, {}, [], [], [], [])
+    trained = {("a", "policy mnist1d"): [free, free._replace(guarded=True)], ("b", "policy mnist1d"): [free]}
+    (said,) = (line for line in summarise(rows, across, 2, [], trained) if "guard" in line)
+    assert said.startswith("policy mnist1d: its guard acted in 1 of 3 trainings")
 
 
 def test_a_certificate_is_printed(cache, tmp_path, capsys):

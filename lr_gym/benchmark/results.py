@@ -221,7 +221,7 @@ def assemble(
         ],
         "timing": _timing(rows, tasks, outcomes, {task: target[1] for task, target in targets.items()}),
     }
-    return {**plain(content), "summary": summarise(rows, across, len(tasks), failures)}
+    return {**plain(content), "summary": summarise(rows, across, len(tasks), failures, outcomes)}
 
 
 def _counted(names: Sequence[str]) -> str:
@@ -229,7 +229,11 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def summarise(
-    rows: Sequence[Entrant], across: Mapping[str, Any], tasks: int, failures: Sequence[tuple[Cell, str]]
+    rows: Sequence[Entrant],
+    across: Mapping[str, Any],
+    tasks: int,
+    failures: Sequence[tuple[Cell, str]],
+    outcomes: Outcomes,
 ) -> list[str]:
     """The result in words, losses as plainly as wins."""
     where = "on this task" if tasks == 1 else f"over {tasks} tasks"
@@ -254,6 +258,13 @@ def summarise(
             f"{row.name}, of {len(baselines)} baselines: better than {better}, worse than {worse}, "
             f"no difference shown to {level or 'none'}."
         )
+    for row in rows:
+        trainings = [outcome for (_, name), group in outcomes.items() if name == row.name for outcome in group]
+        if acted := sum(outcome.guarded for outcome in trainings):
+            lines.append(
+                f"{row.name}: its guard acted in {acted} of {len(trainings)} trainings, where layers looked like "
+                "nothing that the policy has learned from; there its learning rates fade to the initial one, or hold."
+            )
     if failures:
         lines.append(f"{len(failures)} trainings raised an error and count as diverged: see below.")
     return lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,7 @@ class Outcome(NamedTuple):
         updates: that were done, the cost of the cell.
         seconds: that it took.
         error: what was raised; "" for nothing.
+        guarded: whether the guard of a policy acted.
     """
 
     selection_loss: float
@@ -77,6 +79,7 @@ class Outcome(NamedTuple):
     updates: int = 0
     seconds: float = 0.0
     error: str = ""
+    guarded: bool = False
 
 
 def evaluation_seed(index: int) -> Tensor:
@@ -182,7 +185,8 @@ def run_cell(cell: Cell) -> Outcome:
     def outcome(selection: float, test: float, metrics: dict[str, float], updates: int) -> Outcome:
         columns, layers = [list(row.values()) for row in rates], list(rates[0]) if rates else []
         seconds = time.perf_counter() - start
-        return Outcome(selection, test, metrics, steps, curve, columns, layers, updates, seconds)
+        guarded = getattr(training.optimizer, "guarded", False)
+        return Outcome(selection, test, metrics, steps, curve, columns, layers, updates, seconds, guarded=guarded)
 
     for step in range(horizon):
         loss = training.loss_at(step)
@@ -215,10 +219,15 @@ def run_cell(cell: Cell) -> Outcome:
 
 
 def attempt(cell: Cell) -> Outcome:
-    """`run_cell`, or what it raised: one contestant that fails on one task leaves the others alone."""
+    """`run_cell`, or what it raised: one contestant that fails on one task leaves the others alone.
+
+    That a policy's guard acts is an outcome here, and no warning.
+    """
     start = time.perf_counter()
     try:
-        return run_cell(cell)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "PolicyOptimizer: the policy has learned from nothing like", UserWarning)
+            return run_cell(cell)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         return Outcome(math.inf, math.inf, {}, [], [], [], [], 0, time.perf_counter() - start, text)

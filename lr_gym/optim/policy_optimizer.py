@@ -222,6 +222,11 @@ class PolicyOptimizer(Optimizer):
         return loss
 
     @property
+    def guarded(self) -> bool:
+        """Whether the guard has acted so far, of which `step` or `metrics` has warned once."""
+        return self._warned
+
+    @property
     def averages(self) -> bool:
         """Whether the policy averages weights, which `eval` shows."""
         return self._policy.spec.average is not None
