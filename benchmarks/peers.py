@@ -56,33 +56,25 @@ def dense(*widths: int) -> Layers:
     return layers[:-1]
 
 
+def conv(inputs: int, outputs: int, kernel: int, padding: int = 0) -> Layers:
+    """A convolution and ReLU."""
+    options = {"in_channels": inputs, "out_channels": outputs, "kernel_size": kernel, "padding": padding}
+    return [("CONV2D", options), ("RELU", {})]
+
+
+HALVE: Layers = [("POOLING", {"kernel_size": 2})]
+FLAT: Layers = [("FLATTEN", {})]
+
 # Name -> (layers, shape of an example, runs at once on our side).
 DACBENCH: dict[str, tuple[Layers, tuple[int, ...], tuple[int, ...]]] = {
     "MLP 40-100-100-10": (dense(40, 100, 100, 10), (40,), (1, 64)),
     "LeNet-5, 28 x 28": (
-        [
-            ("CONV2D", {"in_channels": 1, "out_channels": 6, "kernel_size": 5, "padding": 2}),
-            ("RELU", {}),
-            ("POOLING", {"kernel_size": 2}),
-            ("CONV2D", {"in_channels": 6, "out_channels": 16, "kernel_size": 5}),
-            ("RELU", {}),
-            ("POOLING", {"kernel_size": 2}),
-            ("FLATTEN", {}),
-            *dense(400, 120, 84, 10),
-        ],
+        [*conv(1, 6, 5, padding=2), *HALVE, *conv(6, 16, 5), *HALVE, *FLAT, *dense(400, 120, 84, 10)],
         (1, 28, 28),
         (1, 16),
     ),
     "DACBench's small MNIST model without dropout": (
-        [
-            ("CONV2D", {"in_channels": 1, "out_channels": 32, "kernel_size": 3}),
-            ("RELU", {}),
-            ("CONV2D", {"in_channels": 32, "out_channels": 64, "kernel_size": 3}),
-            ("RELU", {}),
-            ("POOLING", {"kernel_size": 2}),
-            ("FLATTEN", {}),
-            *dense(9216, 128, 10),
-        ],
+        [*conv(1, 32, 3), *conv(32, 64, 3), *HALVE, *FLAT, *dense(9216, 128, 10)],
         (1, 28, 28),
         (1, 4),
     ),
@@ -156,7 +148,7 @@ class Compiled:
 
 
 class Env:
-    """Our side of DACBench: an environment of B runs, from which its step takes `figure` seconds of processor time."""
+    """Our side of DACBench: an environment of B runs."""
 
     def __init__(self, layers: Layers, shape: tuple[int, ...], runs: int, compile: bool) -> None:
         def split(count: int) -> Split:
@@ -173,15 +165,14 @@ class Env:
             batch_size=BATCH,
             horizon=BATCHES * 1000,
         )
-        self.runs = runs
         self.env = LRControlVectorEnv(task, runs, decisions=1000, initial_lr=(1e-3, 1e-3), compile=compile)
         self.env.reset(seed=0)
-        shape = self.env.action_space.shape
-        assert shape is not None
-        self.action = np.zeros(shape, dtype=np.float32)
+        actions = self.env.action_space.shape
+        assert actions is not None
+        self.action = np.zeros(actions, dtype=np.float32)
 
-    def figure(self) -> float:
-        """Seconds of processor time of one step."""
+    def seconds(self) -> float:
+        """Processor time of one step."""
         start = time.process_time()
         self.env.step(self.action)
         return time.process_time() - start
@@ -218,8 +209,8 @@ def against_dacbench(python: Path, rounds: int) -> None:
             for runs in many:
                 for compile in (False, True):
                     ours = Env(layers, shape, runs, compile)
-                    ours.figure(), peer.figure()
-                    figures = [(peer.figure(), ours.figure()) for _ in range(rounds)]
+                    ours.seconds(), peer.figure()
+                    figures = [(peer.figure(), ours.seconds()) for _ in range(rounds)]
                     theirs, mine = (statistics.median(column) for column in zip(*figures, strict=True))
                     ratio = quartiles([runs * a / b for a, b in figures], ".2f")
                     about = f"B = {runs}, {'compiled' if compile else 'eager'}"
@@ -243,9 +234,8 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="of a venv that already holds the peer")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.sched_setaffinity(
-        0, {min(os.sched_getaffinity(0))}
-    )  # inherited by the peer, whose thread pools then have one thread
+    # inherited by the peer, whose thread pools then have one thread
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     packages, measure = PEERS[args.peer]
     with tempfile.TemporaryDirectory() as folder:
         measure(args.python or environment(Path(folder), packages), args.rounds)

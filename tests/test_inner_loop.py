@@ -13,7 +13,7 @@ from tiny import SMALL, TABLES, TINY, Scale, plain_run, tiny_task
 from torch import nn
 
 from lr_gym.inner_loop import InnerLoop, minibatch
-from lr_gym.rows import flatten, take_rows
+from lr_gym.rows import flatten, take_rows, unflatten
 from lr_gym.schedules import SCHEDULES, base_schedule
 from lr_gym.tasks import SPLITS, TASKS
 from lr_gym.tasks.models import INITIAL, initial_parameters, load_parameters, mlp
@@ -275,3 +275,11 @@ def test_global_generators_stay_as_they_were():
     loop.advance(loop.init(torch.tensor([0])), hyperparams(0.1, 1, 3, torch.float32), ones(3, 1, torch.float32))
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_what_an_older_version_did_not_save_is_named():
+    saved = {"first": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"runs\.1 is not in what was saved, by another version it seems"):
+        unflatten(
+            (torch.ones(1), torch.ones(1)), {f"runs.{i}": value for i, value in enumerate(saved.values())}, "runs"
+        )

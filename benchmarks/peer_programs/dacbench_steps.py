@@ -21,14 +21,14 @@ from dacbench.envs.env_utils.sgd_utils import create_model_from_layer_descriptio
 
 layers, shape = sys.argv[1], [int(side) for side in sys.argv[2].split("x")]
 batch, batches, validation = map(int, sys.argv[3:])
-train = batch * batches
+learned = batch * batches
 
 
 class Random(torch.utils.data.TensorDataset):
     """What torchvision's datasets look like to DACBench."""
 
     def __init__(self, root: str, train: bool = True, download: bool = False, transform: object = None) -> None:
-        count = batch * batches + validation if train else batch
+        count = learned + validation if train else batch
         super().__init__(torch.randn(count, *shape), torch.randint(10, (count,)))
 
 
@@ -42,7 +42,7 @@ instance = SGDInstance(
     dataset_name="Random",
     batch_size=batch,
     fraction_of_dataset=1,
-    train_validation_ratio=(train + 0.5) / (train + validation),
+    train_validation_ratio=(learned + 0.5) / (learned + validation),
     seed=0,
 )
 transforms = {"Random": {"train_transform": None, "test_transform": None}}

@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny import TINY, plain_run
 
+from agents.arguments import parse
+from agents.build import build_learner
 from agents.evolution import EvolutionConfig
 from agents.garo import GaroLearner, GaroTrainings, flatten_weights, garo_losses, unflatten_weights
 from lr_gym.optim import GlobalAdaptiveSGD
@@ -43,6 +45,12 @@ def test_equals_the_optimizer(layerwise):
         expected = TINY.loss(model(data.inputs), data.targets).mean()
         torch.testing.assert_close(ours[i], expected.detach(), rtol=1e-4, atol=1e-5)
     assert trainings.over.all()
+
+
+@pytest.mark.parametrize("option", [["--average", "16"], ["--base", "muon"]])
+def test_what_garo_cannot_use_is_refused(tmp_path, option):
+    with pytest.raises(ValueError, match="garo sets the rates of plain SGD"):
+        build_learner(parse(["--agent", "garo", *option, "--output-dir", str(tmp_path)]))
 
 
 def test_a_diverged_training_is_out_and_touches_no_other():
