@@ -278,8 +278,5 @@ def test_global_generators_stay_as_they_were():
 
 
 def test_what_an_older_version_did_not_save_is_named():
-    saved = {"first": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"runs\.1 is not in what was saved, by another version it seems"):
-        unflatten(
-            (torch.ones(1), torch.ones(1)), {f"runs.{i}": value for i, value in enumerate(saved.values())}, "runs"
-        )
+        unflatten((torch.ones(1), torch.ones(1)), {"runs.0": torch.zeros(1)}, "runs")
