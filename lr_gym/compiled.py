@@ -30,6 +30,11 @@ def _copy(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
+def _layout(x: Tensor) -> Any:
+    """Shape, and strides but those of dimensions of size 1, which mean nothing and come out as they like."""
+    return x.shape, [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+
+
 class Compiler:
     """What compiles the functions of one training loop; after a failure it warns once and leaves them as they are."""
 
@@ -74,28 +79,37 @@ class Fixed:
     def __init__(self, compiler: Compiler, function: Callable[..., Any]) -> None:
         """`function`: to be compiled; `compiler`: by this."""
         self._compiler, self._function = compiler, function
-        self._signature: list[Any] | None = None
+        self._layout: list[Any] | None = None
+        self._known: list[list[Any]] = []  # shapes and strides that are of this layout
         self._compiled: Callable[..., Sequence[Tensor]] | None = None
         self._like: Any = None  # structure of what is returned
 
     def __call__(self, *args: Any) -> Any:
         """Call the compiled form where shapes and strides are those of the first call, else the function itself."""
         inputs = leaves_of(args)
-        signature = [(x.shape, x.stride()) for x in inputs]
-        if self._signature is None:
-            self._compile(args, inputs, signature)
-        if self._compiled is None or signature != self._signature:
+        if self._layout is None:
+            self._compile(args, inputs)
+        if self._compiled is None or not self._fits(inputs):
             return self._function(*args)
         with torch.no_grad():
             return with_leaves(self._like, list(self._compiled(*inputs)))
 
-    def _compile(self, args: Any, inputs: list[Tensor], signature: list[Any]) -> None:
+    def _fits(self, inputs: list[Tensor]) -> bool:
+        seen = [(x.shape, x.stride()) for x in inputs]
+        if seen in self._known:
+            return True
+        fits = [_layout(x) for x in inputs] == self._layout
+        if fits:
+            self._known.append(seen)
+        return fits
+
+    def _compile(self, args: Any, inputs: list[Tensor]) -> None:
         def flat(*leaves: Tensor) -> list[Tensor]:
             result = self._function(*with_leaves(args, list(leaves)))
             self._like = result
             return [leaf.contiguous() for leaf in leaves_of(result)]
 
         with _LOCK:
-            if self._signature is None:
+            if self._layout is None:
                 self._compiled = self._compiler.compile(flat, inputs)
-                self._signature = signature
+                self._layout = [_layout(x) for x in inputs]

@@ -7,7 +7,8 @@ be used again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, muon_groups
 from lr_gym.rng import Stream, integers
-from lr_gym.rows import put_rows, take_rows
+from lr_gym.rows import leaves_of, put_rows, rows_of, take_rows
 from lr_gym.tasks.models import build_model, initial_buffers, initial_parameters
 from lr_gym.tasks.stacked import stacked_forward
 from lr_gym.tasks.task import SPLITS, Split, Task, check_data
@@ -27,6 +28,8 @@ from lr_gym.types import Hyperparams, LayerStats
 from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
 
 __all__ = ["InnerLoop", "InnerState", "minibatch"]
+
+BLOCK = 4_000_000  # bytes that the runs go through which are computed together, of the order of a core's cache
 
 
 class InnerState(NamedTuple):
@@ -99,7 +102,8 @@ class InnerLoop:
             dtype: of parameters and inputs.
             compile: whether updates, gradients, statistics and evaluation are compiled for the number of runs of the
                 first `init`, which takes a minute the first time and seconds once torch's cache on disk knows the
-                task; other numbers of runs are computed as they stand, and equal results to rounding.
+                task; other numbers of runs are computed as they stand, and equal results to rounding. On a CPU it is
+                compiled for blocks of these runs, which train one after another.
         """
         self.task = task
         self.device = torch.device(device)
@@ -121,7 +125,7 @@ class InnerLoop:
         self._update_ = self._fixed(self._plain_update_)
         self._loss_and_grads = self._fixed(self._plain_loss_and_grads)
         self._measure = self._fixed(self._plain_measure)
-        self._warm = False
+        self._block = 0  # runs that are computed together once compiled
         self._evaluations: dict[int, Callable[..., Any]] = {}  # by number of examples
 
     def init(self, run_seed: Tensor) -> InnerState:
@@ -145,13 +149,35 @@ class InnerLoop:
             loss=params[0].new_zeros(runs),
             buffers=initial_buffers(self.model, run_seed, self.dtype),
         )
-        state = self._gradient(state, self._indices(state, 0, 1)[0])
-        if self._compiler is not None and not self._warm:
-            self._warm = True  # now, since threads may be about to step several loops at once
-            ones = torch.ones_like(state.first_mass)
-            copy = take_rows(state, torch.arange(runs, device=self.device))
-            self._apply(copy, Hyperparams(ones, ones, ones, ones), torch.ones_like(state.second_mass))
-        return state
+        indices = self._indices(state, 0, 1)[0]
+        if self._compiler is not None and not self._block:
+            self._warm_up(state, indices)
+        return _joined(state, [self._gradient(rows_of(state, rows), indices[rows]) for rows in self._blocks(runs)])
+
+    def _warm_up(self, state: InnerState, indices: Tensor) -> None:
+        """Choose the block and compile for it: now, since threads may be about to step several loops at once."""
+        self._block = runs = len(state.step)
+        if self.device.type == "cpu":
+            need = self._working_set(take_rows(state, torch.tensor([0])), indices[:1])
+            divisors = [size for size in range(1, runs + 1) if runs % size == 0]
+            self._block = min(divisors, key=lambda size: abs(math.log(size * need / BLOCK)))
+        rows = torch.arange(self._block, device=self.device)
+        copy, indices = take_rows((state, indices), rows)
+        copy = self._gradient(copy, indices)
+        ones = torch.ones_like(copy.first_mass)
+        self._apply(copy, Hyperparams(ones, ones, ones, ones), torch.ones_like(copy.second_mass))
+
+    def _working_set(self, state: InnerState, indices: Tensor) -> int:
+        """Bytes that a step of these runs goes through: state, gradients, and what backward keeps from forward."""
+        kept: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            _, grads = self._plain_loss_and_grads(state.params, state.buffers, self.data.gradient, indices)
+        return sum(kept.values()) + sum(x.nbytes for x in leaves_of((state, grads)))
 
     def advance(
         self, state: InnerState, hyper: Hyperparams, factor: Tensor, limit: NDArray[np.int64] | None = None
@@ -167,19 +193,32 @@ class InnerLoop:
         Returns:
             The state, and losses (K, B) of the minibatches drawn after each step, NaN for steps not taken.
         """
-        steps, hyper = len(factor), Hyperparams(*(h.contiguous() for h in hyper))
-        indices = self._indices(state, 1, steps)
-        limit = np.full(len(state.step), steps) if limit is None else limit
-        losses: list[Tensor] = []
-        for k in range(steps):
+        runs, hyper = len(state.step), Hyperparams(*(h.contiguous() for h in hyper))
+        indices = self._indices(state, 1, len(factor))
+        limit = np.full(runs, len(factor)) if limit is None else limit
+        blocks, losses = [], []
+        for rows in self._blocks(runs):  # each to the end: its numbers stay in the processor's cache meanwhile
+            block, loss = self._advance(
+                rows_of(state, rows), rows_of(hyper, rows), factor[:, rows], indices[:, rows], limit[rows]
+            )
+            blocks.append(block)
+            losses.append(loss)
+        return _joined(state, blocks), torch.cat(losses, dim=1)
+
+    def _advance(
+        self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor, limit: NDArray[np.int64]
+    ) -> tuple[InnerState, Tensor]:
+        """`advance` of a block of runs on minibatches `indices` (K, B, b)."""
+        losses = state.loss.new_full(factor.shape, torch.nan)
+        for k in range(min(len(factor), limit.max())):
             idle = torch.from_numpy(np.flatnonzero(limit <= k)).to(self.device)
             kept = take_rows(state, idle) if len(idle) else None
             state = self._gradient(self._apply(state, hyper, factor[k]), indices[k])
-            losses.append(state.loss)
+            losses[k] = state.loss
             if kept is not None:
-                losses[-1] = state.loss.index_fill(0, idle, torch.nan)
+                losses[k].index_fill_(0, idle, torch.nan)
                 state = put_rows(state, idle, kept)
-        return state, torch.stack(losses)
+        return state, losses
 
     def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
         """Per-layer statistics of the pending gradient, (B, L) each."""
@@ -196,11 +235,21 @@ class InnerLoop:
         total = len(examples.inputs)
         count = -(-total // self.task.chunk)
         pieces = [Split(*parts) for parts in zip(*(part.tensor_split(count) for part in examples), strict=True)]
-        losses = [self._evaluation(len(piece.inputs))(state.params, state.buffers, piece) for piece in pieces]
+        weights, blocks = (state.params, state.buffers), self._blocks(len(state.step))
+        losses = [
+            torch.cat([self._evaluation(len(piece.inputs))(*rows_of(weights, rows), piece) for rows in blocks])
+            for piece in pieces
+        ]
         if len(pieces) == 1:
             return losses[0]
         shares = [len(piece.inputs) / total for piece in pieces]
         return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum(0)
+
+    def _blocks(self, runs: int) -> list[slice]:
+        """What is computed one after another: blocks of the compiled size, or everything at once."""
+        compiled = self._compiler is not None and not self._compiler.failed
+        size = self._block if compiled and self._block and runs % self._block == 0 else runs
+        return [slice(start, start + size) for start in range(0, runs, size)]
 
     def _fixed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function if self._compiler is None else self._compiler.fixed(function)
@@ -251,7 +300,7 @@ class InnerLoop:
         with torch.enable_grad():
             loss = self._losses(leaves, buffers, inputs, targets, training=True)
             grads = torch.autograd.grad(loss.sum(), leaves)
-        return loss.detach(), grads
+        return loss.detach(), tuple(grad.contiguous() for grad in grads)  # one layout, compiled or not
 
     def _plain_measure(
         self,
@@ -313,3 +362,16 @@ class InnerLoop:
                 noise=noise[i] if noise else None,
             )
         return state.step + 1, torch.stack([scale.mass for scale in scales], dim=1), scales[0].second
+
+
+def _joined(state: InnerState, blocks: Sequence[InnerState]) -> InnerState:
+    """The state whose runs went on block by block; what is updated in place is in place already."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return state._replace(
+        step=torch.cat([block.step for block in blocks]),
+        first_mass=torch.cat([block.first_mass for block in blocks]),
+        second_mass=torch.cat([block.second_mass for block in blocks]),
+        grads=tuple(torch.cat(parts) for parts in zip(*(block.grads for block in blocks), strict=True)),
+        loss=torch.cat([block.loss for block in blocks]),
+    )

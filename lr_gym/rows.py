@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["flatten", "leaves_of", "put_rows", "take_rows", "unflatten", "with_leaves"]
+__all__ = ["flatten", "leaves_of", "put_rows", "rows_of", "take_rows", "unflatten", "with_leaves"]
 
 Tree = TypeVar("Tree")
 
@@ -22,6 +22,15 @@ def take_rows(tree: Tree, rows: Tensor) -> Tree:
         return tree.index_select(0, rows)  # type: ignore[return-value]
     if isinstance(tree, tuple):
         return _rebuild(tree, [take_rows(child, rows) for child in tree])  # type: ignore[no-any-return]
+    return tree
+
+
+def rows_of(tree: Tree, rows: slice) -> Tree:
+    """The given rows of every tensor (B, ...) in a nested tuple, views of them."""
+    if isinstance(tree, Tensor):
+        return tree[rows]  # type: ignore[return-value]
+    if isinstance(tree, tuple):
+        return _rebuild(tree, [rows_of(child, rows) for child in tree])  # type: ignore[no-any-return]
     return tree
 
 

@@ -12,7 +12,7 @@ from tiny import TINY, tiny_task
 from torch import nn
 
 from lr_gym.compiled import Compiler
-from lr_gym.inner_loop import InnerLoop
+from lr_gym.inner_loop import BLOCK, InnerLoop
 from lr_gym.rng import Stream, normal, random_bits
 from lr_gym.rows import flatten, take_rows
 from lr_gym.tasks.modules import Dropout
@@ -21,7 +21,34 @@ from lr_gym.vector_env import LRControlVectorEnv
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 DROPOUT = tiny_task(lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Dropout(0.2), nn.Linear(8, 3)))
+CONVOLUTION = tiny_task(
+    lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+)
 RUNS = 4
+
+
+class Pretend(Compiler):
+    """Compiles nothing, and counts what would have been compiled and called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled, self.calls = 0, 0
+
+    def compile(self, function, inputs):
+        self.compiled += 1
+        function(*map(torch.clone, inputs))  # as tracing does
+
+        def call(*leaves):
+            self.calls += 1
+            return function(*leaves)
+
+        return call
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """From now on loops are compiled for two runs."""
+    monkeypatch.setattr(InnerLoop, "_working_set", lambda *_: BLOCK // 2)
 
 
 def loop_of(compile: bool) -> InnerLoop:
@@ -72,6 +99,56 @@ def test_compiled_limit_stops_each_run_where_it_says(loops):
     plain, compiled = loops
     seeds, limit = torch.tensor([1, 2, 3, 4]), np.array([0, 6, 2, 3])
     assert_same(train(compiled, seeds, hyperparams(), limit), train(plain, seeds, hyperparams(), limit))
+
+
+@needs_compiler
+def test_compiled_in_blocks_equals_plain(loops, in_blocks):
+    plain, compiled = loops[0], loop_of(True)
+    seeds, limit = torch.tensor([1, 2, 3, 4]), np.array([2, 0, 6, 3])
+    assert_same(train(compiled, seeds, hyperparams(), limit), train(plain, seeds, hyperparams(), limit))
+    assert compiled._block == 2
+
+
+@pytest.mark.parametrize("limit", [None, np.array([2, 0, 3, 1])])
+def test_blocks_train_as_the_whole(in_blocks, monkeypatch, limit):
+    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    whole, seeds = loop_of(False), torch.arange(RUNS)
+    assert_same(train(loop_of(True), seeds, hyperparams(), limit), train(whole, seeds, hyperparams(), limit))
+
+
+def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch):
+    """Gradients of convolutions come out permuted, and strides of dimensions of size 1 as they like."""
+    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    loop, ones = InnerLoop(CONVOLUTION, compile=True), torch.ones(RUNS, 2)
+    hyper = Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones)
+    state, _ = loop.advance(loop.init(torch.arange(RUNS)), hyper, torch.ones(3, RUNS))
+    loop.stats(state, hyper)
+    loop.evaluate(state, "reward")
+    warm_up, start, steps, stats, evaluation = 2, 2, 3 * 2 * 2, 1, 2
+    assert loop._compiler.calls == warm_up + start + steps + stats + evaluation
+
+
+@pytest.mark.parametrize(
+    ("runs", "need", "block"), [(64, BLOCK // 16, 16), (12, BLOCK // 16, 12), (6, BLOCK, 1), (7, 1, 7)]
+)
+def test_block_divides_the_runs_and_is_near_the_cache(monkeypatch, runs, need, block):
+    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    monkeypatch.setattr(InnerLoop, "_working_set", lambda *_: need)
+    loop = InnerLoop(TINY, compile=True)
+    loop.init(torch.arange(runs))
+    assert loop._block == block
+
+
+def test_working_set_holds_state_gradients_and_activations(monkeypatch):
+    """Of one run of a network without hidden layer: inputs (8, 5), weights (3, 5) and (3,), outputs (8, 3)."""
+    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    seen = []
+    measured = InnerLoop._working_set
+    monkeypatch.setattr(InnerLoop, "_working_set", lambda *args: seen.append(measured(*args)) or seen[-1])
+    task = tiny_task(lambda: nn.Linear(5, 3))
+    InnerLoop(task, compile=True).init(torch.arange(2))
+    parameters, inputs, outputs = 4 * (15 + 3), 4 * task.batch_size * 5, 4 * task.batch_size * 3
+    assert 4 * parameters + inputs + outputs <= seen[0] <= 5 * parameters + 2 * inputs + 4 * outputs + 1000
 
 
 @needs_compiler
@@ -135,18 +212,20 @@ def test_environment_compiled_equals_environment(loops):
 
 def test_other_numbers_of_runs_run_as_they_stand():
     """Neither compiled nor wrong: the compiled form is for the first shapes only."""
-    calls = []
-
-    class Pretend(Compiler):
-        def compile(self, function, inputs):
-            calls.append(len(inputs[0]))
-            function(*inputs)  # as tracing does
-            return lambda *leaves: function(*leaves)
-
-    double = Pretend().fixed(lambda x: x * 2)
+    compiler = Pretend()
+    double = compiler.fixed(lambda x: x * 2)
     for runs in (3, 2, 3):
         assert torch.equal(double(torch.ones(runs)), torch.full((runs,), 2.0))
-    assert calls == [3]
+    assert (compiler.compiled, compiler.calls) == (1, 2)
+
+
+def test_strides_of_dimensions_of_size_1_mean_nothing():
+    compiler = Pretend()
+    double, x = compiler.fixed(lambda x: x * 2), torch.arange(6.0)
+    for shape, strides in (((3, 1, 2), (2, 2, 1)), ((3, 1, 2), (2, 1, 1)), ((3, 1, 2), (1, 1, 3))):
+        y = x.as_strided(shape, strides)
+        assert torch.equal(double(y), 2 * y)
+    assert (compiler.compiled, compiler.calls) == (1, 2)
 
 
 def test_without_a_compiler_one_warning_and_the_same_results(monkeypatch):
