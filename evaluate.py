@@ -34,7 +34,7 @@ from lr_gym.benchmark.grid import misset_cells, named_tasks, reported_cells, sui
 from lr_gym.benchmark.progress import CellProgress
 from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.report import write_report
-from lr_gym.benchmark.results import assemble, plain
+from lr_gym.benchmark.results import assemble, costs, plain
 from lr_gym.benchmark.run import Cell, Outcome
 from lr_gym.benchmark.store import CellStore, complete
 from lr_gym.benchmark.tuning import Tuning, tune
@@ -233,23 +233,25 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     with CellStore(args.output_dir / CELLS, earlier) as store, open_engine(args) as engine:
         tuning, failures = find_learning_rates(args, plan, engine, store)
         results, outcomes = compare(args, plan, tuning, failures, engine, store)
+    policies = {path: plain(load_policy(path).about) for path in args.policy}
     results |= {
         "seeds": args.seeds,
         "budget": args.budget,
         "tuning_seeds": args.tuning_seeds,
         "horizon": args.horizon,
         "skipped": plan.skipped,
-        "policies": {path: plain(load_policy(path).about) for path in args.policy},
+        "policies": policies,
+        "cost": costs(policies, args.budget, args.tuning_seeds),
         "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
         "environment": environment(),
     }
     write_report(results, report)
-    write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())
     tracker.log({f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0)
     tracker.save_file(report, "report")
     tracker.close()
     if args.wandb_cells:
         log_cells(args.output_dir, outcomes, args.wandb)
+    write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())  # last: with it all is complete
     plan.folder.close()
     show(results)
     print(f"report: {report}")

@@ -59,8 +59,8 @@ def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
     return learner, updates, folder, config
 
 
-def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
-    """Where a policy comes from."""
+def about(args: Args, update: int, selection_loss: float, seconds: float) -> dict[str, Any]:
+    """Where a policy comes from, `seconds` after its training began."""
     return {
         "tasks": args.suite or args.task,
         "selection_tasks": [task.name for task in selection_tasks(args)],
@@ -69,6 +69,7 @@ def about(args: Args, update: int, selection_loss: float) -> dict[str, Any]:
         "seed": args.seed,
         "updates": update,
         "selection_loss": selection_loss,
+        "cost": f"{seconds / 60.0:.1f} minutes, {args.workers} workers",
         "initial_lr": list(args.initial_lr),
         "lr_gym": lr_gym.__version__,
         "torch": torch.__version__,
@@ -92,29 +93,31 @@ def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = Non
 def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any]) -> None:
     """Update after update, selecting and saving the policy on the way."""
     runs = max(1, args.selection_runs // len(selection_tasks(args)))
-    progress: dict[str, Any] = {"updates": 0, "best": math.inf}
+    progress: dict[str, Any] = {"updates": 0, "best": math.inf, "seconds": 0.0}
     before = None
     if len(selection_tasks(args)) > 1:  # known again after a resume: nothing here depends on what was learned
         before = np.minimum(learner.selection_losses([SELECTION_SEED + i for i in range(runs)]), DIVERGED)
     checkpoint = folder.load_checkpoint() if args.resume else None
     if checkpoint is not None:
         learner.load_state_dict(checkpoint["learner"])
-        progress = checkpoint["progress"]
+        progress |= checkpoint["progress"]
     name = f"{args.agent}-{args.suite or args.task}"
     resume_step = progress["updates"] if args.resume else None
     tracker = Tracker(
         args.output_dir, config, wandb=args.wandb, tensorboard=args.tensorboard, name=name, resume_step=resume_step
     )
-    start, begun = time.monotonic(), progress["updates"]
+    start, begun, before_that = time.monotonic(), progress["updates"], progress["seconds"]
 
     for update in range(begun + 1, updates + 1):
         row = learner.update()
-        progress["updates"] = update
+        progress |= {"updates": update, "seconds": before_that + time.monotonic() - start}
         if update % args.selection_every == 0 or update == updates:
             row["selection_loss"] = select(learner, runs, before)
             if row["selection_loss"] < progress["best"]:
                 progress["best"] = row["selection_loss"]
-                learner.save(args.output_dir / POLICY_FILE, about(args, update, row["selection_loss"]))
+                learner.save(
+                    args.output_dir / POLICY_FILE, about(args, update, row["selection_loss"], progress["seconds"])
+                )
         folder.save_checkpoint({"learner": learner.state_dict(), "progress": dict(progress)})
         tracker.log(row, update)
         left = (time.monotonic() - start) / (update - begun) * (updates - update)
@@ -164,7 +167,7 @@ def main(command: list[str]) -> None:
         if args.data_dir is not None:
             os.environ["LR_GYM_DATA"] = str(args.data_dir)
         parts = build(args)
-    except (ValueError, ImportError, FileNotFoundError) as error:
+    except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
         train(args, *parts)

@@ -21,12 +21,11 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from torch import nn
 from torch.optim import Optimizer
 
+from lr_gym.benchmark.contestants import Contestant, make_optimizer
 from lr_gym.benchmark.metrics import mean_interval, paired_difference
-from lr_gym.benchmark.run import evaluation_seed
+from lr_gym.benchmark.run import BATCH_NORM_BATCHES, evaluated, evaluation_seed
 from lr_gym.inner_loop import minibatch
-from lr_gym.layers import muon_groups
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.policy import load_policy
 from lr_gym.tasks import Split, Task, find_task
 from lr_gym.tasks.models import plain_model
 
@@ -79,18 +78,25 @@ def train(task: Task, make: Callable[[nn.Module, int, int], Optimizer], epochs: 
     model = plain_model(task, run_seed).to(device)
     each = math.ceil(len(data.gradient.inputs) / BATCH)
     optimizer = make(model, each, epochs)
+    inputs, targets = data.gradient
     history = []
+
+    def figures(split: Split) -> dict[str, float]:
+        some = minibatch(run_seed.expand(each), torch.arange(each), BATCH, len(inputs))[:BATCH_NORM_BATCHES]
+        with evaluated(model, optimizer, (inputs[rows] for rows in some.to(device))):
+            return score(task, model, split)
+
     for epoch in range(epochs):
         steps = torch.arange(epoch * each, (epoch + 1) * each)
-        for rows in minibatch(run_seed.expand(each), steps, BATCH, len(data.gradient.inputs)).to(device):
-            loss = task.loss(model(data.gradient.inputs[rows]), data.gradient.targets[rows]).mean()
+        for rows in minibatch(run_seed.expand(each), steps, BATCH, len(inputs)).to(device):
+            loss = task.loss(model(inputs[rows]), targets[rows]).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if isinstance(optimizer, PolicyOptimizer):
                 optimizer.observe(loss)
             optimizer.step()
-        history.append(score(task, model, data.selection)["accuracy"])
-    return Run(history, score(task, model, data.test))
+        history.append(figures(data.selection)["accuracy"])
+    return Run(history, figures(data.test))
 
 
 def epochs_to(accuracy: list[float], target: float) -> float:
@@ -100,13 +106,8 @@ def epochs_to(accuracy: list[float], target: float) -> float:
 
 def controlled(policy: str) -> Callable[[nn.Module, int, int], Optimizer]:
     """PolicyOptimizer from Adam's own 0.001."""
-    loaded = load_policy(policy)
-
-    def make(model: nn.Module, epoch: int, epochs: int) -> Optimizer:
-        params = muon_groups(model) if loaded.spec.base == "muon" else model.named_parameters()
-        return PolicyOptimizer(params, loaded, 1e-3, epoch * epochs, weight_decay=0.0, steps_per_epoch=epoch)
-
-    return make
+    contestant = Contestant("", 1e-3, policy)
+    return lambda model, epoch, epochs: make_optimizer(contestant, model, epoch * epochs, epoch)
 
 
 def text(values: list[float], digits: int = 4) -> str:

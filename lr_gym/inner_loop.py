@@ -99,7 +99,7 @@ class InnerLoop:
             noise: whether `Hyperparams.noise` is looked at; drawing it costs more than the update.
             weight_decay: whether `Hyperparams.weight_decay` is looked at.
             device: where everything lives.
-            dtype: of parameters and inputs.
+            dtype: of parameters and inputs; float16 is too narrow for the rewards' logarithms.
             compile: whether updates, gradients, statistics and evaluation are compiled for the number of runs of the
                 first `init`, which takes a minute the first time and seconds once torch's cache on disk knows the
                 task; other numbers of runs are computed as they stand, and equal results to rounding. On a CPU it is
@@ -107,6 +107,8 @@ class InnerLoop:
         """
         self.task = task
         self.device = torch.device(device)
+        if dtype == torch.float16:
+            raise ValueError(f"dtype must be float32, float64 or bfloat16; got {dtype}")
         self.dtype = dtype
         self.data = check_data(task.name, task.data()).to(self.device, dtype)
         self.model = build_model(task)

@@ -77,7 +77,7 @@ def pooled(layout: Layout, sums: Tensor) -> LayerStats:
     """
     param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots = layout.pool(sums)
     count = numbers_like(layout.layer_sizes(), sums)
-    length = (grad_square * first_square).sqrt()
+    length = grad_square.sqrt() * first_square.sqrt()  # the product of the squares may overflow
     cosine = torch.where(length > 0, dots / length, torch.zeros_like(length)).clamp(-1.0, 1.0)
     return LayerStats(
         param_rms=(param_square / count).sqrt(),

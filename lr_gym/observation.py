@@ -142,7 +142,8 @@ def _log_update_ratio(o: Observed) -> Tensor:
 
 def _among_layers(o: Observed) -> Tensor:
     """The same minus its mean over the layers that learn: frozen ones have no update to compare with."""
-    ratio, learns = _log_update_ratio(o), (o.stats.grad_rms > 0) & (o.stats.param_rms > 0)
+    ratio = _log_update_ratio(o)
+    learns = (o.stats.grad_rms > 0) & (o.stats.param_rms > 0) & (o.hyper.lr > 0)
     mean = torch.where(learns, ratio, 0.0).sum(1, keepdim=True) / learns.sum(1, keepdim=True).clamp_min(1)
     return torch.where(learns, ratio - mean, 0.0)
 

@@ -82,8 +82,8 @@ def uniform(
     start: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform numbers in [0, 1): the top 24 bits as float32, the top 53 as float64; arguments as `random_bits`."""
-    digits = 53 if dtype == torch.float64 else 24
+    """Uniform numbers in [0, 1): as many of the top bits as the dtype holds; arguments as `random_bits`."""
+    digits = 1 - round(math.log2(torch.finfo(dtype).eps))
     bits = random_bits(seed, stream, step, count, start)
     return _shift_right(bits, 64 - digits).to(dtype) * 2.0**-digits
 
@@ -103,10 +103,10 @@ def normal(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers, Box-Muller on the two halves of each 64-bit word; arguments as `random_bits`."""
-    bits = random_bits(seed, stream, step, count, start)
-    radius = ((_shift_right(bits, 32) + 1).to(dtype) * 2.0**-32).log_().mul_(-2.0).sqrt_()
-    angle = (bits & 0xFFFFFFFF).to(dtype) * (2.0 * math.pi * 2.0**-32)
-    return radius * angle.cos_()
+    bits, wide = random_bits(seed, stream, step, count, start), torch.promote_types(dtype, torch.float32)
+    radius = ((_shift_right(bits, 32) + 1).to(wide) * 2.0**-32).log_().mul_(-2.0).sqrt_()
+    angle = (bits & 0xFFFFFFFF).to(wide) * (2.0 * math.pi * 2.0**-32)
+    return (radius * angle.cos_()).to(dtype)
 
 
 def run_seeds(row_seed: Tensor, episode: Tensor | int) -> Tensor:

@@ -255,7 +255,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
         Args:
             seed: one int s for row seeds s, s + 1, ...; or one per row; None for each row's next episode.
-            options: {"reset_mask": (B,) bool} restarts those runs only, each with its next episode; {"initial_lr":
+            options: {"reset_mask": (B,) bool} restarts those runs only, with their seeds or else each with its next
+                episode (the first reset starts all of them); {"initial_lr":
                 (B,)} lets each run start from that learning rate, until the next reset, instead of drawing one.
         """
         options = dict(options or {})
@@ -267,11 +268,12 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             )
         self._given_lr = None if lr is None else self._check_lr(lr)
         if seed is not None or self._row_seed is None:
-            self._seed_rows(seed)
-            mask = np.ones_like(mask)
+            mask = np.ones_like(mask) if self._row_seed is None else mask
+            self._seed_rows(seed, mask)
         else:
             self._episode_index += mask
-        self._start(np.flatnonzero(mask))
+        if mask.any():
+            self._start(np.flatnonzero(mask))
         return self._observation.copy(), self._infos(self.runs)
 
     def step(
@@ -335,7 +337,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on, as flat tensors; not the rendering history."""
-        assert self._row_seed is not None, "call reset() first"
+        runs = self.runs
+        assert self._row_seed is not None
         host = {
             "row_seed": self._row_seed,
             "episode_index": self._episode_index,
@@ -345,11 +348,23 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             "given_lr": np.full(self.num_envs, np.nan) if self._given_lr is None else self._given_lr,
         }
         tensors = {f"host.{name}": torch.from_numpy(value.copy()) for name, value in host.items()}
-        return tensors | {name: value.clone() for name, value in flatten(self.runs, "runs").items()}
+        return tensors | {name: value.clone() for name, value in flatten(runs, "runs").items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken, in an environment made with the same options."""
+        """Continue exactly where `state_dict` was taken, in an environment made with the same options.
+
+        Raises:
+            ValueError: for a state of an environment of other options.
+        """
         self.reset(seed=0)
+        shapes = {name: tuple(value.shape) for name, value in flatten(self.runs, "runs").items()}
+        given_shapes = {name: tuple(value.shape) for name, value in state.items() if name.startswith("runs.")}
+        for name in sorted({*shapes, *given_shapes}):
+            if shapes.get(name) != given_shapes.get(name):
+                raise ValueError(
+                    f"this state is of an environment of other options, or of another version: {name} has shape "
+                    f"{given_shapes.get(name, 'none')} there and {shapes.get(name, 'none')} here"
+                )
         self._runs = unflatten(self.runs, {k: v.clone() for k, v in state.items()}, "runs")
         self._row_seed = state["host.row_seed"].numpy().copy()
         self._episode_index = state["host.episode_index"].numpy().copy()
@@ -366,7 +381,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"initial_lr must be {self.num_envs} positive numbers, one per run; got {lr}")
         return values
 
-    def _seed_rows(self, seed: int | Sequence[int] | None) -> None:
+    def _seed_rows(self, seed: int | Sequence[int] | None, mask: NDArray[np.bool_]) -> None:
+        """New seeds for the rows of a mask (B,)."""
         if seed is None or isinstance(seed, (int, np.integer)):
             super().reset(seed=None if seed is None else int(seed))
             first = int(self.np_random.integers(1 << 62)) if seed is None else int(seed)
@@ -375,8 +391,9 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             rows = [int(s) for s in seed]
         if len(rows) != self.num_envs:
             raise ValueError(f"seed must be an int or one per run ({self.num_envs}); got {len(rows)}")
-        self._row_seed = np.array(rows, dtype=np.int64)
-        self._episode_index[:] = 0
+        old = np.zeros(self.num_envs, dtype=np.int64) if self._row_seed is None else self._row_seed
+        self._row_seed = np.where(mask, np.array(rows, dtype=np.int64), old)
+        self._episode_index[mask] = 0
 
     def _start(self, rows: NDArray[np.intp]) -> None:
         """Begin the current episode of the given rows and observe them."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import lr_gym
+from lr_gym.benchmark import run as run_module
 from lr_gym.benchmark import tuning
 from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, entrants
 from lr_gym.benchmark.engine import here, local_engine
@@ -33,7 +34,7 @@ CELLS = [Cell(Contestant("adam", 1e-3), "quadratic", seed, test=True, horizon=10
 
 
 def timeless(outcome):
-    return outcome._replace(seconds=0.0)
+    return outcome._replace(seconds=0.0, training=0.0)
 
 
 @pytest.fixture
@@ -73,6 +74,25 @@ def test_divergence_ends_a_cell():
     assert outcome.selection_loss == outcome.test_loss == math.inf
     assert outcome.updates < 200
     assert outcome.error == ""
+
+
+def test_divergence_is_looked_for_where_every_contestant_is(monkeypatch):
+    """A loss that rises above the limit and comes down again is no divergence, with a scheduler or without."""
+    training = run_module._Training
+    loss_at = training.loss_at
+
+    class Rising(training):
+        def loss_at(self, step):
+            return loss_at(self, step) + (1e9 if step == 5 else 0.0)
+
+    monkeypatch.setattr(run_module, "_Training", Rising)
+    for name in ("adam-constant", "adam-cosine"):
+        assert math.isfinite(run_cell(Cell(Contestant(name, 0.01), "quadratic", 0, horizon=200)).selection_loss)
+
+
+def test_seconds_of_updates_are_a_part_of_all():
+    outcome = run_cell(CELLS[0]._replace(contestant=Contestant("adam", 0.01)))
+    assert 0.0 < outcome.training < outcome.seconds
 
 
 def test_evaluation_seeds_are_those_of_no_environment():
@@ -217,6 +237,27 @@ def test_trainings_of_an_earlier_evaluation_are_taken_over(tmp_path):
         assert len(store) == len(CELLS)  # the new file needs the old one no longer
 
 
+def test_what_raised_is_tried_again(tmp_path):
+    raised = lambda cells: ((cell, run_cell(cell)._replace(error="MemoryError")) for cell in cells)
+    with CellStore(tmp_path / "a.jsonl") as store:
+        complete(CELLS, raised, store)
+    for file, earlier in (("a.jsonl", []), ("b.jsonl", [tmp_path / "a.jsonl"])):
+        with CellStore(tmp_path / file, earlier) as store:
+            again = complete(CELLS, here, store)
+            assert not any(outcome.error for outcome in again.values())
+            assert complete(CELLS, here, store) == again
+
+
+def test_a_line_that_is_no_cell_is_passed_over(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    with CellStore(path) as store:
+        outcomes = complete(CELLS[:2], here, store)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"\xff not a cell\n" + second)
+    with pytest.warns(RuntimeWarning, match="not a cell"), CellStore(path) as store:
+        assert complete(CELLS[:2], here, store) == outcomes
+
+
 # Tuning
 
 
@@ -286,6 +327,14 @@ def test_a_study_may_be_shared(tmp_path):
         writer.join()
     expected = {number: math.inf if number == 3 else float(number) for number in range(12)}
     assert Study(path, (1e-3, 1.0)).losses() == expected
+
+
+def test_a_line_that_was_never_written_to_its_end_spoils_no_study(tmp_path):
+    path = tmp_path / "study.journal"
+    _add_trials(path, range(3))
+    path.write_bytes(path.read_bytes()[:-20])
+    _add_trials(path, [2])
+    assert Study(path, (1e-3, 1.0)).losses() == {0: 0.0, 1: 1.0, 2: 2.0}
 
 
 # The grid

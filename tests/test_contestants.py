@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, check_installed
 from lr_gym.benchmark.hypergradient import HypergradientAdam
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.benchmark.schedulers import SCHEDULERS
+from lr_gym.policy import load_policy, save_policy
 from lr_gym.schedules import base_schedule
 
 LRS = {"sgd": 0.3, "sgd-momentum": 0.05, "sgd-momentum-cosine": 0.05, "garo": 0.1, "enhanced-sgd": 0.05}
@@ -29,7 +31,7 @@ def test_every_optimizer_learns_and_repeats_itself(name):
     assert len(outcome.curve) == len(outcome.steps) == len(outcome.lr)
     assert outcome.steps[0] == 0
     assert outcome.steps[-1] == horizon
-    assert run_cell(cell)._replace(seconds=0.0) == outcome._replace(seconds=0.0)
+    assert run_cell(cell)._replace(seconds=0.0, training=0.0) == outcome._replace(seconds=0.0, training=0.0)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
@@ -135,6 +137,16 @@ def test_entrants_of_policies_come_twice():
         ("adam-cosine", None),
     ]
     assert rows[1].at(0.1) == Contestant("", 0.1, "builtin:default")
+
+
+def test_policies_of_the_same_name_are_told_apart(tmp_path):
+    policy = load_policy("builtin:mnist1d")
+    paths = [str(tmp_path / folder / "a.safetensors") for folder in ("x", "y")]
+    for path in [*paths, str(tmp_path / "ppo-lr0.001.safetensors")]:
+        Path(path).parent.mkdir(exist_ok=True)
+        save_policy(policy, Path(path))
+    names = [row.name for row in entrants([], [*paths, tmp_path / "ppo-lr0.001.safetensors"])][::2]
+    assert names == [*(f"policy {path}" for path in paths), "policy ppo-lr0.001"]
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,9 @@ def test_the_summary_names_losses_as_it_names_wins():
     expected = "better than 1 (adam), worse than 1 (sgd), no difference shown to 1."
     assert lines[1] == f"policy mnist1d, of 3 baselines: {expected}"
     won = summarise(rows, {**across, "winner": "sgd"}, 1, [], {})
-    assert won[0] == "sgd is the winner on this task: better than every other entrant."
+    assert won[0] == "sgd is the winner on this task: better on average than every other entrant."
+    split = summarise(rows, {**across, "winner": "adam"}, 1, [], {})
+    assert split[0].endswith("than every other entrant, though sgd leads the ranking by interquartile means.")
     assert not any("guard" in line for line in lines)
     free = Outcome(1.0, 1.0, {}, [], [], [], [])
     trained = {("a", "policy mnist1d"): [free, free._replace(guarded=True)], ("b", "policy mnist1d"): [free]}

@@ -123,3 +123,13 @@ def test_zero_gradients_are_measured(base):
     assert all(torch.isfinite(value).all() for value in stats)
     assert not stats.update_rms.any()
     assert not stats.cosine.any()
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_cosine_does_not_see_the_scale_of_the_loss(scale):
+    arguments = list(trained("sgd", 2))
+    arguments[2:5] = [[x.float() for x in part] for part in arguments[2:5]]
+    expected = measure(*arguments).cosine
+    for of in (3, 4):  # gradients and momenta
+        arguments[of] = [x * scale for x in arguments[of]]
+    torch.testing.assert_close(measure(*arguments).cosine, expected)

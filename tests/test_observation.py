@@ -225,6 +225,18 @@ def test_a_first_loss_that_has_no_logarithm_is_as_good_as_none(first):
     assert (other[:, -1] == 1).all()
 
 
+def test_a_layer_without_a_learning_rate_is_not_compared_with():
+    o = ordinary()
+    frozen = o.hyper.lr.clone()
+    frozen[:, 0] = 0.0
+    shown = observe(("update_ratio_among_layers",), o._replace(hyper=o.hyper._replace(lr=frozen)))
+    rest = lambda tree: type(tree)(*(x[:, 1:] if x.ndim > 1 else x for x in tree))
+    alone = o._replace(stats=rest(o.stats), memory=rest(o.memory), hyper=rest(o.hyper), outlook=rest(o.outlook))
+    expected = observe(("update_ratio_among_layers",), alone._replace(offset=o.offset[:, 1:], action=o.action[:, 1:]))
+    torch.testing.assert_close(shown[:, 1:], expected)
+    assert shown[:, 0].abs().max() == 0
+
+
 def test_memory_of_one_run_ignores_the_others():
     stats = LayerStats(*(torch.tensor([[1.0], [math.nan]]),) * 6)
     both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]))

@@ -331,6 +331,26 @@ def test_parameters_without_gradient_stay_and_join_later():
     assert_close(model, twin)
 
 
+def test_layers_without_gradient_keep_their_multiplier():
+    """They give nothing to go by: a policy that went on there would have led them anywhere until they are unfrozen."""
+    policy = random_policy(spec_of(), interval=3)
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.named_parameters(), policy, total_steps=40)
+    first, *_, last = model.children()
+    first.requires_grad_(False)
+    train(optimizer, model, loss_at, range(20))
+    multipliers = {k: v for k, v in optimizer.metrics().items() if k.startswith("multiplier/")}
+    frozen, live = multipliers.values()
+    assert frozen == 1.0
+    assert live != 1.0
+    optimizer.zero_grad()
+    optimizer.step()  # as a dummy step does
+    assert {k: v for k, v in optimizer.metrics().items() if k.startswith("multiplier/")} == multipliers
+    first.requires_grad_(True), last.requires_grad_(False)
+    train(optimizer, model, loss_at, range(21, 41))
+    assert optimizer.metrics()[next(iter(multipliers))] != 1.0
+
+
 @pytest.mark.parametrize("base", RULES)
 def test_zero_gradients_keep_everything_finite(base):
     model, _ = plain_run(TINY, 1, torch.float32)
@@ -718,3 +738,40 @@ def test_losses_of_single_examples_are_not_observed():
     optimizer = PolicyOptimizer([torch.ones(2).requires_grad_()], constant())
     with pytest.raises(ValueError, match=r"got shape \(4,\): pass loss.mean\(\)"):
         optimizer.observe(torch.ones(4))
+
+
+def test_edited_groups_are_noticed():
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    first, *_, last = model.children()
+    optimizer = PolicyOptimizer([{"params": last.parameters()}], acting(), total_steps=40)
+    train(optimizer, model, loss_at, range(5))
+    kept = optimizer._live.control.offset[0, 0].clone()
+    before = [p.detach().clone() for p in first.parameters()]
+    optimizer.param_groups[0]["params"].extend(first.parameters())
+    optimizer.metrics()
+    assert torch.equal(optimizer._live.control.offset[0, 0], kept)
+    train(optimizer, model, loss_at, range(5, 10))
+    assert not any(torch.equal(p, old) for p, old in zip(first.parameters(), before, strict=True))
+    del optimizer.param_groups[0]["params"][2:]
+    before = [p.detach().clone() for p in first.parameters()]
+    train(optimizer, model, loss_at, range(10, 15))
+    assert all(torch.equal(p, old) for p, old in zip(first.parameters(), before, strict=True))
+
+
+def test_parameters_of_two_devices_are_an_error():
+    params = [nn.Parameter(torch.ones(2, 2, device=device)) for device in ("cpu", "meta")]
+    optimizer = PolicyOptimizer(params, constant())
+    with pytest.raises(ValueError, match="one device; got cpu, meta"):
+        optimizer.metrics()
+
+
+def test_a_fused_state_counts_its_steps_where_the_parameters_are():
+    make = lambda device: PolicyOptimizer([nn.Parameter(torch.ones(2, 2, device=device))], constant(), fused=True)
+    saved = make("cpu")
+    saved.param_groups[0]["params"][0].grad = torch.ones(2, 2)
+    saved.step()
+    elsewhere = make("meta")
+    elsewhere.load_state_dict(saved.state_dict())
+    (state,) = elsewhere.state.values()
+    assert state["step"].device.type == state["exp_avg"].device.type == "meta"
+    assert state["step"].dtype == torch.float32

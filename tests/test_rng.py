@@ -73,15 +73,18 @@ def test_uniform_range_and_moments(dtype):
     assert ((counts - 1e4).square().sum() / 1e4).item() < 30  # chi-square, 9 degrees of freedom, p < 0.0005
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+
+
+@pytest.mark.parametrize("dtype", DIGITS)
 def test_uniform_is_the_top_digits(dtype):
-    digits = 53 if dtype == torch.float64 else 24
+    digits = DIGITS[dtype]
     expected = (bits_twin(7, Stream.MASK, 2, 9) >> np.uint64(64 - digits)).astype(np.float64) / 2**digits
     drawn = uniform(torch.tensor([7]), Stream.MASK, 2, 9, dtype=dtype)[0]
     np.testing.assert_array_equal(drawn.double().numpy(), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DIGITS)
 def test_normal_moments(dtype):
     z = normal(torch.arange(20), Stream.NOISE, 0, 5000, dtype=dtype).double()
     assert torch.isfinite(z).all()

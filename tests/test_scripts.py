@@ -82,6 +82,7 @@ def test_training_saves_a_policy_and_a_curve(trained):
     policy = load_policy(trained)
     assert policy.about["tasks"] == "mnist1d-mlp"
     assert policy.about["selection_tasks"] == ["mnist1d-mlp"]
+    assert policy.about["cost"].endswith(" minutes, 2 workers")
     assert policy.about["selection_loss"] == min(r["selection_loss"] for r in curve(trained) if "selection_loss" in r)
     assert [row["step"] for row in curve(trained)] == [1, 2, 3, 4, 5, 6]
 
@@ -244,6 +245,7 @@ def test_nothing_to_resume(tmp_path):
         (["--agent", "es", "--init", "builtin:default"], ["--init", "ppo", "es"]),
         (["--init", "builtin:nobody"], ["built-in", "nobody"]),
         (["--reward", "gold"], ["gold", "log_loss"]),
+        (["--output-dir", __file__], [__file__]),
     ],
 )
 def test_bad_arguments_are_named(arguments, words, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +225,19 @@ def test_row_seeds_count_up_from_an_integer():
     env = tiny()
     assert_same(env.reset(seed=5), env.reset(seed=[5, 6, 7]))
     assert_same(env.reset(seed=5)[0][1:], env.reset(seed=6)[0][:2])
+
+
+def test_a_seed_and_a_mask_seed_those_runs_only():
+    env = tiny()
+    env.reset(seed=0)
+    play(env, 2, random_actions(env))
+    observation, info = env.reset(seed=7, options={"reset_mask": [True, False, False]})
+    assert_same(info["step"] == 0, [True, False, False])
+    fresh, fresh_info = tiny().reset(seed=7)
+    assert_same(observation[0], fresh[0])
+    assert info["run_seed"][0] == fresh_info["run_seed"][0]
+    assert_same(env.reset(options={"reset_mask": [False] * 3})[0], observation)
+    assert_same(tiny().reset(seed=7, options={"reset_mask": [True, False, False]})[0], fresh)  # the first starts all
 
 
 def test_initial_lr_may_be_given_for_one_reset():
@@ -467,6 +482,30 @@ def test_state_keeps_the_initial_lr_that_a_reset_named():
     assert_same(play(env, 40, iter(actions)), play(again, 40, iter(actions)))  # through autoresets
 
 
+@pytest.mark.parametrize(
+    "other", [{"num_envs": 4}, {"base": "sgd"}, {"controls": ("lr", "momentum")}, {"average": 1.0}], ids=str
+)
+def test_a_state_of_other_options_is_refused(other):
+    env = tiny()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"other options.*runs\."):
+        tiny(**other).load_state_dict(env.state_dict())
+
+
+def test_no_state_before_the_first_reset():
+    with pytest.raises(gymnasium.error.ResetNeeded, match="reset"):
+        tiny().state_dict()
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_copies_go_on_alike(how):
+    copied = copy.deepcopy if how == "deepcopy" else lambda env: pickle.loads(pickle.dumps(env))  # noqa: S301
+    env = LRControlVectorEnv("quadratic", 3, horizon=20)
+    env.reset(seed=0)
+    play(env, 2, random_actions(env))
+    assert_same(play(copied(env), 3, random_actions(env)), play(env, 3, random_actions(env)))
+
+
 def test_state_is_a_copy():
     env = tiny()
     env.reset(seed=0)
@@ -558,7 +597,7 @@ WRONG = [
     ("initial_lr", ("1e-3", "1e-2")), ("mask_passes", 1.5),
     ("weight_decay", -0.1), ("weight_decay", math.nan), ("weight_decay", None),
     ("reward", "accuracy"), ("mask_loss", -0.1), ("mask_loss", math.nan), ("mask_progress", 1.1),
-    ("mask_progress", "half"), ("dtype", torch.int64), ("render_mode", "human"),
+    ("mask_progress", "half"), ("dtype", torch.int64), ("dtype", torch.float16), ("render_mode", "human"),
     ("autoreset_mode", AutoresetMode.NEXT_STEP), ("max_episode_steps", 100),
 ]  # fmt: skip
 

@@ -194,9 +194,9 @@ def check_installed(optimizers: Iterable[str]) -> None:
 
 
 def _policy_names(policies: Sequence[str]) -> list[str]:
-    """Short names: of the built-in policy, file or folder, numbered where two are the same."""
-    short = [p.removeprefix("builtin:") if p.startswith("builtin:") else Path(p).stem or p for p in policies]
-    return [name if short.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(short)]
+    """Short names: of the built-in policy, file or folder, or what was asked for where two would be the same."""
+    short = [Path(p.removeprefix("builtin:")).name.removesuffix(".safetensors") or p for p in policies]
+    return [name if short.count(name) == 1 else path for name, path in zip(short, policies, strict=True)]
 
 
 def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str]]) -> list[Entrant]:

@@ -185,7 +185,13 @@ def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
     """Plots of one task: losses of all, and the learning rates that each policy set."""
     styles = entrant_styles(results)
     rows = [row for row in results["tasks"][task]["rows"] if row["curves"]]
-    plots = [Plot("Test loss while training", "Mean over seeds; the band spans the middle half.", _band(rows, styles))]
+    plots = [
+        Plot(
+            "Test loss while training",
+            "Mean over the seeds that did not diverge; the band spans their middle half.",
+            _band(rows, styles),
+        )
+    ]
     for row in rows:
         if row["kind"] == "policy":
             title = f"Learning rates set by {row['name']} from lr {row['lr']:g}"

@@ -18,7 +18,7 @@ from lr_gym.benchmark.significance import compare_all, winner
 from lr_gym.benchmark.tuning import Tuning
 from lr_gym.tasks import find_task
 
-__all__ = ["assemble", "plain", "reference_of", "summarise"]
+__all__ = ["assemble", "costs", "plain", "reference_of", "summarise"]
 
 Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]  # (task, entrant's name) -> one per seed
 _FAR = np.arange(1.0, 7.1, 0.25)
@@ -45,16 +45,27 @@ def reference_of(rows: Sequence[Entrant]) -> str:
 
 
 def _target(task: str, rows: Sequence[Entrant], outcomes: Outcomes) -> tuple[str, float]:
-    """The best baseline by selection loss, and the mean end of its curves: what the others have to reach."""
+    """The best baseline by selection loss, and the mean end of its curves: what the others have to reach.
+
+    Where even that diverged there is nothing to reach: -inf.
+    """
     candidates = [row for row in rows if row.optimizer] or list(rows)
     best = min(candidates, key=lambda row: float(np.mean([o.selection_loss for o in outcomes[task, row.name]])))
-    return best.name, float(np.mean([o.curve[-1] if o.curve else np.inf for o in outcomes[task, best.name]]))
+    ends = [o.curve[-1] if math.isfinite(o.test_loss) else np.inf for o in outcomes[task, best.name]]
+    return best.name, float(np.mean(ends)) if np.isfinite(ends).all() else -math.inf
+
+
+def _median_reached(steps: Sequence[float]) -> float:
+    """Median of those that reach the target, inf where none does."""
+    reached = [value for value in steps if math.isfinite(value)]
+    return float(np.median(reached)) if reached else math.inf
 
 
 def _row(row: Entrant, lr: float, outcomes: Sequence[Outcome], reference: Sequence[Outcome], target: float) -> Any:
     """One entrant on one task."""
     whole = [o for o in outcomes if math.isfinite(o.test_loss)]
     losses = [o.test_loss for o in outcomes]
+    to_target = [steps_to_target(o.steps, o.curve, target) for o in outcomes]
     rates = np.array([o.lr for o in whole])  # (seeds, points, layers)
     return {
         "name": row.name,
@@ -69,7 +80,8 @@ def _row(row: Entrant, lr: float, outcomes: Sequence[Outcome], reference: Sequen
             for key in (whole[0].metrics if len(whole) == len(outcomes) else ())
         },
         "area": mean_interval([area_under_curve(o.steps, o.curve) for o in outcomes]),
-        "steps_to_target": [steps_to_target(o.steps, o.curve, target) for o in outcomes],
+        "steps_to_target": to_target,
+        "updates_to_target": _median_reached(to_target),
         "diverged": sum(not math.isfinite(o.test_loss) and not o.error for o in outcomes),
         "raised": sum(bool(o.error) for o in outcomes),
         "steps": whole[0].steps if whole else [],
@@ -157,14 +169,14 @@ def _misset(
 
 
 def _timing(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes, targets: Mapping[str, float]) -> Any:
-    """Seconds of a training and to the target, the only figures that differ between two runs."""
+    """Seconds of a training's updates, all and to the target, the only figures that differ between two runs."""
     table: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
     for task in tasks:
         for row in rows:
             found = outcomes[task, row.name]
-            seconds = float(np.mean([o.seconds for o in found]))
+            seconds = float(np.mean([o.training for o in found]))
             each = seconds / max(1.0, float(np.mean([o.updates for o in found])))
-            steps = float(np.median([steps_to_target(o.steps, o.curve, targets[task]) for o in found]))
+            steps = _median_reached([steps_to_target(o.steps, o.curve, targets[task]) for o in found])
             table[task][row.name] = {"training": seconds, "to_target": each * steps}
     return table
 
@@ -224,6 +236,22 @@ def assemble(
     return {**plain(content), "summary": summarise(rows, across, len(tasks), failures, outcomes)}
 
 
+def costs(policies: Mapping[str, Mapping[str, Any]], budget: int, tuning_seeds: int) -> list[str]:
+    """What was paid before the comparison, in words.
+
+    Args:
+        policies: path -> what is known of the policy, `cost` of it.
+        budget: learning rates of each contestant that is tuned.
+        tuning_seeds: trainings of each of them.
+    """
+    tuning = (
+        f"Tuning cost each contestant that is tuned {budget * tuning_seeds} trainings of each task, those at a fixed "
+        "learning rate and untuned policies none."
+    )
+    unknown = "what that cost is not recorded"
+    return [tuning, *(f"{path} was trained once: {about.get('cost', unknown)}." for path, about in policies.items())]
+
+
 def _counted(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names)})" if names else "none"
 
@@ -239,7 +267,8 @@ def summarise(
     where = "on this task" if tasks == 1 else f"over {tasks} tasks"
     best = across["ranking"][0]["name"]
     if across["winner"]:
-        lines = [f"{across['winner']} is the winner {where}: better than every other entrant."]
+        ahead = f", though {best} leads the ranking by interquartile means" if best != across["winner"] else ""
+        lines = [f"{across['winner']} is the winner {where}: better on average than every other entrant{ahead}."]
     else:
         lines = [f"No winner {where}: {best} ranks first, and is not shown to be better than every other entrant."]
     baselines = {row.name for row in rows if row.optimizer}

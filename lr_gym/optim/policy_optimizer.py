@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,12 @@ class _Live:
     multiplier: Hyperparams
     guard: Guard | None
 
+    def holds(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are the parameters that it was laid out for."""
+        return len(params) == len(self.slots) and all(
+            slot.param is param for slot, param in zip(self.slots, params, strict=True)
+        )
+
     def sizes(self) -> list[float]:
         """Parameters of each layer that learn."""
         sizes = [0.0] * self.layout.num_layers
@@ -104,6 +110,9 @@ class PolicyOptimizer(Optimizer):
     where that was `eval()`, load both before `train()`.
 
     Nothing in `observe` or `step` reads a number back from the device.
+
+    Replicas of a data-parallel training must decide alike, so observe the loss averaged over all of them
+    (`torch.distributed.all_reduce`), as their gradients are, or on none.
 
     A policy that knows what it saw while it learned (`policy.seen`) is guarded: on layers that look like none of that
     its actions fade to your learning rate, `metrics()` shows how far it is trusted, and a warning says so once.
@@ -308,6 +317,8 @@ class PolicyOptimizer(Optimizer):
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
             drop_foreign(self.state[param], self._rule.family)
+            if self._fused and "step" in self.state[param]:  # torch moves it only where a group says fused
+                self.state[param]["step"] = self.state[param]["step"].to(param.device, torch.float32)
         self._live = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -342,12 +353,18 @@ class PolicyOptimizer(Optimizer):
     def _prepare(self) -> _Live:
         """Lay out the layers and set up the controller, where that is still to be done."""
         if self._live is not None:
-            return self._live
+            if self._live.holds(self._params()):
+                return self._live
+            self._store_controller()  # somebody has edited param_groups
         spec = self._policy.spec
         for group in self.param_groups:
             group.setdefault(_START, float(group.get("initial_lr", group["lr"])))  # loaded from one of torch's
         pairs = [(param, group) for group in self.param_groups for param in group["params"]]
         params = [param for param, _ in pairs]
+        if len(devices := sorted({str(param.device) for param in params})) > 1:
+            raise ValueError(
+                f"PolicyOptimizer decides for parameters of one device; got {', '.join(devices)}: make one for each"
+            )
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
         if len(names) == len(params):
             layout = layout_of_named(zip(self._distinct(names), params, strict=True), spec.control)
@@ -371,6 +388,9 @@ class PolicyOptimizer(Optimizer):
         multiplier = decode(spec.controls, control.offset, self._unit(control, leads))
         self._live = _Live(layout, slots, leads, control, multiplier, guard)
         return self._live
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
 
     def _distinct(self, names: list[str]) -> list[str]:
         """The parameters' names, after their group's number where two models have the same ones."""
@@ -463,13 +483,19 @@ class PolicyOptimizer(Optimizer):
         observation, control = decide_observation(spec, live.control, stats, hyper, outlook)
         action, _ = self._policy.predict(observation[0])
         unit = self._unit(control, live.leads)
-        live.multiplier, live.control = apply_action(spec, control, action.unsqueeze(0), unit)
+        _, moved = apply_action(spec, control, action.unsqueeze(0), unit)
+        alive = stats.grad_rms > 0  # a layer without a gradient gives nothing to go by, and stays where it is
+        action = torch.where(alive.unsqueeze(-1), moved.action, control.action)
+        offset = torch.where(alive.unsqueeze(-1), moved.offset, control.offset)
         if live.guard is not None:
             lr = numbers_like([[float(lead.group[_START]) for lead in live.leads]], unit.lr)
-            offset = live.guard.decide(observation, stats.grad_rms > 0, lr, control.offset, live.control.offset)
-            live.multiplier, live.control = decode(spec.controls, offset, unit), live.control._replace(offset=offset)
-            if self._factor(step) > 0.0:  # when total_steps are over, the learning rate is 0 and nothing new happens
-                self._warn(live.guard, wait=False)
+            offset = live.guard.decide(observation, alive, lr, control.offset, offset)
+        live.control = moved._replace(action=action, offset=offset)
+        live.multiplier = decode(spec.controls, offset, unit)
+        if (
+            live.guard is not None and self._factor(step) > 0.0
+        ):  # when total_steps are over, the learning rate is 0 and nothing new happens
+            self._warn(live.guard, wait=False)
 
     def _warn(self, guard: Guard, *, wait: bool) -> None:
         """Warn once that the guard acts, when the host knows; `wait` for the device to know."""
@@ -521,12 +547,14 @@ class PolicyOptimizer(Optimizer):
         live = getattr(self, "_live", None)
         if live is None:
             return
-        rows = rows_of(live.control)
-        for lead, row in zip(live.leads, rows, strict=True):
-            self.state[lead.param][_CONTROLLER] = row.clone()
+        rows = {_CONTROLLER: rows_of(live.control)}
         if live.guard is not None:
-            for lead, row in zip(live.leads, torch.stack(live.guard.state, dim=-1)[0], strict=True):
-                self.state[lead.param][_GUARD] = row.clone()
+            rows[_GUARD] = torch.stack(live.guard.state, dim=-1)[0]
+        present = set(map(id, self._params()))
+        for key, values in rows.items():
+            for lead, row in zip(live.leads, values, strict=True):
+                if id(lead.param) in present:
+                    self.state[lead.param][key] = row.clone()
 
     def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[Slot]) -> ControlState:
         """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
