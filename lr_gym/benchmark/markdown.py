@@ -37,7 +37,7 @@ def tables(results: Mapping[str, Any]) -> str:
         "\n".join(f"- {line}" for line in results["summary"]),
         f"Score: log of {results['reference']}'s test loss over one's own, same seed; interquartile mean and interval.",
         _table(["contestant", "score", "diverged", "better than (Holm)"], ranking),
-        " ".join(results["cost"]),
+        *([" ".join(results["cost"])] if "cost" in results else []),  # not told by older versions
     ]
     for policy, chances in results["probability_of_improvement"].items():
         against = [
