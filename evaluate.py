@@ -247,11 +247,18 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     }
     write_report(results, report)
     tracker.log({f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0)
+    columns = ["contestant", "score", "low", "high", "failed", "better than"]
+    ranking = [
+        [e["name"], e["score"]["mean"], e["score"]["low"], e["score"]["high"], e["failed"], ", ".join(e["beats"])]
+        for e in results["ranking"]
+    ]
+    tracker.save_table("ranking", columns, ranking)
     tracker.save_file(report, "report")
-    tracker.close()
     if args.wandb_cells:
         log_cells(args.output_dir, outcomes, args.wandb)
-    write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())  # last: with it all is complete
+    write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())  # with it all is complete
+    tracker.save_file(file, "results")
+    tracker.close()
     plan.folder.close()
     show(results)
     print(f"report: {report}")

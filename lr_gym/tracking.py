@@ -73,6 +73,13 @@ class Tracker:
         if self._run is not None:
             self._run.log_artifact(str(path), type=kind)
 
+    def save_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table with the wandb run."""
+        if self._run is not None:
+            import wandb
+
+            self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
     def save_pictures(self, paths: Sequence[Path]) -> None:
         """Show pictures and films (.png, .gif) with the wandb run."""
         if self._run is not None:

@@ -153,7 +153,7 @@ def test_suites_say_what_is_left_out(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "suite_tasks", lambda suite: (["quadratic"], {"imdb-bert": "no GPU is here"}))
     evaluate.main(args(tmp_path / "out", task=(), suite="test"))
     assert "skipped imdb-bert: no GPU is here" in capsys.readouterr().out
-    assert "Left out: imdb-bert. no GPU is here" in (tmp_path / "out" / "report.html").read_text()
+    assert "Left out: imdb-bert: no GPU is here" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -178,16 +178,35 @@ def test_bad_arguments_are_named(tmp_path, changes, words):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def wandb_records(folder: Path) -> str:
+    """What the only offline run of a folder holds, a JSON object a line."""
+    (run,) = folder.glob("wandb/offline-run-*")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    return subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_the_evaluation_is_a_wandb_run_with_its_table_and_files(tmp_path, cache):
+    small = {"task": ("quadratic",), "policy": (), "optimizers": "adam,sgd", "misset": False, "budget": 1}
+    evaluate.main(args(tmp_path / "out", wandb="offline", **small))
+    text = wandb_records(tmp_path / "out")
+    assert "score/sgd" in text
+    (table,) = (tmp_path / "out").glob("wandb/offline-run-*/files/media/table/ranking*.json")
+    ranking = json.loads((tmp_path / "out" / "results.json").read_text())["ranking"]
+    assert [row[:2] for row in json.loads(table.read_text())["data"]] == [
+        [entry["name"], entry["score"]["mean"]] for entry in ranking
+    ]
+    for kind in ("report", "results"):
+        assert f'"type":"{kind}"' in text.replace(" ", "")
+
+
 def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
     cell = Cell(Contestant("adam", 1e-3), "quadratic", 3, test=True, horizon=10)
     outcome = run_cell(cell)
     log_cells(tmp_path, {cell: outcome}, "offline")
-    (folder,) = tmp_path.glob("wandb/offline-run-*")
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    text = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=120).stdout
+    text = wandb_records(tmp_path)
     records = [json.loads(line) for line in text.splitlines()]
     run = next(record["run"] for record in records if "run" in record)
-    assert (run["run_group"], run["display_name"]) == ("quadratic", "adam-lr0.001-seed3")
+    assert (run["run_group"], run["display_name"]) == (f"{tmp_path.name}-quadratic", "adam-lr0.001-seed3")
     assert [json.dumps(outcome.test_loss) in line for line in text.splitlines() if '"history"' in line][-1]
     assert "final_test_loss" in text
 

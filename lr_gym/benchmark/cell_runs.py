@@ -21,7 +21,7 @@ def _rows(outcome: Outcome) -> list[tuple[int, dict[str, float]]]:
 
 
 def log_cells(folder: Path, outcomes: Mapping[Cell, Outcome], wandb: str) -> None:
-    """Log every cell.
+    """Log every cell, those of a task in a group of their own.
 
     Args:
         folder: `wandb/` goes into it.
@@ -33,4 +33,4 @@ def log_cells(folder: Path, outcomes: Mapping[Cell, Outcome], wandb: str) -> Non
         config = {**cell.contestant._asdict(), "task": cell.task, "seed": cell.seed, "horizon": cell.horizon}
         summary = {"final_test_loss": outcome.test_loss, **outcome.metrics, "error": outcome.error}
         name = f"{who}-lr{cell.contestant.lr:g}-seed{cell.seed}"
-        log_run(folder, config, _rows(outcome), summary, wandb=wandb, name=name, group=cell.task)
+        log_run(folder, config, _rows(outcome), summary, wandb=wandb, name=name, group=f"{folder.name}-{cell.task}")
