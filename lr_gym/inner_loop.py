@@ -20,7 +20,7 @@ from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, muon_groups
 from lr_gym.rng import Stream, integers
-from lr_gym.rows import leaves_of, put_rows, rows_of, take_rows
+from lr_gym.rows import leaves_of, put_rows, slice_rows, take_rows
 from lr_gym.tasks.models import build_model, initial_buffers, initial_parameters
 from lr_gym.tasks.stacked import stacked_forward
 from lr_gym.tasks.task import SPLITS, Split, Task, check_data
@@ -154,7 +154,7 @@ class InnerLoop:
         indices = self._indices(state, 0, 1)[0]
         if self._compiler is not None and not self._block:
             self._warm_up(state, indices)
-        return _joined(state, [self._gradient(rows_of(state, rows), indices[rows]) for rows in self._blocks(runs)])
+        return _joined(state, [self._gradient(slice_rows(state, rows), indices[rows]) for rows in self._blocks(runs)])
 
     def _warm_up(self, state: InnerState, indices: Tensor) -> None:
         """Choose the block and compile for it: now, since threads may be about to step several loops at once."""
@@ -201,7 +201,7 @@ class InnerLoop:
         blocks, losses = [], []
         for rows in self._blocks(runs):  # each to the end: its numbers stay in the processor's cache meanwhile
             block, loss = self._advance(
-                rows_of(state, rows), rows_of(hyper, rows), factor[:, rows], indices[:, rows], limit[rows]
+                slice_rows(state, rows), slice_rows(hyper, rows), factor[:, rows], indices[:, rows], limit[rows]
             )
             blocks.append(block)
             losses.append(loss)
@@ -239,7 +239,7 @@ class InnerLoop:
         pieces = [Split(*parts) for parts in zip(*(part.tensor_split(count) for part in examples), strict=True)]
         weights, blocks = (state.params, state.buffers), self._blocks(len(state.step))
         losses = [
-            torch.cat([self._evaluation(len(piece.inputs))(*rows_of(weights, rows), piece) for rows in blocks])
+            torch.cat([self._evaluation(len(piece.inputs))(*slice_rows(weights, rows), piece) for rows in blocks])
             for piece in pieces
         ]
         if len(pieces) == 1:

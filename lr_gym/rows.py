@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["flatten", "leaves_of", "put_rows", "rows_of", "take_rows", "unflatten", "with_leaves"]
+__all__ = ["flatten", "leaves_of", "put_rows", "slice_rows", "take_rows", "unflatten", "with_leaves"]
 
 Tree = TypeVar("Tree")
 
@@ -25,12 +25,12 @@ def take_rows(tree: Tree, rows: Tensor) -> Tree:
     return tree
 
 
-def rows_of(tree: Tree, rows: slice) -> Tree:
+def slice_rows(tree: Tree, rows: slice) -> Tree:
     """The given rows of every tensor (B, ...) in a nested tuple, views of them."""
     if isinstance(tree, Tensor):
         return tree[rows]  # type: ignore[return-value]
     if isinstance(tree, tuple):
-        return _rebuild(tree, [rows_of(child, rows) for child in tree])  # type: ignore[no-any-return]
+        return _rebuild(tree, [slice_rows(child, rows) for child in tree])  # type: ignore[no-any-return]
     return tree
 
 

@@ -492,9 +492,8 @@ class PolicyOptimizer(Optimizer):
             offset = live.guard.decide(observation, alive, lr, control.offset, offset)
         live.control = moved._replace(action=action, offset=offset)
         live.multiplier = decode(spec.controls, offset, unit)
-        if (
-            live.guard is not None and self._factor(step) > 0.0
-        ):  # when total_steps are over, the learning rate is 0 and nothing new happens
+        # when total_steps are over, the learning rate is 0 and nothing new happens
+        if live.guard is not None and self._factor(step) > 0.0:
             self._warn(live.guard, wait=False)
 
     def _warn(self, guard: Guard, *, wait: bool) -> None:
