@@ -124,8 +124,7 @@ class InnerLoop:
         self._weight_decay = weight_decay
         self._compiler = Compiler() if compile else None
         self._draw_noise = self._fixed(self._plain_noise)  # apart: inductor cannot schedule both as one
-        self._update_ = self._fixed(self._plain_update_)
-        self._loss_and_grads = self._fixed(self._plain_loss_and_grads)
+        self._step_ = self._fixed(self._plain_step_)
         self._measure = self._fixed(self._plain_measure)
         self._block = 0  # runs that are computed together once compiled
         self._evaluations: dict[int, Callable[..., Any]] = {}  # by number of examples
@@ -154,7 +153,7 @@ class InnerLoop:
         indices = self._indices(state, 0, 1)[0]
         if self._compiler is not None and not self._block:
             self._warm_up(state, indices)
-        return _joined(state, [self._gradient(slice_rows(state, rows), indices[rows]) for rows in self._blocks(runs)])
+        return self._gradient(state, indices)
 
     def _warm_up(self, state: InnerState, indices: Tensor) -> None:
         """Choose the block and compile for it: now, since threads may be about to step several loops at once."""
@@ -165,9 +164,10 @@ class InnerLoop:
             self._block = min(divisors, key=lambda size: abs(math.log(size * need / BLOCK)))
         rows = torch.arange(self._block, device=self.device)
         copy, indices = take_rows((state, indices), rows)
-        copy = self._gradient(copy, indices)
         ones = torch.ones_like(copy.first_mass)
-        self._apply(copy, Hyperparams(ones, ones, ones, ones), torch.ones_like(copy.second_mass))
+        self._step(
+            self._gradient(copy, indices), Hyperparams(ones, ones, ones, ones), torch.ones_like(copy.second_mass), indices
+        )
 
     def _working_set(self, state: InnerState, indices: Tensor) -> int:
         """Bytes that a step of these runs goes through: state, gradients, and what backward keeps from forward."""
@@ -178,7 +178,7 @@ class InnerLoop:
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            _, grads = self._plain_loss_and_grads(state.params, state.buffers, self.data.gradient, indices)
+            _, grads = self._loss_and_grads(state.params, state.buffers, self.data.gradient, indices)
         return sum(kept.values()) + sum(x.nbytes for x in leaves_of((state, grads)))
 
     def advance(
@@ -215,7 +215,7 @@ class InnerLoop:
         for k in range(min(len(factor), limit.max())):
             idle = torch.from_numpy(np.flatnonzero(limit <= k)).to(self.device)
             kept = take_rows(state, idle) if len(idle) else None
-            state = self._gradient(self._apply(state, hyper, factor[k]), indices[k])
+            state = self._step(state, hyper, factor[k], indices[k])
             losses[k] = state.loss
             if kept is not None:
                 losses[k].index_fill_(0, idle, torch.nan)
@@ -294,7 +294,28 @@ class InnerLoop:
         loss, grads = self._loss_and_grads(state.params, state.buffers, self.data.gradient, indices)
         return state._replace(grads=grads, loss=loss)
 
-    def _plain_loss_and_grads(
+    def _step(self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor) -> InnerState:
+        """Apply the pending gradient with lr * factor, factor (B,), and take that of the minibatch `indices` (B, b)."""
+        noise = self._draw_noise(state.grads, hyper.noise, state.run_seed, state.step) if self._noise else ()
+        step, first_mass, second_mass, loss, grads = self._step_(
+            state, hyper, factor, noise, self.data.gradient, indices
+        )
+        return state._replace(step=step, first_mass=first_mass, second_mass=second_mass, loss=loss, grads=grads)
+
+    def _plain_step_(
+        self,
+        state: InnerState,
+        hyper: Hyperparams,
+        factor: Tensor,
+        noise: tuple[Tensor, ...],
+        examples: Split,
+        indices: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Update, and the gradient at the new weights, in one: compiled, neither waits for memory that the other has."""
+        masses = self._update_(state, hyper, factor, noise)
+        return *masses, *self._loss_and_grads(state.params, state.buffers, examples, indices)
+
+    def _loss_and_grads(
         self, params: tuple[Tensor, ...], buffers: tuple[Tensor, ...], examples: Split, indices: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         inputs, targets = (part[indices] for part in examples)
@@ -325,12 +346,6 @@ class InnerLoop:
             return [None] * len(self.rules)
         return [s if rule.family == "adam" else None for rule, s in zip(self.rules, seconds, strict=True)]
 
-    def _apply(self, state: InnerState, hyper: Hyperparams, factor: Tensor) -> InnerState:
-        """Apply the pending gradient with lr * factor, factor (B,)."""
-        noise = self._draw_noise(state.grads, hyper.noise, state.run_seed, state.step) if self._noise else ()
-        step, first_mass, second_mass = self._update_(state._replace(buffers=()), hyper, factor, noise)
-        return state._replace(step=step, first_mass=first_mass, second_mass=second_mass)
-
     def _plain_noise(
         self, grads: tuple[Tensor, ...], level: Tensor, run_seed: Tensor, step: Tensor
     ) -> tuple[Tensor, ...]:
@@ -341,7 +356,7 @@ class InnerLoop:
             for grad, layer, start in zip(grads, layers, self._starts, strict=True)
         )
 
-    def _plain_update_(
+    def _update_(
         self, state: InnerState, hyper: Hyperparams, factor: Tensor, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         lr = hyper.lr * factor.unsqueeze(1)
