@@ -164,10 +164,8 @@ class InnerLoop:
             self._block = min(divisors, key=lambda size: abs(math.log(size * need / BLOCK)))
         rows = torch.arange(self._block, device=self.device)
         copy, indices = take_rows((state, indices), rows)
-        ones = torch.ones_like(copy.first_mass)
-        self._step(
-            self._gradient(copy, indices), Hyperparams(ones, ones, ones, ones), torch.ones_like(copy.second_mass), indices
-        )
+        ones, factor = torch.ones_like(copy.first_mass), torch.ones_like(copy.second_mass)
+        self._step(self._gradient(copy, indices), Hyperparams(ones, ones, ones, ones), factor, indices)
 
     def _working_set(self, state: InnerState, indices: Tensor) -> int:
         """Bytes that a step of these runs goes through: state, gradients, and what backward keeps from forward."""
@@ -311,7 +309,7 @@ class InnerLoop:
         examples: Split,
         indices: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Update, and the gradient at the new weights, in one: compiled, neither waits for memory that the other has."""
+        """Masses after an update, and loss and gradients at the new weights: one function, so one pass where they meet."""
         masses = self._update_(state, hyper, factor, noise)
         return *masses, *self._loss_and_grads(state.params, state.buffers, examples, indices)
 

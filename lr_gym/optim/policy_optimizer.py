@@ -148,7 +148,8 @@ class PolicyOptimizer(Optimizer):
                 default.
             steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
                 None hides from the policy how often it will have passed over the data.
-            weight_decay: decoupled for adamw and muon, L2 for the others, by default 0.01 and 0, as in torch.optim.
+            weight_decay: decoupled for adamw and muon, L2 for the others, by default 0.01 and 0. Under muon 0.1 is
+                better where a network sees few examples hundreds of times (docs/policies.md).
             betas: (momentum or beta1, beta2), (0.9, 0.999) by default; under base="sgd" the first is the momentum.
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
