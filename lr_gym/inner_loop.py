@@ -309,7 +309,7 @@ class InnerLoop:
         examples: Split,
         indices: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Masses after an update, and loss and gradients at the new weights: one function, so one pass where they meet."""
+        """Masses after an update, loss and gradients at the new weights: one function, so one pass where they meet."""
         masses = self._update_(state, hyper, factor, noise)
         return *masses, *self._loss_and_grads(state.params, state.buffers, examples, indices)
 
