@@ -81,7 +81,13 @@ def operations_of(number: int, horizon: int | None = None, base: str = "adamw") 
 
 
 def random_batch(
-    seed: int, generation: int, slots: int, decisions: int, horizon: int | None = None, base: str = "adamw"
+    seed: int,
+    generation: int,
+    slots: int,
+    decisions: int,
+    horizon: int | None = None,
+    base: str = "adamw",
+    dearest: int = DEAREST,
 ) -> list[Task]:
     """The tasks of a batch, a function of its arguments; slot i has as many layers in every generation.
 
@@ -92,12 +98,13 @@ def random_batch(
         decisions: of each training; horizons become multiples of it.
         horizon: inner steps of every task; drawn by default.
         base: optimizer, of which only the cost matters.
+        dearest: operations of a training at most.
     """
     tasks = []
     for slot in range(slots):
         first = _number(seed, 0, slot, 0)
         number, attempt = _number(seed, generation, slot, 0), 0
-        while measured(number).layers != measured(first).layers or operations_of(number, horizon, base) > DEAREST:
+        while measured(number).layers != measured(first).layers or operations_of(number, horizon, base) > dearest:
             attempt += 1
             number = _number(seed, generation, slot, attempt)
         task = random_task(number).task

@@ -1,0 +1,87 @@
+"""Where weight decay pays under Muon: random tasks ten times as long, by how often their examples are seen.
+
+A sweep of learning rates under WSD for each decay, all weights decayed, one training each, from the same weights on the
+same data. Figures are the log of the selection loss less that without decay at the same rate, interquartile mean over
+the tasks of so many passes; below 0 is better. What is finished is kept in FOLDER, and a stopped run goes on there.
+
+    PYTHONPATH=. python experiments/decay_and_passes.py runs/decay --tasks 51
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from scipy import stats
+
+from agents.random_suite import random_batch
+from lr_gym.benchmark.engine import process_pool
+from lr_gym.inner_loop import InnerLoop
+from lr_gym.schedules import base_schedule
+from lr_gym.types import Hyperparams
+
+RATES, DECAYS = np.geomspace(3e-4, 1e-2, 5), (0.0, 0.03, 0.1, 0.3, 1.0)
+SUITE, SLOTS, DECISIONS, SEED = 780, 4, 50, 1 << 42  # as none that trains or judges
+LONGER, DEAREST = 10, 300_000_000  # operations before they are made longer
+PASSES = (0, 10, 50, 200, 10**9)
+WORST = 1.0  # nats that a task counts at most
+
+
+def sweep(number: int) -> dict[str, Any]:
+    """Passes over the data, and log losses on the selection split, (DECAYS, RATES)."""
+    torch.set_num_threads(1)
+    batch, slot = divmod(number, SLOTS)
+    task = random_batch(SUITE, batch, SLOTS, DECISIONS, base="muon", dearest=DEAREST)[slot]
+    task = dataclasses.replace(task, horizon=task.horizon * LONGER)
+    loop, runs = InnerLoop(task, base="muon", weight_decay=True), len(RATES) * len(DECAYS)
+    state = loop.init(torch.full((runs,), SEED))
+    lr = torch.from_numpy(RATES).float().repeat(len(DECAYS))
+    decay = torch.tensor(DECAYS).repeat_interleave(len(RATES))
+    ones = torch.ones(runs, loop.layout.num_layers)
+    hyper = Hyperparams(ones * lr.unsqueeze(1), ones * loop.rule.momentum, 0.0 * ones, ones * decay.unsqueeze(1))
+    factor = torch.from_numpy(base_schedule("wsd")(np.arange(task.horizon) / task.horizon)).float()
+    for part in factor.split(100):
+        state, _ = loop.advance(state, hyper, part.unsqueeze(1).expand(-1, runs))
+    losses = loop.evaluate(state, "selection").nan_to_num(nan=1e6, posinf=1e6).clamp(1e-6, 1e6).log()
+    passes = task.horizon * task.batch_size / len(loop.data.gradient.inputs)
+    return {"number": number, "passes": passes, "losses": losses.view(len(DECAYS), len(RATES)).tolist()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tasks", type=int, default=51)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    file = args.folder / "sweeps.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    missing = sorted(set(range(args.tasks)) - {row["number"] for row in rows})
+    with process_pool(args.workers) as pool, file.open("a") as out:
+        for row in track(pool.map(sweep, missing), total=len(missing), disable=not missing):
+            rows.append(row)
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+    rows = [row for row in rows if row["number"] < args.tasks]
+    passes, losses = np.array([row["passes"] for row in rows]), np.array([row["losses"] for row in rows])
+    gain = np.clip(losses - losses[:, :1], -WORST, WORST)
+    print("| passes | tasks | decay |", " | ".join(f"{rate:.1e}" for rate in RATES), "|\n" + "|---" * 8 + "|")
+    for low, high in itertools.pairwise(PASSES):
+        those = gain[(passes >= low) & (passes < high)]
+        if not len(those):
+            continue
+        for i, decay in enumerate(DECAYS[1:], 1):
+            means = " | ".join(f"{mean:+.3f}" for mean in stats.trim_mean(those[:, i], 0.25, axis=0))
+            print(f"| {low} to {high} | {len(those)} | {decay} | {means} |")
+
+
+if __name__ == "__main__":
+    main()
