@@ -1,7 +1,7 @@
 """A policy with weight decay over a training that memorises: mnist1d-mlp, some 640 passes over 3,000 examples.
 
-From 1e-3, untuned, with the guard, as docs/policies.md advises for such trainings; losses are of the selection split.
-`experiments/beyond_training.py` has Adam, tuned WSD and the policy without decay.
+From 1e-3, untuned, with the guard; losses are of the selection split. Under Muon 0.1 is what PolicyOptimizer takes
+there by default. `experiments/beyond_training.py` has Adam, tuned WSD and the policy without decay.
 
     PYTHONPATH=. python experiments/policy_with_decay.py --decays 0 0.01 0.1
 """

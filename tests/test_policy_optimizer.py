@@ -174,6 +174,23 @@ def test_weight_decay_is_torchs_by_default():
         assert mine.defaults["weight_decay"] == torchs(parameters).defaults["weight_decay"]
 
 
+@pytest.mark.parametrize(
+    ("base", "options", "decay"),
+    [
+        ("muon", {"total_steps": 2001, "steps_per_epoch": 10}, 0.1),
+        ("muon", {"total_steps": 2000, "steps_per_epoch": 10}, 0.01),
+        ("muon", {"total_steps": 2001}, 0.01),
+        ("muon", {"steps_per_epoch": 0.1}, 0.01),
+        ("muon", {"total_steps": 2001, "steps_per_epoch": 10, "weight_decay": 0.0}, 0.0),
+        ("adamw", {"total_steps": 2001, "steps_per_epoch": 10}, 0.01),
+        ("sgd", {"total_steps": 2001, "steps_per_epoch": 10}, 0.0),
+    ],
+)
+def test_muon_decays_more_over_hundreds_of_passes(base, options, decay):
+    optimizer = PolicyOptimizer(nn.Linear(2, 1).parameters(), constant(base=base), **options)
+    assert optimizer.param_groups[0]["weight_decay"] == decay
+
+
 # Decisions
 
 

@@ -47,6 +47,7 @@ _GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
 _MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
 _RISE = 3.0  # of the learning rate of a group above its start that is worth a warning
+_MANY_PASSES = 200  # over the examples, from which on Muon wants more decay (docs/log.md, "passes over the data")
 
 
 @dataclasses.dataclass
@@ -81,6 +82,14 @@ class _Live:
         for slot in self.slots:
             sizes[slot.layer] += slot.param.numel() * slot.param.requires_grad
         return sizes
+
+
+def _decay(base: str, total_steps: int | None, steps_per_epoch: float | None) -> float:
+    """Weight decay of who asks for none: torch's, and more where Muon's weights would grow while nothing is new."""
+    passes = 0.0 if total_steps is None or steps_per_epoch is None else total_steps / steps_per_epoch
+    if base == "muon" and passes > _MANY_PASSES:
+        return 0.1
+    return 0.01 if base_rule(base).decoupled else 0.0
 
 
 class PolicyOptimizer(Optimizer):
@@ -148,8 +157,9 @@ class PolicyOptimizer(Optimizer):
                 default.
             steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
                 None hides from the policy how often it will have passed over the data.
-            weight_decay: decoupled for adamw and muon, L2 for the others, by default 0.01 and 0. Under muon 0.1 is
-                better where a network sees few examples hundreds of times (docs/policies.md).
+            weight_decay: decoupled for adamw and muon, L2 for the others. By default 0.01 and 0, and 0.1 under muon where
+                the training passes over its examples more than 200 times, as far as the optimizer knows
+                (docs/policies.md).
             betas: (momentum or beta1, beta2), (0.9, 0.999) by default; under base="sgd" the first is the momentum.
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
@@ -174,8 +184,7 @@ class PolicyOptimizer(Optimizer):
         spec.check_base(base)
         betas = (rule.momentum, rule.beta2) if betas is None else betas
         eps = rule.eps if eps is None else eps
-        weight_decay = 0.01 * rule.decoupled if weight_decay is None else weight_decay
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
+        for name, value in (("lr", lr), ("weight_decay", weight_decay or 0.0), ("eps", eps)):
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0; got {value!r}")
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
@@ -184,6 +193,8 @@ class PolicyOptimizer(Optimizer):
             total_steps = check_count("total_steps", total_steps)
         if steps_per_epoch is not None and not 0.0 < steps_per_epoch < math.inf:
             raise ValueError(f"steps_per_epoch must be finite and above 0; got {steps_per_epoch!r}")
+        if weight_decay is None:
+            weight_decay = _decay(base, total_steps, steps_per_epoch)
         self._rule = rule
         self._policy: Policy = policy
         self._total_steps = total_steps
