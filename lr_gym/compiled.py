@@ -1,8 +1,9 @@
 """Functions of nested tuples of tensors, compiled by torch's inductor for the shapes of their first call.
 
-The function is traced once into a graph of tensor operations, gradients included, and the graph becomes C++ in which
-neighbouring operations share one pass over memory. The interpreter lock is free while it runs, so threads run side by
-side. Calls of other shapes run the function as it stands; so does everything where no C++ compiler is found.
+The function is traced once into a graph of tensor operations, gradients included, and the graph becomes C++, on a GPU
+Triton, in which neighbouring operations share one pass over memory. On a CPU the interpreter lock is free while it
+runs, so threads run side by side. Calls of other shapes run the function as it stands; so does everything where no
+compiler is found.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from lr_gym.rows import leaves_of, with_leaves
 
 __all__ = ["Compiler", "Fixed"]
 
-OPTIONS = {"cpp_wrapper": True}  # the whole graph is one call, made without the interpreter lock
+OPTIONS = {  # on a CPU the whole graph is one call, made without the interpreter lock; on a GPU that is `captured`'s work
+    "cpu": {"cpp_wrapper": True}
+}
 
 _LOCK = threading.RLock()  # tracing and compiling change process-wide state
 
@@ -55,14 +58,15 @@ class Compiler:
         try:
             with torch.no_grad():
                 graph = make_fx(function, tracing_mode="fake")(*map(_copy, inputs))
-                compiled = torch._inductor.compile(graph, [_copy(x) for x in inputs], options=OPTIONS)
+                options = OPTIONS.get(inputs[0].device.type, {})
+                compiled = torch._inductor.compile(graph, [_copy(x) for x in inputs], options=options)
                 compiled(*map(_copy, inputs))  # what is still to be built is built now
         except Exception as error:  # whatever it is, training can go on without
             self.failed = True
             cause = str(error).strip().partition("\n")[0][:200]
             warnings.warn(
                 f"nothing is compiled, training runs as it stands: {type(error).__name__}: {cause} "
-                "(a C++ compiler such as g++ and Python's headers are needed; compile=False silences this)",
+                "(a C++ compiler such as g++ and Python's headers are needed, on a GPU Triton; compile=False silences this)",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_gym.captured import Captured
 from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, muon_groups
@@ -103,7 +104,8 @@ class InnerLoop:
             compile: whether updates, gradients, statistics and evaluation are compiled for the number of runs of the
                 first `init`, which takes a minute the first time and seconds once torch's cache on disk knows the
                 task; other numbers of runs are computed as they stand, and equal results to rounding. On a CPU it is
-                compiled for blocks of these runs, which train one after another.
+                compiled for blocks of these runs, which train one after another; on a CUDA device the steps of an
+                `advance` become one CUDA graph.
         """
         self.task = task
         self.device = torch.device(device)
@@ -126,12 +128,13 @@ class InnerLoop:
         self._draw_noise = self._fixed(self._plain_noise)  # apart: inductor cannot schedule both as one
         self._step_ = self._fixed(self._plain_step_)
         self._measure = self._fixed(self._plain_measure)
+        self._graph = Captured(self._all_steps_) if compile and self.device.type == "cuda" else None
         self._block = 0  # runs that are computed together once compiled
         self._evaluations: dict[int, Callable[..., Any]] = {}  # by number of examples
 
     def init(self, run_seed: Tensor) -> InnerState:
         """Start a training for each seed, int64 (B,), and take the first gradient."""
-        run_seed = run_seed.to(self.device)
+        run_seed = run_seed.to(self.device, non_blocking=True)
         params = initial_parameters(self.model, run_seed, self.dtype)
         runs, zeros = len(run_seed), tuple(torch.zeros_like(p) for p in params)
         state = InnerState(
@@ -209,16 +212,30 @@ class InnerLoop:
         self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor, limit: NDArray[np.int64]
     ) -> tuple[InnerState, Tensor]:
         """`advance` of a block of runs on minibatches `indices` (K, B, b)."""
+        if self._graph is not None and (limit >= len(factor)).all():
+            return state, self._graph(state, hyper, factor, indices)
         losses = state.loss.new_full(factor.shape, torch.nan)
         for k in range(min(len(factor), limit.max())):
-            idle = torch.from_numpy(np.flatnonzero(limit <= k)).to(self.device)
-            kept = take_rows(state, idle) if len(idle) else None
-            state = self._step(state, hyper, factor[k], indices[k])
-            losses[k] = state.loss
-            if kept is not None:
-                losses[k].index_fill_(0, idle, torch.nan)
-                state = put_rows(state, idle, kept)
+            if (limit > k).all():
+                state = self._step(state, hyper, factor[k], indices[k])
+                losses[k] = state.loss
+                continue
+            idle = torch.from_numpy(np.flatnonzero(limit <= k)).to(self.device, non_blocking=True)
+            kept = take_rows(state, idle)
+            state = put_rows(self._step(state, hyper, factor[k], indices[k]), idle, kept)
+            losses[k] = state.loss.index_fill(0, idle, torch.nan)
         return state, losses
+
+    def _all_steps_(self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor) -> Tensor:
+        """`_advance` of runs that take every step: all of the state goes on in place; the losses (K, B)."""
+        now, losses = state, []
+        for k in range(len(factor)):
+            now = self._step(now, hyper, factor[k], indices[k])
+            losses.append(now.loss)
+        for old, new in zip(leaves_of(state), leaves_of(now), strict=True):
+            if new is not old:
+                old.copy_(new)
+        return torch.stack(losses)
 
     def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
         """Per-layer statistics of the pending gradient, (B, L) each."""

@@ -164,7 +164,7 @@ def _loss_known(o: Observed) -> Tensor:
 
 
 def _depth(o: Observed) -> Tensor:
-    return torch.linspace(-1.0, 1.0, o.hyper.lr.shape[1]).to(o.hyper.lr).unsqueeze(0)
+    return torch.linspace(-1.0, 1.0, o.hyper.lr.shape[1]).to(o.hyper.lr, non_blocking=True).unsqueeze(0)
 
 
 def _column(per_run: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Hyperparams", "LayerStats", "check_count", "check_number", "numbers_like"]
@@ -84,6 +85,6 @@ def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf
     return float(value)
 
 
-def numbers_like(values: Sequence[float] | Sequence[Sequence[float]], like: Tensor) -> Tensor:
+def numbers_like(values: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any], like: Tensor) -> Tensor:
     """Numbers of the host as a tensor of the dtype and on the device of `like`, which need not be waited for."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)

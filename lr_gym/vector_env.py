@@ -285,29 +285,10 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             actions: (B, L, A) in [-1, 1], clipped; in the discrete modes (B, L) indices, or control values (B, L, A)
                 as policies return them.
         """
-        runs = self.runs
         if self._done.any():
             raise gym.error.ResetNeeded("a training has ended: call reset() before the next step()")
-        hyper, control = apply_action(self.control_spec, runs.control, self._action_tensor(actions), runs.base)
-        limit = np.minimum(self.inner_steps_per_decision, self.horizon - self._step)
-        progress = (self._step + np.arange(limit.max())[:, None]) / self.horizon
-        factor = self._factor(progress, runs.progress_known)
-        inner, losses = self.inner.advance(runs.inner, hyper, factor, limit)
-        taken = torch.from_numpy(np.arange(limit.max())[:, None] < limit).to(losses)
-        control = control._replace(
-            loss_sum=control.loss_sum + torch.where(taken > 0, losses, 0.0).sum(0),
-            loss_count=control.loss_count + taken.sum(0),
-        )
-        self._step = self._step + limit
-        reference = runs.reference
-        if self._reference_loop is not None and isinstance(reference, InnerState):
-            reference, _ = self._reference_loop.advance(reference, self._adam(), torch.ones_like(factor), limit)
-        runs = runs._replace(inner=inner, control=control, hyper=hyper, reference=reference)
-        runs = runs._replace(average=self._averaged(runs))
-        runs, observation = self._observe(runs, self._step)
-        runs, reward, broken = self._reward(runs, torch.where(taken > 0, losses, -torch.inf))
-        self._runs = runs
-
+        observation, reward, broken = self._decided(self._action_tensor(actions))
+        runs = self.runs
         reason = np.array(["", "non_finite_loss", "loss_above_limit"])[broken.cpu().numpy()]
         terminated = (self._step >= self.horizon) | (reason != "")
         self._record()
@@ -319,6 +300,29 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         elif terminated.any():
             self._restart(terminated, infos)
         return self._observation.copy(), rewards, terminated, np.zeros_like(terminated), infos
+
+    def _decided(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Observation, reward and `_reward`'s reason after a decision, all on the device, which is not waited for."""
+        runs = self.runs
+        hyper, control = apply_action(self.control_spec, runs.control, action, runs.base)
+        limit = np.minimum(self.inner_steps_per_decision, self.horizon - self._step)
+        progress = (self._step + np.arange(limit.max())[:, None]) / self.horizon
+        factor = self._factor(progress, runs.progress_known)
+        inner, losses = self.inner.advance(runs.inner, hyper, factor, limit)
+        taken = numbers_like(np.arange(limit.max())[:, None] < limit, losses)
+        control = control._replace(
+            loss_sum=control.loss_sum + torch.where(taken > 0, losses, 0.0).sum(0),
+            loss_count=control.loss_count + taken.sum(0),
+        )
+        self._step = self._step + limit
+        reference = runs.reference
+        if self._reference_loop is not None and isinstance(reference, InnerState):
+            reference, _ = self._reference_loop.advance(reference, self._adam(), torch.ones_like(factor), limit)
+        runs = runs._replace(inner=inner, control=control, hyper=hyper, reference=reference)
+        runs = runs._replace(average=self._averaged(runs))
+        runs, observation = self._observe(runs, self._step)
+        self._runs, reward, broken = self._reward(runs, torch.where(taken > 0, losses, -torch.inf))
+        return observation, reward, broken
 
     def evaluate(self, split: str) -> NDArray[np.float64]:
         """Mean loss of each run on a split, as the trainings stand, averaged or not: (B,)."""
@@ -399,13 +403,13 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         """Begin the current episode of the given rows and observe them."""
         assert self._row_seed is not None
         seeds = run_seeds(torch.from_numpy(self._row_seed[rows]), torch.from_numpy(self._episode_index[rows])).to(
-            self.inner.device
+            self.inner.device, non_blocking=True
         )
         fresh = self._fresh(seeds, None if self._given_lr is None else self._given_lr[rows])
         self._step[rows] = 0
         self._done[rows] = False
         fresh, observation = self._observe(fresh, self._step[rows])
-        index = torch.from_numpy(rows).to(self.inner.device)
+        index = torch.from_numpy(rows).to(self.inner.device, non_blocking=True)
         self._runs = fresh if self._runs is None else put_rows(self.runs, index, fresh)
         for row in rows:
             self._history[row] = []
@@ -418,7 +422,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         low, high = (math.log(bound) for bound in self.initial_lr)
         drawn = torch.exp(low + (high - low) * uniform(seeds, Stream.INITIAL_LR, 0, 1, dtype=torch.float64))
         if lr is not None:
-            drawn = torch.from_numpy(lr).unsqueeze(1).to(drawn)
+            drawn = numbers_like(lr, drawn).unsqueeze(1)
         ones = torch.ones(runs, self.num_layers, dtype=dtype, device=self.inner.device)
         base = Hyperparams(
             lr=ones * drawn.to(dtype),
@@ -427,8 +431,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             weight_decay=ones * self.weight_decay,
         )
         masks = uniform(seeds, Stream.MASK, 0, 3, dtype=torch.float64)
-        hidden = torch.tensor([self.mask_loss, self.mask_progress, self.mask_passes], device=self.inner.device)
-        known = (masks >= hidden).to(dtype)
+        hidden = torch.tensor([self.mask_loss, self.mask_progress, self.mask_passes])
+        known = (masks >= hidden.to(masks.device, non_blocking=True)).to(dtype)
         initial_loss = self.inner.evaluate(inner, "reward")
         control = initial_state(self.control_spec, runs, self.num_layers, inner.loss)
         return Episode(
@@ -460,23 +464,23 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         if array.shape != space.shape and not (self.discrete and array.shape == values):
             raise ValueError(f"actions must have shape {space.shape}; got {array.shape}")
         if array.shape == values:
-            return torch.from_numpy(array.astype(np.float32)).to(self.inner.device)
+            return torch.from_numpy(array.astype(np.float32)).to(self.inner.device, non_blocking=True)
         if array.size and not (array.min() >= 0 and array.max() < len(self._table)):
             raise ValueError(f"actions must be indices in [0, {len(self._table)}); got {array!r}")
-        return self._table[torch.from_numpy(array.astype(np.int64)).to(self.inner.device)]
+        return self._table[torch.from_numpy(array.astype(np.int64)).to(self.inner.device, non_blocking=True)]
 
     def _factor(self, progress: NDArray[np.float64], known: Tensor) -> Tensor:
         """The base schedule at progress (..., B); a run that does not know its progress stays at its start."""
-        factor = torch.from_numpy(self._schedule(progress)).to(known)
+        factor = numbers_like(self._schedule(progress), known)
         return torch.where(known > 0, factor, float(self._schedule(0.0)))
 
     def _observe(self, runs: Episode, step: NDArray[np.int64]) -> tuple[Episode, Tensor]:
         progress, like = step / self.horizon, torch.ones_like(runs.loss_known)
         sizes = like[:, None] * numbers_like(self.inner.layout.layer_sizes(), like)
         outlook = Outlook(
-            progress=torch.from_numpy(progress).to(like),
+            progress=numbers_like(progress, like),
             schedule=self._factor(progress, runs.progress_known),
-            step=torch.from_numpy(step).to(like),
+            step=numbers_like(step, like),
             horizon=like * self.horizon,
             passes=like * self._passes,
             sizes=sizes,
@@ -495,8 +499,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         if self.control_spec.average is None or not runs.average:
             return ()
         snapshots = -(-self._step // self.inner_steps_per_decision)
-        weight = torch.from_numpy(share(self.control_spec.average, snapshots.astype(np.float64)))
-        weight = weight.to(runs.loss)
+        weight = numbers_like(share(self.control_spec.average, snapshots.astype(np.float64)), runs.loss)
         params, buffers = runs.average
         return averaged(params, runs.inner.params, weight), averaged(buffers, runs.inner.buffers, weight)
 
@@ -517,8 +520,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             reference_loss = self._reference_loop.evaluate(runs.reference, "reward")
             gain = gain - decrease(runs.reference_loss, reference_loss)
         if not self.reward.dense:
-            last = torch.from_numpy(self._step >= self.horizon).to(loss.device)
-            gain = torch.where(last, decrease(runs.initial_loss, loss), 0.0)
+            last = numbers_like(self._step >= self.horizon, loss)
+            gain = torch.where(last > 0, decrease(runs.initial_loss, loss), 0.0)
         floor = diverged_return(runs.initial_loss, self.task.optimum, self.reward) - runs.collected
         gain = torch.where(broken > 0, floor, gain)
         runs = runs._replace(loss=loss, reference_loss=reference_loss, collected=runs.collected + gain)
