@@ -144,6 +144,8 @@ def _garo(args: Args) -> tuple[Learner, int]:
         raise ValueError(
             f"garo sets the rates of plain SGD; got base={args.base!r}, average={args.average}: leave both out"
         )
+    if args.device != "cpu":
+        raise ValueError(f"garo trains on the CPU; got device={args.device!r}: leave it out")
     tasks = selection_tasks(args)
     runs = max(1, args.selection_runs // len(tasks))
 

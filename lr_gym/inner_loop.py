@@ -25,7 +25,7 @@ from lr_gym.rows import leaves_of, put_rows, slice_rows, take_rows
 from lr_gym.tasks.models import build_model, initial_buffers, initial_parameters
 from lr_gym.tasks.stacked import stacked_forward
 from lr_gym.tasks.task import SPLITS, Split, Task, check_data
-from lr_gym.types import Hyperparams, LayerStats
+from lr_gym.types import Hyperparams, LayerStats, check_device
 from lr_gym.update import MomentScale, base_rule, gradient_noise, step_
 
 __all__ = ["InnerLoop", "InnerState", "minibatch"]
@@ -108,7 +108,7 @@ class InnerLoop:
                 `advance` become one CUDA graph.
         """
         self.task = task
-        self.device = torch.device(device)
+        self.device = check_device(device)
         if dtype == torch.float16:
             raise ValueError(f"dtype must be float32, float64 or bfloat16; got {dtype}")
         self.dtype = dtype

@@ -85,6 +85,21 @@ def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf
     return float(value)
 
 
+def check_device(device: torch.device | str) -> torch.device:
+    """A device that tensors can be made on here.
+
+    Raises:
+        ValueError: for one that torch does not know, or that this machine lacks.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, RuntimeError) as error:  # torch was built without it, or finds none
+        cause = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {cause} (cpu always can)") from None
+    return found
+
+
 def numbers_like(values: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any], like: Tensor) -> Tensor:
     """Numbers of the host as a tensor of the dtype and on the device of `like`, which need not be waited for."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)

@@ -1,24 +1,24 @@
-"""Nothing is left on the host, and the device is never waited for: shown with tensors that only pretend to be on one.
+"""Trainings on a device that is not the host: nothing is left behind, and nothing waits that need not.
 
-Fake tensors know their device, refuse to be mixed with those of another, and refuse to be read; a mode around them sees
-every copy between host and device. What only a real GPU can show is in test_cuda.py.
+What only a real GPU can show is in test_cuda.py.
 """
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from tiny import random_policy
+from pretend_device import NAME, PretendDevice
+from safetensors.torch import load_file
+from tiny import TINY, random_policy
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+import train_agent
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import InnerLoop
 from lr_gym.optim import PolicyOptimizer, muon_groups
-from lr_gym.policy import MLPPolicy
+from lr_gym.policy import load_policy
 from lr_gym.rows import leaves_of
 from lr_gym.tasks import TASKS
 from lr_gym.types import Hyperparams
@@ -26,77 +26,53 @@ from lr_gym.vector_env import LRControlVectorEnv
 
 RUNS = 4
 NAMES = ("mnist1d-mlp", "mnist1d-gru", "mnist1d-transformer", "digits-cnn", "titanic-mlp", "quadratic", "rosenbrock")
-DATA = {name: TASKS[name].data() for name in NAMES}
-SPECS = [ControlSpec(base=base, controls=("lr", "momentum", "noise")) for base in ("sgd", "adamw", "muon")]
-POLICIES = {spec.base: random_policy(spec, interval=2) for spec in SPECS}
-
-
-class Waits(TorchDispatchMode):
-    """Notes whatever makes the host wait for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        given, made = ([x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)] for tree in ((args, kwargs), out))
-        copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
-        if copies and (moved := {given[-1].device.type, made[0].device.type}) == {"cpu", "cuda"}:
-            later = kwargs.get("non_blocking") or True in args[2:]
-            if not later or made[0].device.type == "cpu":
-                self.found.append((func, moved))
-        elif func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
-            self.found.append((func, None))
-        return out
+BASES = ("sgd", "adamw", "muon")
 
 
 @pytest.fixture
-def device(monkeypatch):
-    """In it tensors may be made on "cuda", and the notes of what was waited for."""
-    # Autograd's backward wants a real device; its operations are on those of forward, which are seen.
-    monkeypatch.setattr(torch.autograd, "grad", lambda loss, leaves: tuple(torch.empty_like(x) for x in leaves))
-    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
-        yield waits
+def device():
+    with PretendDevice() as device:
+        yield device
 
 
-def task_of(name: str):
-    return dataclasses.replace(TASKS[name], data=lambda: DATA[name])
+def assert_equal(found, expected) -> None:
+    for x, y in zip(leaves_of(found), leaves_of(expected), strict=True):
+        assert x.device.type == NAME
+        torch.testing.assert_close(x.cpu(), y, equal_nan=True)
 
 
-def assert_on_cuda(tree) -> None:
-    assert {x.device.type for x in leaves_of(tree)} == {"cuda"}
-
-
-def test_waiting_is_noticed(device):
-    x = torch.ones(3, device="cuda")
-    with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
-        bool(x.sum() > 0)
-    x.cpu()
-    torch.ones(3).to("cuda")
-    x.copy_(torch.ones(3))
-    assert len(device.found) == 3, device.found
-    torch.ones(3).to("cuda", non_blocking=True)
+def test_the_pretended_device_is_one(device):
+    x = torch.ones(3, device=NAME)
+    assert (x.sum() + 1.0).device.type == NAME
     x.copy_(torch.ones(3), non_blocking=True)
-    torch.zeros_like(x).copy_(x)
-    assert len(device.found) == 3
-    with pytest.raises(RuntimeError, match="device"):
+    assert device.waits == []
+    x.copy_(torch.ones(3))
+    torch.ones(3).to(NAME)
+    assert x.cpu().tolist() == [1.0, 1.0, 1.0]
+    assert float(x.sum()) == 3.0
+    assert len(device.waits) == 4
+    with pytest.raises(RuntimeError, match="same device"):
         x + torch.ones(3)
+    with pytest.raises(RuntimeError, match="numpy"):
+        x.numpy()
 
 
-@pytest.mark.parametrize("base", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("name", NAMES)
-def test_inner_loop_stays_on_the_device(device, name, base):
-    loop = InnerLoop(task_of(name), base=base, noise=True, weight_decay=True, device="cuda")
-    state = loop.init(torch.arange(RUNS))
-    ones = torch.ones(RUNS, loop.layout.num_layers, device="cuda")
-    hyper, factor = Hyperparams(ones, ones, ones, ones), torch.ones(3, RUNS, device="cuda")
-    device.found.clear()  # loading data may take its time
-    state, losses = loop.advance(state, hyper, factor)
-    state, fewer = loop.advance(state, hyper, factor, np.array([3, 1, 0, 2]))
-    assert_on_cuda((state, losses, fewer, tuple(loop.stats(state, hyper)), loop.evaluate(state, "reward")))
-    assert device.found == []
+def test_inner_loop_on_a_device(device, name, base):
+    results = []
+    for place in ("cpu", NAME):
+        kind = {"dtype": torch.float64, "device": place}
+        loop = InnerLoop(TASKS[name], base=base, noise=True, weight_decay=True, **kind)
+        state = loop.init(torch.arange(RUNS))
+        ones = torch.ones(RUNS, loop.layout.num_layers, **kind)
+        hyper, factor = Hyperparams(ones * 0.01, ones * 0.9, ones * 0.1, ones * 0.1), torch.ones(3, RUNS, **kind)
+        device.waits.clear()  # loading data may take its time
+        state, losses = loop.advance(state, hyper, factor)
+        state, fewer = loop.advance(state, hyper, factor, np.array([3, 1, 0, 2]))
+        results.append((state, losses, fewer, loop.stats(state, hyper), loop.evaluate(state, "reward")))
+    assert device.waits == []
+    assert_equal(results[1], results[0])
 
 
 ENVIRONMENTS = {
@@ -105,34 +81,100 @@ ENVIRONMENTS = {
     "global": {"control": "global", "base": "sgd"},
     "discrete": {"action": "discrete"},
     "against Adam": {"reward": "paired"},
+    "at the end": {"reward": "final_log_loss"},
     "averages": {"average": 0.5},
 }
 
 
 @pytest.mark.parametrize("kind", list(ENVIRONMENTS))
+def test_environment_on_a_device(device, kind):
+    """Through two episodes, with divergence and restarts."""
+    envs = [
+        LRControlVectorEnv(TINY, RUNS, device=place, decisions=3, initial_lr=(1e-3, 1.0), **ENVIRONMENTS[kind])
+        for place in ("cpu", NAME)
+    ]
+    results = [env.reset(seed=3) for env in envs]
+    rng = np.random.default_rng(0)
+    for _ in range(7):
+        shape = envs[0].action_space.shape
+        action = rng.integers(0, 2, shape) if envs[0].discrete else rng.uniform(-1.0, 1.0, shape)
+        results = [env.step(action) for env in envs]
+        for found, expected in zip(results[1][:4], results[0][:4], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(results[1][4]["reward_loss"], results[0][4]["reward_loss"], rtol=1e-4)
+    state = {name: value.cpu() for name, value in envs[1].state_dict().items()}
+    envs[1].load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", list(ENVIRONMENTS))
 def test_a_decision_does_not_wait(device, kind):
-    env = LRControlVectorEnv(task_of("mnist1d-mlp"), RUNS, device="cuda", **ENVIRONMENTS[kind])
-    device.found.clear()
-    env._runs = env._fresh(torch.arange(RUNS).to("cuda", non_blocking=True), np.full(RUNS, 1e-3))
-    assert device.found == []
+    env = LRControlVectorEnv(TINY, RUNS, device=NAME, **ENVIRONMENTS[kind])
+    device.waits.clear()
+    env._runs = env._fresh(torch.arange(RUNS).to(NAME, non_blocking=True), np.full(RUNS, 1e-3))
     for _ in range(2):
-        action = env._action_tensor(np.zeros(env.action_space.shape, env.action_space.dtype))
-        assert_on_cuda((env._decided(action), env._runs))
-    assert device.found == []
+        env._decided(env._action_tensor(np.zeros(env.action_space.shape, env.action_space.dtype)))
+    assert device.waits == []
 
 
-@pytest.mark.parametrize("base", list(POLICIES))
-def test_deployed_policy_does_not_wait(device, base, monkeypatch):
-    monkeypatch.setattr(MLPPolicy, "__post_init__", lambda self: None)  # reads weights, when they come to the device
-    with torch.device("cuda"):
-        model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
-    optimizer = PolicyOptimizer(muon_groups(model), POLICIES[base], total_steps=20, weight_decay=0.1)
-    optimizer.observe(torch.ones((), device="cuda"))
-    device.found.clear()  # setting up may take its time
-    for _ in range(5):
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
-        optimizer.observe(torch.ones((), device="cuda"))
-        optimizer.step()
-    assert_on_cuda((*model.parameters(), *leaves_of(optimizer._live.control)))
-    assert device.found == []
+@pytest.mark.parametrize("base", BASES)
+def test_deployed_policy_on_a_device(device, base):
+    """Guarded, and trained until it hands back: what it does is the same, and nothing waits once it is set up."""
+    guarded = load_policy("builtin:default")
+    spec = dataclasses.replace(guarded.spec, base=base)
+    policies = [
+        dataclasses.replace(guarded, spec=spec),
+        random_policy(ControlSpec(base=base, controls=("lr", "momentum", "noise"))),
+    ]
+    for policy in policies:
+        weights = []
+        for place in ("cpu", NAME):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4)).double()
+            if place != "cpu":
+                model = on_device(model)
+            optimizer = PolicyOptimizer(muon_groups(model), policy, total_steps=20, steps_per_epoch=3)
+            x = torch.linspace(-1.0, 1.0, 80, dtype=torch.float64).view(10, 8).to(place, non_blocking=True)
+            for step in range(20):
+                loss = model(x).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                if step == 1:
+                    device.waits.clear()
+                optimizer.observe(loss)
+                optimizer.step()
+            weights.append(tuple(p.detach() for p in model.parameters()))
+        assert device.waits == []
+        assert_equal(*reversed(weights))
+
+
+def on_device(model: nn.Module) -> nn.Module:
+    """The model with its parameters on the pretended device."""
+    for module in model.modules():
+        for name, param in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(param.detach().to(NAME)))
+    return model
+
+
+@pytest.mark.parametrize("agent", ["ppo", "dqn", "q_learning", "es", "sweep"])
+def test_training_of_an_agent_on_a_device(device, tmp_path, monkeypatch, agent):
+    monkeypatch.setattr(ThreadPoolExecutor, "map", lambda self, *args: map(*args))  # the device knows this thread only
+    options = "--num-envs 4 --timesteps 64 --decisions 4 --horizon 16 --workers 1 --wandb disabled --selection-runs 4"
+    options += f" --guard-runs 4 --certificate-runs 0 --task quadratic --agent {agent} --sweep.rates 3 --sweep.steps 2"
+    for place in ("cpu", NAME):
+        train_agent.main([*options.split(), "--device", place, "--output-dir", str(tmp_path / place)])
+    found, expected = (load_file(tmp_path / place / "policy.safetensors") for place in (NAME, "cpu"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["--device", "mtia"], "device 'mtia' cannot be used here"),
+        (["--device", NAME, "--agent", "garo"], "garo trains on the CPU; got device='meta'"),
+    ],
+)
+def test_unusable_devices_are_named(tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train_agent.main([*options, "--output-dir", str(tmp_path)])

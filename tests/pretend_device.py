@@ -1,0 +1,76 @@
+"""A device that is none: its tensors lie in the host's memory and compute there, and behave as if they did not.
+
+They refuse to be mixed with tensors of the host or to become arrays, as a GPU's do, and whatever would make the host
+wait for a GPU is noted. So what runs here stays on its device, and where it waits is known, on a machine without one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+NAME = "meta"  # of the devices that torch knows, one that autograd takes for the host's
+
+
+class Remote(torch.Tensor):
+    """A tensor of the pretended device, around one of the host's."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Remote:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=NAME,
+        )
+        made.inner = inner
+        return made
+
+    def __repr__(self) -> str:
+        return f"Remote({self.inner!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise RuntimeError(f"{func} of a pretended device, outside of it")
+
+
+class PretendDevice(TorchDispatchMode):
+    """While it lasts, tensors are made on NAME and moved there and back; `waits` has what the host waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        packet = func.overloadpacket
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        remote = any(isinstance(x, Remote) for x in tensors)
+        goes = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
+        if packet is aten._to_copy and goes not in (None, tensors[0].device.type):
+            self._moved(func, kwargs.get("non_blocking", False), back=goes == "cpu")
+        elif packet is aten.copy_ and args[0].device != args[1].device:
+            self._moved(func, bool(kwargs.get("non_blocking") or True in args[2:]), back=args[0].device.type == "cpu")
+        elif remote and any(x.ndim for x in tensors if not isinstance(x, Remote)):
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+        if remote and packet in (aten._local_scalar_dense, aten.nonzero, aten.equal):
+            self.waits.append(str(func))
+        if goes is not None:
+            kwargs["device"] = torch.device("cpu")
+        wrap = goes == NAME or (remote and goes is None)
+        if packet is aten.copy_:
+            wrap = isinstance(args[0], Remote)
+        host = tree_map_only(Remote, lambda x: x.inner, (args, kwargs))
+        out = func(*host[0], **host[1])
+        if not wrap:
+            return out
+        out = tree_map_only(torch.Tensor, Remote, out)
+        return return_and_correct_aliasing(func, args, kwargs, out) if tree_any(torch.is_tensor, args) else out
+
+    def _moved(self, func, later: bool, *, back: bool) -> None:
+        if back or not later:
+            self.waits.append(f"{func} {'to' if back else 'from'} the host")
