@@ -21,9 +21,7 @@ from lr_gym.rows import leaves_of, with_leaves
 
 __all__ = ["Compiler", "Fixed"]
 
-OPTIONS = {  # on a CPU the whole graph is one call, made without the interpreter lock; on a GPU that is `captured`'s work
-    "cpu": {"cpp_wrapper": True}
-}
+OPTIONS = {"cpu": {"cpp_wrapper": True}}  # the whole graph is one call, made without the interpreter lock
 
 _LOCK = threading.RLock()  # tracing and compiling change process-wide state
 
@@ -66,7 +64,7 @@ class Compiler:
             cause = str(error).strip().partition("\n")[0][:200]
             warnings.warn(
                 f"nothing is compiled, training runs as it stands: {type(error).__name__}: {cause} "
-                "(a C++ compiler such as g++ and Python's headers are needed, on a GPU Triton; compile=False silences this)",
+                "(a C++ compiler such as g++ and Python's headers, on a GPU Triton, are needed; or leave compile out)",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -7,6 +7,7 @@ wait for a GPU is noted. So what runs here stays on its device, and where it wai
 from __future__ import annotations
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
@@ -38,12 +39,38 @@ class Remote(torch.Tensor):
         raise RuntimeError(f"{func} of a pretended device, outside of it")
 
 
+class _Python(TorchFunctionMode):
+    """What would not come by below: numbers that become tensors, and tensors that become lists."""
+
+    def __init__(self, waits: list[str]) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.tensor and kwargs.get("device") is not None:
+            return func(*args, **kwargs | {"device": "cpu"}).to(kwargs["device"])
+        if func is torch.Tensor.tolist and isinstance(args[0], Remote):
+            self.waits.append("tolist")
+            return args[0].inner.tolist()
+        return func(*args, **kwargs)
+
+
 class PretendDevice(TorchDispatchMode):
     """While it lasts, tensors are made on NAME and moved there and back; `waits` has what the host waited for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self._python = _Python(self.waits)
+
+    def __enter__(self) -> PretendDevice:
+        self._python.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        self._python.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

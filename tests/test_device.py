@@ -17,7 +17,15 @@ from torch import nn
 import train_agent
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import InnerLoop
-from lr_gym.optim import PolicyOptimizer, muon_groups
+from lr_gym.optim import (
+    AdaptiveUPGD,
+    EnhancedSGD,
+    GlobalAdaptiveSGD,
+    GradientAgreementOptimizer,
+    PolicyOptimizer,
+    muon_groups,
+)
+from lr_gym.optim.noise import NoiseSource
 from lr_gym.policy import load_policy
 from lr_gym.rows import leaves_of
 from lr_gym.tasks import TASKS
@@ -116,23 +124,25 @@ def test_a_decision_does_not_wait(device, kind):
     assert device.waits == []
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the policy has learned from nothing like")
 @pytest.mark.parametrize("base", BASES)
 def test_deployed_policy_on_a_device(device, base):
     """Guarded, and trained until it hands back: what it does is the same, and nothing waits once it is set up."""
     guarded = load_policy("builtin:default")
     spec = dataclasses.replace(guarded.spec, base=base)
     policies = [
-        dataclasses.replace(guarded, spec=spec),
-        random_policy(ControlSpec(base=base, controls=("lr", "momentum", "noise"))),
+        (dataclasses.replace(guarded, spec=spec), False),
+        (random_policy(ControlSpec(base=base, controls=("lr", "momentum", "noise"))), False),
+        (random_policy(ControlSpec(base=base)), base != "sgd"),
     ]
-    for policy in policies:
+    for policy, fused in policies:
         weights = []
         for place in ("cpu", NAME):
             torch.manual_seed(0)
-            model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4)).double()
-            if place != "cpu":
-                model = on_device(model)
-            optimizer = PolicyOptimizer(muon_groups(model), policy, total_steps=20, steps_per_epoch=3)
+            layers = nn.Linear(8, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)
+            model = nn.Sequential(*layers).double()  # of the middle matrix a part is measured
+            model = model if place == "cpu" else on_device(model)
+            optimizer = PolicyOptimizer(muon_groups(model), policy, total_steps=20, steps_per_epoch=3, fused=fused)
             x = torch.linspace(-1.0, 1.0, 80, dtype=torch.float64).view(10, 8).to(place, non_blocking=True)
             for step in range(20):
                 loss = model(x).square().mean()
@@ -153,6 +163,36 @@ def on_device(model: nn.Module) -> nn.Module:
         for name, param in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(param.detach().to(NAME)))
     return model
+
+
+OLDER = {
+    "gradient agreement": lambda params: GradientAgreementOptimizer(torch.optim.SGD(params, 0.01), "snr"),
+    "adaptive upgd": lambda params: AdaptiveUPGD(params, 0.01, adaptive_noise=True),
+    "garo": lambda params: GlobalAdaptiveSGD(params, 0.01, layerwise=True),
+    "enhanced sgd": lambda params: EnhancedSGD(params, 0.01, noise_scale=0.1),
+}
+
+
+@pytest.mark.parametrize("name", list(OLDER))
+def test_older_optimizers_on_a_device(device, monkeypatch, name):
+    monkeypatch.setattr(NoiseSource, "_generator", lambda self, _: self.__dict__.setdefault("one", torch.Generator()))
+    weights = []
+    for place in ("cpu", NAME):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
+        model = model if place == "cpu" else on_device(model)
+        optimizer = OLDER[name](model.parameters())
+        x = torch.linspace(-1.0, 1.0, 80).view(10, 8).to(place, non_blocking=True)
+        for step in range(12):
+            loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if step == 1:
+                device.waits.clear()
+            optimizer.step(*[lambda value=loss: value] * (name == "enhanced sgd"))
+        weights.append(tuple(p.detach() for p in model.parameters()))
+    assert device.waits == ["tolist"] * (name == "enhanced sgd")  # its Q-table is the host's, asked every ten steps
+    assert_equal(*reversed(weights))
 
 
 @pytest.mark.parametrize("agent", ["ppo", "dqn", "q_learning", "es", "sweep"])

@@ -247,7 +247,7 @@ class EnhancedSGD(AdaptiveOptimizer):
     def _compare(self, name: str, params: list[Tensor], values: Tensor) -> Tensor:
         """What the values (T,) of these tensors were on average until now; they join the average."""
         positions = {p: i for i, p in enumerate(self._layers)}
-        rows = torch.tensor([positions[p] for p in params], device=values.device)
+        rows = torch.tensor([positions[p] for p in params]).to(values.device, non_blocking=True)
         rate = self._options.smoothing_factor
         means, self._watched[name] = compared(self._watched[name], values, rows, len(positions), rate)
         return means
@@ -299,8 +299,11 @@ class EnhancedSGD(AdaptiveOptimizer):
                 state["slow"] = param.clone()
         self.scales.grow(max(self._layers.values()) + 1)
         layers = [self._layers[p] for p in params]
-        momentum = self.scales.momentum(group["momentum"], layers).to(rate.device) * self._used["correction"]
-        rate = rate * self.scales.lr[layers].to(rate.device)
+        momentum = (
+            self.scales.momentum(group["momentum"], layers).to(rate.device, non_blocking=True)
+            * self._used["correction"]
+        )
+        rate = rate * self.scales.lr[layers].to(rate.device, non_blocking=True)
         self._used["lr_factor"], self._used["momentum"] = rate.mean(), momentum.mean()
         numbers = [
             [x.to(p.device) for x, p in zip(v.unbind(), params, strict=True)] for v in (gradient_factor, momentum, rate)

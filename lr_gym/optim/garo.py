@@ -177,7 +177,7 @@ def measure(
     sizes = numbers_like([p.numel() for p, _ in pairs], table)
     valid = table.isfinite().all(1, keepdim=True)
     table = torch.where(valid, torch.cat([table, sizes.unsqueeze(1)], dim=1), 0.0)
-    index = torch.tensor(layers, device=device)
+    index = torch.tensor(layers).to(device, non_blocking=True)
     param, grad, buffer, dot, size = table.new_zeros(count, 5).index_add(0, index, table).unbind(1)
     length = (grad * buffer).sqrt()
     return GradientStatistics(

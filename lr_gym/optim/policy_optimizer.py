@@ -157,9 +157,8 @@ class PolicyOptimizer(Optimizer):
                 default.
             steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
                 None hides from the policy how often it will have passed over the data.
-            weight_decay: decoupled for adamw and muon, L2 for the others. By default 0.01 and 0, and 0.1 under muon where
-                the training passes over its examples more than 200 times, as far as the optimizer knows
-                (docs/policies.md).
+            weight_decay: decoupled for adamw and muon, L2 for the others. By default 0.01 and 0, and 0.1 under muon
+                where the training is known to pass over its examples more than 200 times (docs/policies.md).
             betas: (momentum or beta1, beta2), (0.9, 0.999) by default; under base="sgd" the first is the momentum.
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.

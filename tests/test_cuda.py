@@ -1,0 +1,88 @@
+"""What only a real GPU can show: captured graphs, their results, and that the driver sees no waiting either."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_policy
+from torch import nn
+
+import train_agent
+from lr_gym.control import ControlSpec
+from lr_gym.inner_loop import InnerLoop
+from lr_gym.optim import PolicyOptimizer, muon_groups
+from lr_gym.rows import leaves_of
+from lr_gym.tasks import TASKS
+from lr_gym.types import Hyperparams
+from lr_gym.vector_env import LRControlVectorEnv
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+RUNS, STEPS = 8, 5
+
+
+@pytest.fixture
+def no_waiting():
+    """torch raises an error wherever the host would wait for the device, where a test says so."""
+    yield lambda mode="error": torch.cuda.set_sync_debug_mode(mode)
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def trained(name: str, device: str, compile: bool, calls: int = 3):
+    """State and losses after a few `advance`."""
+    loop = InnerLoop(TASKS[name], base="muon", noise=True, dtype=torch.float64, device=device, compile=compile)
+    state = loop.init(torch.arange(RUNS))
+    ones = torch.ones(RUNS, loop.layout.num_layers, dtype=torch.float64, device=device)
+    losses = []
+    for call in range(calls):
+        hyper = Hyperparams(ones * 0.01 / (call + 1), ones * 0.9, ones * 0.1, ones * 0.0)
+        state, loss = loop.advance(state, hyper, ones.new_ones(STEPS, RUNS))
+        losses.append(loss)
+    return loop, state, torch.cat(losses)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("name", ["mnist1d-mlp", "mnist1d-gru", "mnist1d-transformer", "digits-cnn", "titanic-mlp"])
+def test_gpu_equals_cpu(name, compile):
+    _, expected, losses = trained(name, "cpu", compile=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing falls back
+        loop, state, found = trained(name, "cuda", compile)
+    assert (loop._graph is not None) == compile
+    torch.testing.assert_close(found.cpu(), losses, rtol=1e-6, atol=1e-9)
+    for x, y in zip(leaves_of(state), leaves_of(expected), strict=True):
+        torch.testing.assert_close(x.cpu(), y, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_decision_does_not_wait(no_waiting, compile):
+    env = LRControlVectorEnv("mnist1d-mlp", RUNS, device="cuda", compile=compile)
+    env.reset(seed=0)
+    for _ in range(2):  # compiles, captures
+        env.step(np.zeros(env.action_space.shape, np.float32))
+    no_waiting()
+    env._decided(env._action_tensor(np.zeros(env.action_space.shape, np.float32)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("base", ["adamw", "muon"])
+def test_deployed_policy_does_not_wait(no_waiting, base, fused):
+    model = nn.Sequential(nn.Linear(8, 200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)).to("cuda")
+    policy = random_policy(ControlSpec(base=base), interval=2)
+    optimizer = PolicyOptimizer(muon_groups(model), policy, total_steps=20, fused=fused)
+    x = torch.randn(10, 8, device="cuda")
+    for step in range(6):
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 2:
+            no_waiting()
+        optimizer.observe(loss)
+        optimizer.step()
+
+
+def test_training_on_a_gpu(tmp_path):
+    options = "--task mnist1d-mlp --num-envs 8 --timesteps 64 --decisions 4 --horizon 40 --workers 1 --wandb disabled"
+    options += " --selection-runs 4 --guard-runs 4 --certificate-runs 2 --device cuda --compile"
+    train_agent.main([*options.split(), "--output-dir", str(tmp_path)])
+    assert (tmp_path / "policy.safetensors").is_file()
