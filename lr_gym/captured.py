@@ -17,7 +17,7 @@ from lr_gym.rows import leaves_of, with_leaves
 
 __all__ = ["Captured", "cuda_graph"]
 
-MOST = 4  # graphs that are kept at once: a new state lies in other memory than the last one
+MOST = 4  # graphs that are kept at once: when all runs of an environment start anew, they lie in other memory
 WARM_UPS = 2  # calls before the capture, in which libraries choose algorithms and allocate workspaces
 
 

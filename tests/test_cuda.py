@@ -1,5 +1,6 @@
 """What only a real GPU can show: captured graphs, their results, and that the driver sees no waiting either."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -9,6 +10,8 @@ from tiny import random_policy
 from torch import nn
 
 import train_agent
+from lr_gym.benchmark.contestants import OPTIMIZERS
+from lr_gym.benchmark.run import Cell, Contestant, run_cell
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import InnerLoop
 from lr_gym.optim import PolicyOptimizer, muon_groups
@@ -79,6 +82,16 @@ def test_deployed_policy_does_not_wait(no_waiting, base, fused):
             no_waiting()
         optimizer.observe(loss)
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["builtin:muon", "adam-wsd", "muon-wsd", "gradient-agreement", "adaptive-upgd"])
+def test_cell_of_the_benchmark_on_a_gpu(name):
+    contestant = Contestant(name, 1e-3) if name in OPTIMIZERS else Contestant("", 1e-3, name)
+    losses = []
+    for place in ("cpu", "cuda"):
+        task = dataclasses.replace(TASKS["digits-cnn"], device=place)
+        losses.append(run_cell(Cell(contestant, task, 0, test=True, horizon=12)).test_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_training_on_a_gpu(tmp_path):

@@ -15,6 +15,9 @@ from tiny import TINY, random_policy
 from torch import nn
 
 import train_agent
+from lr_gym.benchmark import run
+from lr_gym.benchmark.contestants import OPTIMIZERS
+from lr_gym.benchmark.run import Cell, Contestant
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import InnerLoop
 from lr_gym.optim import (
@@ -193,6 +196,18 @@ def test_older_optimizers_on_a_device(device, monkeypatch, name):
         weights.append(tuple(p.detach() for p in model.parameters()))
     assert device.waits == ["tolist"] * (name == "enhanced sgd")  # its Q-table is the host's, asked every ten steps
     assert_equal(*reversed(weights))
+
+
+@pytest.mark.parametrize("name", ["builtin:muon", "builtin:anytime", "sgd-momentum-cosine", "garo", "enhanced-sgd"])
+def test_cell_of_the_benchmark_on_a_device(device, monkeypatch, name):
+    """With batch norm and schedules; torch's Adam asks the driver what it captures, and so is left to test_cuda.py."""
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # for a tensor's subclass
+    contestant = Contestant(name, 1e-3) if name in OPTIMIZERS else Contestant("", 1e-3, name)
+    losses = []
+    for place in ("cpu", NAME):
+        monkeypatch.setattr(run, "device_of", lambda task, place=place: torch.device(place))
+        losses.append(run.run_cell(Cell(contestant, "digits-cnn", 0, test=True, horizon=12)).test_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("agent", ["ppo", "dqn", "q_learning", "es", "sweep"])

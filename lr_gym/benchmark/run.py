@@ -144,23 +144,28 @@ def _score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str,
     return (loss if math.isfinite(loss) else math.inf), metrics
 
 
+def device_of(task: Task) -> torch.device:
+    """Where a task trains: the one that it asks for, or the CPU of a machine without."""
+    return torch.device(task.device if torch.cuda.is_available() else "cpu")
+
+
 class _Training:
     """A model with its optimizer and scheduler, and how they are stepped and scored."""
 
     def __init__(self, cell: Cell) -> None:
         self.task = task = find_task(cell.task)
-        self.device = torch.device(task.device if torch.cuda.is_available() else "cpu")
-        self.data: Data = check_data(task.name, task.data()).to(self.device, torch.float32)
+        device = device_of(task)
+        self.data: Data = check_data(task.name, task.data()).to(device, torch.float32)
         self.horizon = check_count("horizon", task.horizon if cell.horizon is None else cell.horizon)
         seed = evaluation_seed(cell.seed)
-        self.model = plain_model(task, seed).to(self.device)
+        self.model = plain_model(task, seed).to(device)
         examples = len(self.data.gradient.inputs)
         epoch = examples / task.batch_size
         self.optimizer: Optimizer = make_optimizer(cell.contestant, self.model, self.horizon, epoch)
         schedule = "constant" if cell.contestant.policy else OPTIMIZERS[cell.contestant.optimizer].schedule
         self.scheduler = SCHEDULERS[schedule](self.optimizer, cell.contestant.lr, self.horizon)
         steps = torch.arange(self.horizon)
-        self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(self.device)
+        self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(device)
         if averages(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
 
