@@ -47,8 +47,8 @@ class ControlSpec:
         decisions: decisions per training; one falls every max(1, horizon // decisions) inner steps.
         features: names of FEATURES, in order.
         average: p of `averaging`, by which the weights are averaged that a training is judged by; None for none.
-        settle: decisions that act in full. Those after them act by 1/2, 1/3, ... of what they say, so that a policy which goes
-            to the rate it names goes to the mean of what the last full one and they name. None: all act in full.
+        settle: decisions that act in full. Those after them act by 1/2, 1/3, ... of what they say, so that a policy
+            which goes where it says goes to the mean of where the last full one and they say. None: all act in full.
 
     Raises:
         ValueError: for an unknown name or a value out of range, naming the field.
