@@ -245,5 +245,5 @@ def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int, steps
         policy = load_policy(contestant.policy)
         groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
         steps = None if policy.spec.endless else horizon
-        return PolicyOptimizer(groups, policy, contestant.lr, steps, weight_decay=0.0, steps_per_epoch=steps_per_epoch)
+        return PolicyOptimizer(groups, policy, contestant.lr, steps, steps_per_epoch=steps_per_epoch)
     return OPTIMIZERS[contestant.optimizer].make(model, contestant.lr, horizon)
