@@ -3,8 +3,9 @@
     python evaluate.py --policy runs/ppo --task mnist1d-mlp --seeds 10 --output-dir runs/eval
     python evaluate.py --policy builtin:default --optimizers adam,muon,prodigy --suite test --output-dir runs/test
 
-Writes results.json and report.html. Every optimizer gets the same number of trials on the selection split, a policy
-none; the test split is looked at once.
+Writes results.json and report.html. Every optimizer gets the same number of trials on the selection split; a policy is
+entered without any and, unless --no-tune-policies is said, with as many as a second row. The test split is looked at
+once.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ test split (`benchmarks/baselines.py`); "not measured" says that no machine at h
 replacement. Prepared data are kept in `LR_GYM_CACHE` (default `~/.cache/lr_gym`); CIFAR-10 is looked for in
 `LR_GYM_DATA`, BERT-base in `LR_GYM_BERT`.
 
-| task | what | sizes | batch | horizon | metric | needs | baseline |
-|---|---|---|---|---|---|---|---|
+| task | environment | what | sizes | batch | horizon | metric | needs | baseline |
+|---|---|---|---|---|---|---|---|---|
 """
 
 _SUITES = """
@@ -63,6 +63,7 @@ def _row(task: Task) -> str:
     needs = [f"`lr-gym[{task.extra}]`"] * bool(task.extra) + ["a GPU in suites"] * (task.device == "cuda")
     cells = (
         f"`{task.name}`",
+        f"`lr_gym/{task.env_id}`",
         task.about,
         sizes,
         task.batch_size,
