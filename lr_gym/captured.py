@@ -13,26 +13,53 @@ from typing import Any
 
 import torch
 
+from lr_gym.compiled import LOCK
 from lr_gym.rows import leaves_of, with_leaves
 
-__all__ = ["Captured", "cuda_graph"]
+__all__ = ["CUDA", "Captured"]
 
-MOST = 4  # graphs that are kept at once: when all runs of an environment start anew, they lie in other memory
+MOST = 4  # graphs that are kept at once, of different states
 WARM_UPS = 2  # calls before the capture, in which libraries choose algorithms and allocate workspaces
 
 
-def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
-    """Run a function of no arguments a few times, and capture it: what replays its kernels on the same memory."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may step other loops
-        run()
-    return graph.replay
+class CUDA:
+    """Captures functions of no arguments on one device, all in one pool of memory, since they never run together."""
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: of every tensor that the functions look at."""
+        self._device = device
+        self._pool: Any = None
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run a function a few times, and capture it: what replays its kernels on the same memory.
+
+        Raises:
+            RuntimeError: for what cannot be captured.
+        """
+        with LOCK, torch.cuda.device(self._device):  # a process captures one graph at a time
+            stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(current)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UPS):
+                        run()
+            finally:
+                current.wait_stream(stream)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            with (
+                torch.cuda.stream(current),  # to which a capture that fails to begin would not come back
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                run()
+            return graph.replay
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first, on one line: what ends a broken capture says only that it was broken."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().partition("\n")[0][:200]
 
 
 @dataclasses.dataclass
@@ -59,9 +86,9 @@ class Captured:
     """
 
     def __init__(
-        self, function: Callable[..., Any], capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph
+        self, function: Callable[..., Any], capture: Callable[[Callable[[], None]], Callable[[], None]]
     ) -> None:
-        """`function(state, *given)`: what is captured, by `capture`."""
+        """`function(state, *given)`: what is captured, by `capture`, such as `CUDA(device)`."""
         self._function, self._capture = function, capture
         self._graphs: dict[Any, _Graph] = {}  # by addresses of a state and shapes, oldest first
         self._failed = False
@@ -88,8 +115,7 @@ class Captured:
                 self._graphs[key] = self._captured(state, given)
             except RuntimeError as error:  # whatever cannot be captured, training can go on without
                 self._failed = True
-                cause = str(error).strip().partition("\n")[0][:200]
-                warnings.warn(f"no CUDA graph is captured: {cause}", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"no CUDA graph is captured: {_cause(error)}", RuntimeWarning, stacklevel=4)
             for leaf, value in zip(leaves_of(state), before, strict=True):
                 leaf.copy_(value)
         return self._graphs.get(key)

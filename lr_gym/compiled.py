@@ -19,11 +19,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lr_gym.rows import leaves_of, with_leaves
 
-__all__ = ["Compiler", "Fixed"]
+__all__ = ["LOCK", "Compiler", "Fixed"]
 
 OPTIONS = {"cpu": {"cpp_wrapper": True}}  # the whole graph is one call, made without the interpreter lock
 
-_LOCK = threading.RLock()  # tracing and compiling change process-wide state
+LOCK = threading.RLock()  # tracing and compiling change process-wide state
 
 
 def _copy(x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Fixed:
             self._like = result
             return [leaf.contiguous() for leaf in leaves_of(result)]
 
-        with _LOCK:
+        with LOCK:
             if self._layout is None:
                 self._compiled = self._compiler.compile(flat, inputs)
                 self._layout = [_layout(x) for x in inputs]

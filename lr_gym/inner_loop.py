@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.captured import Captured
+from lr_gym.captured import CUDA, Captured
 from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, muon_groups
@@ -105,7 +105,7 @@ class InnerLoop:
                 first `init`, which takes a minute the first time and seconds once torch's cache on disk knows the
                 task; other numbers of runs are computed as they stand, and equal results to rounding. On a CPU it is
                 compiled for blocks of these runs, which train one after another; on a CUDA device the steps of an
-                `advance` become one CUDA graph.
+                `advance` in which every run takes every step become one CUDA graph.
         """
         self.task = task
         self.device = check_device(device)
@@ -128,7 +128,8 @@ class InnerLoop:
         self._draw_noise = self._fixed(self._plain_noise)  # apart: inductor cannot schedule both as one
         self._step_ = self._fixed(self._plain_step_)
         self._measure = self._fixed(self._plain_measure)
-        self._graph = Captured(self._all_steps_) if compile and self.device.type == "cuda" else None
+        capture = CUDA(self.device) if compile and self.device.type == "cuda" else None
+        self._graph = None if capture is None else Captured(self._all_steps_, capture)
         self._block = 0  # runs that are computed together once compiled
         self._evaluations: dict[int, Callable[..., Any]] = {}  # by number of examples
 
@@ -214,7 +215,7 @@ class InnerLoop:
         """`advance` of a block of runs on minibatches `indices` (K, B, b)."""
         if self._graph is not None and (limit >= len(factor)).all():
             return state, self._graph(state, hyper, factor, indices)
-        losses = state.loss.new_full(factor.shape, torch.nan)
+        begun, losses = state, state.loss.new_full(factor.shape, torch.nan)
         for k in range(min(len(factor), limit.max())):
             if (limit > k).all():
                 state = self._step(state, hyper, factor[k], indices[k])
@@ -224,7 +225,7 @@ class InnerLoop:
             kept = take_rows(state, idle)
             state = put_rows(self._step(state, hyper, factor[k], indices[k]), idle, kept)
             losses[k] = state.loss.index_fill(0, idle, torch.nan)
-        return state, losses
+        return (state if self._graph is None else _in_place(begun, state)), losses  # where the graph will look for it
 
     def _all_steps_(self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor) -> Tensor:
         """`_advance` of runs that take every step: all of the state goes on in place; the losses (K, B)."""
@@ -232,9 +233,7 @@ class InnerLoop:
         for k in range(len(factor)):
             now = self._step(now, hyper, factor[k], indices[k])
             losses.append(now.loss)
-        for old, new in zip(leaves_of(state), leaves_of(now), strict=True):
-            if new is not old:
-                old.copy_(new)
+        _in_place(state, now)
         return torch.stack(losses)
 
     def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
@@ -394,6 +393,14 @@ class InnerLoop:
                 noise=noise[i] if noise else None,
             )
         return state.step + 1, torch.stack([scale.mass for scale in scales], dim=1), scales[0].second
+
+
+def _in_place(state: InnerState, now: InnerState) -> InnerState:
+    """The state `now` in the memory of `state`."""
+    for old, new in zip(leaves_of(state), leaves_of(now), strict=True):
+        if new is not old:
+            old.copy_(new)
+    return state
 
 
 def _joined(state: InnerState, blocks: Sequence[InnerState]) -> InnerState:

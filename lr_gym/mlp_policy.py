@@ -80,7 +80,7 @@ class MLPPolicy:
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.nn.functional.linear(x.tanh() if i else x, weight, bias)
         if action_mode(self.spec.action).discrete:
-            return action_table(self.spec.controls).to(x)[x.argmax(-1)], state
+            return action_table(self.spec.controls).to(x, non_blocking=True)[x.argmax(-1)], state
         return x.clamp(-1.0, 1.0), state
 
     def tensors(self) -> dict[str, Tensor]:

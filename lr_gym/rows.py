@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 __all__ = ["flatten", "leaves_of", "put_rows", "slice_rows", "take_rows", "unflatten", "with_leaves"]
@@ -35,11 +34,9 @@ def slice_rows(tree: Tree, rows: slice) -> Tree:
 
 
 def put_rows(tree: Tree, rows: Tensor, values: Tree) -> Tree:
-    """Replace the given rows (n,) of every tensor (B, ...) by those of `values` (n, ...), in place where possible."""
+    """Replace the given rows (n,) of every tensor (B, ...) by those of `values` (n, ...), in place."""
     if isinstance(tree, Tensor):
         assert isinstance(values, Tensor)
-        if len(rows) == len(tree):  # every row: keep no old value, whatever the memory layout
-            return torch.empty_like(tree).index_copy_(0, rows, values)  # type: ignore[return-value]
         return tree.index_copy_(0, rows, values)  # type: ignore[return-value]
     if isinstance(tree, tuple):
         assert isinstance(values, tuple)

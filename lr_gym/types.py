@@ -102,4 +102,5 @@ def check_device(device: torch.device | str) -> torch.device:
 
 def numbers_like(values: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any], like: Tensor) -> Tensor:
     """Numbers of the host as a tensor of the dtype and on the device of `like`, which need not be waited for."""
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+    host = torch.tensor(values, dtype=like.dtype, pin_memory=like.is_cuda)  # pageable memory may be waited for
+    return host.to(like.device, non_blocking=True)

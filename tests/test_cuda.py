@@ -1,4 +1,4 @@
-"""What only a real GPU can show: captured graphs, their results, and that the driver sees no waiting either."""
+"""What only a real GPU can show: captured graphs, their results, and that torch itself sees no waiting either."""
 
 import dataclasses
 import warnings
@@ -10,11 +10,13 @@ from tiny import random_policy
 from torch import nn
 
 import train_agent
+from lr_gym.action import action_table
 from lr_gym.benchmark.contestants import OPTIMIZERS
 from lr_gym.benchmark.run import Cell, Contestant, run_cell
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import InnerLoop
 from lr_gym.optim import PolicyOptimizer, muon_groups
+from lr_gym.policy import load_policy
 from lr_gym.rows import leaves_of
 from lr_gym.tasks import TASKS
 from lr_gym.types import Hyperparams
@@ -67,13 +69,29 @@ def test_a_decision_does_not_wait(no_waiting, compile):
     env._decided(env._action_tensor(np.zeros(env.action_space.shape, np.float32)))
 
 
+def test_captures_are_few_over_many_episodes():
+    env = LRControlVectorEnv("mnist1d-mlp", RUNS, device="cuda", compile=True, decisions=4, horizon=18)
+    env.reset(seed=0)
+    for _ in range(23):
+        env.step(np.zeros(env.action_space.shape, np.float32))
+    assert len(env.inner._graph._graphs) <= 2  # of a whole interval and of the last one
+
+
+POLICIES = {
+    "guarded": load_policy("builtin:default"),
+    "discrete": random_policy(ControlSpec(action="discrete"), interval=2, outputs=len(action_table(("lr",)))),
+    "muon": random_policy(ControlSpec(base="muon"), interval=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the policy has learned from nothing like")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("base", ["adamw", "muon"])
-def test_deployed_policy_does_not_wait(no_waiting, base, fused):
-    model = nn.Sequential(nn.Linear(8, 200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)).to("cuda")
-    policy = random_policy(ControlSpec(base=base), interval=2)
-    optimizer = PolicyOptimizer(muon_groups(model), policy, total_steps=20, fused=fused)
-    x = torch.randn(10, 8, device="cuda")
+@pytest.mark.parametrize("kind", list(POLICIES))
+def test_deployed_policy_does_not_wait(no_waiting, kind, fused, dtype):
+    model = nn.Sequential(nn.Linear(8, 200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)).to("cuda", dtype)
+    optimizer = PolicyOptimizer(muon_groups(model), POLICIES[kind], total_steps=20, fused=fused)
+    x = torch.randn(10, 8, device="cuda", dtype=dtype)
     for step in range(6):
         loss = model(x).square().mean()
         optimizer.zero_grad()
@@ -94,8 +112,10 @@ def test_cell_of_the_benchmark_on_a_gpu(name):
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_training_on_a_gpu(tmp_path):
-    options = "--task mnist1d-mlp --num-envs 8 --timesteps 64 --decisions 4 --horizon 40 --workers 1 --wandb disabled"
-    options += " --selection-runs 4 --guard-runs 4 --certificate-runs 2 --device cuda --compile"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_on_a_gpu(tmp_path, workers):
+    """Two workers are threads that capture on one device."""
+    options = "--task mnist1d-mlp --num-envs 8 --timesteps 64 --decisions 4 --horizon 40 --wandb disabled --device cuda"
+    options += f" --selection-runs 4 --guard-runs 4 --certificate-runs 2 --compile --workers {workers}"
     train_agent.main([*options.split(), "--output-dir", str(tmp_path)])
     assert (tmp_path / "policy.safetensors").is_file()

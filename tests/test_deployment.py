@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 
 from lr_gym.action import CONTROLLED
 from lr_gym.control import ControlSpec
@@ -73,6 +74,7 @@ def test_environment_equals_optimizer(base, action, settle, control):
         initial_lr=(3e-3, 3e-3),
         features=tuple(FEATURES),
         action_step=0.2,
+        autoreset_mode=AutoresetMode.DISABLED,
     )
     assert env.control_spec.features == tuple(FEATURES)
     policy = random_policy(env.control_spec, env.inner_steps_per_decision)
@@ -84,7 +86,6 @@ def test_environment_equals_optimizer(base, action, settle, control):
         seen.append(observation[0])
         action_row, _ = policy.predict(torch.from_numpy(observation[0]))
         acted.append(action_row.numpy())
-        final = env.runs.inner.params  # updated in place, and left behind when the run restarts
         observation, _, terminated, _, info = env.step(action_row.numpy()[None])
         done = terminated[0]
     assert len(seen) == 13
@@ -115,7 +116,7 @@ def test_environment_equals_optimizer(base, action, settle, control):
 
     np.testing.assert_allclose(np.stack(recorder.observations), np.stack(seen), rtol=0, atol=1e-6)  # float32
     np.testing.assert_allclose(np.stack(recorder.actions), np.stack(acted), rtol=0, atol=1e-6)
-    for param, value in zip(model.parameters(), final, strict=True):
+    for param, value in zip(model.parameters(), env.runs.inner.params, strict=True):
         error = (param - value[0]).norm() / value[0].norm()
         assert error <= 1e-9
 

@@ -210,7 +210,7 @@ def fused_update(
             [own["exp_avg_sq"] for own in states],
             [],
             [own["step"] for own in states],
-            lr=rates[of][layer],
+            lr=rates[of][layer].float() if members[0].param.is_cuda else rates[of][layer],  # what the kernels read
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             weight_decay=group["weight_decay"],

@@ -118,7 +118,8 @@ class PolicyOptimizer(Optimizer):
     `train()` before it is trained on, as of the model itself. A checkpoint holds model and optimizer in the same mode;
     where that was `eval()`, load both before `train()`.
 
-    Nothing in `observe` or `step` reads a number back from the device.
+    Nothing in `observe` or `step` reads a number back from the device, unless the policy is a Q-table, which the host
+    holds.
 
     Replicas of a data-parallel training must decide alike, so observe the loss averaged over all of them
     (`torch.distributed.all_reduce`), as their gradients are, or on none.
@@ -272,7 +273,7 @@ class PolicyOptimizer(Optimizer):
         value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
         if value.numel() != 1:
             raise ValueError(f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass loss.mean()")
-        live.control = live.control.add_loss(value.to(live.control.loss_sum).reshape(1))
+        live.control = live.control.add_loss(value.to(live.control.loss_sum, non_blocking=True).reshape(1))
 
     def metrics(self) -> dict[str, float]:
         """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift; reads the device."""
