@@ -64,7 +64,7 @@ class Compiler:
             cause = str(error).strip().partition("\n")[0][:200]
             warnings.warn(
                 f"nothing is compiled, training runs as it stands: {type(error).__name__}: {cause} "
-                "(a C++ compiler such as g++ and Python's headers, on a GPU Triton, are needed; or leave compile out)",
+                "(a C++ compiler such as g++ and Python's headers, on a GPU Triton, are needed; or compile=False)",
                 RuntimeWarning,
                 stacklevel=2,
             )
