@@ -69,8 +69,6 @@ class Args:
     average: float | None = None
     """Judge trainings by their averaged weights, about those of the last 1 / (average + 1) of the time: a stand-in
     for the decay where the end is not known."""
-    settle: int | None = None
-    """Decisions that act in full, later ones by 1/2, 1/3, ...: the rate settles at the mean of those named."""
     horizon: int | None = None
     """Inner steps per training; the task's own by default."""
     initial_lr: tuple[float, float] = INITIAL_LR

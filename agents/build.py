@@ -73,7 +73,6 @@ def make_env(args: Args, task: Task, num_envs: int, *, selection: bool, once: bo
         decisions=args.decisions,
         features=args.features,
         average=args.average,
-        settle=args.settle,
         horizon=task.horizon if args.suite == RANDOM else args.horizon,
         initial_lr=args.initial_lr,
         reward=args.reward,

@@ -47,8 +47,6 @@ class ControlSpec:
         decisions: decisions per training; one falls every max(1, horizon // decisions) inner steps.
         features: names of FEATURES, in order.
         average: p of `averaging`, by which the weights are averaged that a training is judged by; None for none.
-        settle: decisions that act in full. Those after them act by 1/2, 1/3, ... of what they say, so that a policy
-            which goes where it says goes to the mean of where the last full one and they say. None: all act in full.
 
     Raises:
         ValueError: for an unknown name or a value out of range, naming the field.
@@ -64,7 +62,6 @@ class ControlSpec:
     decisions: int = 50
     features: tuple[str, ...] = DEFAULT_FEATURES
     average: float | None = None
-    settle: int | None = None
 
     def __post_init__(self) -> None:
         """Validate at the border."""
@@ -80,10 +77,6 @@ class ControlSpec:
         check_count("decisions", self.decisions)
         if self.average is not None:
             object.__setattr__(self, "average", check_number("average", self.average, 0.0))
-        if self.settle is not None:
-            check_count("settle", self.settle)
-            if not mode.recursive:
-                raise ValueError(f"settle={self.settle} asks for recursive actions; got action={self.action!r}")
 
     @property
     def mode(self) -> ActionMode:
@@ -114,7 +107,7 @@ class ControlSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ControlSpec:
         """Inverse of `to_json`; a ValueError names unknown or missing fields."""
-        values = {"average": None, "settle": None, **values}  # which files of before 2026-11-24 lack
+        values = {"average": None, **values}  # which files of before 2026-11-23 lack
         expected = {field.name for field in dataclasses.fields(cls)}
         if set(values) != expected:
             raise ValueError(f"control has fields {sorted(values)}, expected {sorted(expected)}")
@@ -182,22 +175,13 @@ def decide_observation(
 
 
 def apply_action(
-    spec: ControlSpec, state: ControlState, action: Tensor, base: Hyperparams, made: Tensor
+    spec: ControlSpec, state: ControlState, action: Tensor, base: Hyperparams
 ) -> tuple[Hyperparams, ControlState]:
     """Decode an action (B, L, A) into hyperparameters, which hold until the next decision.
 
-    Args:
-        spec: of the policy.
-        state: before.
-        action: (B, L, A).
-        base: whose lr is the learning rate without the base schedule: the schedule moves at every inner step and
-            multiplies what comes out of here.
-        made: (B,) decisions made before this one.
+    `base.lr` is the learning rate without the base schedule: the schedule moves at every inner step and multiplies
+    what comes out of here.
     """
     offset = move(spec.mode, state.offset, action)
-    if spec.settle is not None:
-        share = 1.0 / (made - (spec.settle - 2)).clamp_min(1.0)
-        settled = torch.lerp(state.offset, offset, share.to(offset.dtype)[:, None, None].expand_as(offset))
-        offset = torch.where(state.offset == 0.0, offset, settled)  # what has not moved yet, an unfrozen layer, does
     state = state._replace(offset=offset, action=action.to(offset.dtype))
     return decode(spec.controls, offset, base), state

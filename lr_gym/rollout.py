@@ -52,7 +52,6 @@ def controlled_env(
         decisions=spec.decisions,
         features=spec.features,
         average=spec.average,
-        settle=spec.settle,
         horizon=horizon,
         initial_lr=lr if isinstance(lr, tuple) else (lr, lr),
         render_mode=render_mode,

@@ -110,7 +110,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         decisions: int = 50,
         features: Sequence[str] | None = None,
         average: float | None = None,
-        settle: int | None = None,
         horizon: int | None = None,
         initial_lr: tuple[float, float] = INITIAL_LR,
         weight_decay: float = 0.0,
@@ -140,7 +139,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             decisions: decisions per training.
             features: names of FEATURES; the default adds momentum and noise where they are controlled.
             average: judge the trainings by weights averaged at every decision, see `averaging`; None for the last ones.
-            settle: decisions that act in full, see `ControlSpec`; None for all.
             horizon: inner steps per training, the task's own by default.
             initial_lr: range of each run's initial learning rate, log-uniform.
             weight_decay: of the base optimizer.
@@ -193,7 +191,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             decisions=decisions,
             features=tuple(features),
             average=average,
-            settle=settle,
         )
         self.inner_steps_per_decision = self.control_spec.interval(self.horizon)
         self.render_mode = render_mode
@@ -307,8 +304,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     def _decided(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Observation, reward and `_reward`'s reason after a decision, all on the device, which is not waited for."""
         runs = self.runs
-        made = numbers_like(self._decisions(), runs.loss)
-        hyper, control = apply_action(self.control_spec, runs.control, action, runs.base, made)
+        hyper, control = apply_action(self.control_spec, runs.control, action, runs.base)
         limit = np.minimum(self.inner_steps_per_decision, self.horizon - self._step)
         progress = (self._step + np.arange(limit.max())[:, None]) / self.horizon
         factor = self._factor(progress, runs.progress_known)
@@ -498,15 +494,12 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         observation, control = decide_observation(self.control_spec, runs.control, stats, hyper, outlook)
         return runs._replace(control=control), observation
 
-    def _decisions(self) -> NDArray[np.float64]:
-        """How many each run has made, (B,)."""
-        return np.ceil(self._step / self.inner_steps_per_decision)
-
     def _averaged(self, runs: Episode) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | tuple[()]:
         """The averages after a decision, where there are any."""
         if self.control_spec.average is None or not runs.average:
             return ()
-        weight = numbers_like(share(self.control_spec.average, self._decisions()), runs.loss)
+        decisions = np.ceil(self._step / self.inner_steps_per_decision)
+        weight = numbers_like(share(self.control_spec.average, decisions), runs.loss)
         params, buffers = runs.average
         return averaged(params, runs.inner.params, weight), averaged(buffers, runs.inner.buffers, weight)
 

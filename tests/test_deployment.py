@@ -55,16 +55,15 @@ class Recorder:
 
 
 @pytest.mark.parametrize("base", RULES)
-@pytest.mark.parametrize(("action", "settle"), [("recursive", None), ("recursive", 3), ("residual", None)])
+@pytest.mark.parametrize("action", ["recursive", "residual"])
 @pytest.mark.parametrize("control", ["per_layer", "global"])
-def test_environment_equals_optimizer(base, action, settle, control):
+def test_environment_equals_optimizer(base, action, control):
     env = LRControlVectorEnv(
         "mnist1d-mlp",
         num_envs=1,
         control=control,
         controls=CONTROLLED,
         action=action,
-        settle=settle,
         base=base,
         schedule="cosine",
         decisions=12,  # 4 steps each, and a shorter last interval
@@ -122,5 +121,5 @@ def test_environment_equals_optimizer(base, action, settle, control):
 
 
 def test_a_policys_own_step_and_bound_are_the_environments():
-    spec = ControlSpec(action_step=0.3, action_bound=0.1, settle=4)
+    spec = ControlSpec(action_step=0.3, action_bound=0.1)
     assert controlled_env(spec, "mnist1d-mlp", 1, 0.01).control_spec == spec

@@ -13,7 +13,6 @@ All play the same seeds from the same initial learning rates, and are compared s
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,7 +73,6 @@ def certificate_losses(
     columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("policy", *COMPARED)}
     for task, lr in itertools.product(tasks, initial_lrs):
         env = controlled_env(spec, task, runs, lr, horizon=horizon)
-        stage = controlled_env(dataclasses.replace(spec, settle=None), task, runs, lr, horizon=horizon)  # acts as told
 
         def follow(observation: NDArray[np.float32], _: int) -> Tensor:
             return policy.predict(torch.from_numpy(observation))[0]
@@ -82,7 +80,7 @@ def certificate_losses(
         losses, offsets = play(env, seeds, follow, split)
         replayed = mean_of_others(offsets, spec, torch.from_numpy(np.isfinite(losses))).float()
         columns["policy"].append(losses)
-        columns["replay"].append(play(stage, seeds, lambda _, t: replayed[min(t, len(replayed) - 1)], split)[0])  # noqa: B023
+        columns["replay"].append(play(env, seeds, lambda _, t: replayed[min(t, len(replayed) - 1)], split)[0])  # noqa: B023
         columns["shuffled"].append(play(env, seeds, lambda o, t: follow(np.roll(o, 1, axis=0), t), split)[0])
         columns["untrained"].append(play(env, seeds, lambda *_: torch.zeros_like(replayed[0]), split)[0])  # noqa: B023
     return {name: np.minimum(np.stack(column), DIVERGED) for name, column in columns.items()}

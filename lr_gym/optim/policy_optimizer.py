@@ -495,8 +495,7 @@ class PolicyOptimizer(Optimizer):
         observation, control = decide_observation(spec, live.control, stats, hyper, outlook)
         action, _ = self._policy.predict(observation[0])
         unit = self._unit(control, live.leads)
-        made = torch.full_like(control.loss_sum, float(step // self._interval))
-        _, moved = apply_action(spec, control, action.unsqueeze(0), unit, made)
+        _, moved = apply_action(spec, control, action.unsqueeze(0), unit)
         alive = stats.grad_rms > 0  # a layer without a gradient gives nothing to go by, and stays where it is
         action = torch.where(alive.unsqueeze(-1), moved.action, control.action)
         offset = torch.where(alive.unsqueeze(-1), moved.offset, control.offset)
