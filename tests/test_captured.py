@@ -14,6 +14,7 @@ from lr_gym.inner_loop import InnerLoop
 from lr_gym.rows import leaves_of
 from lr_gym.tasks import TASKS
 from lr_gym.types import Hyperparams
+from lr_gym.vector_env import LRControlVectorEnv
 
 RUNS, STEPS = 4, 5
 NAMES = ("mnist1d-mlp", "mnist1d-gru", "mnist1d-transformer", "digits-cnn", "titanic-mlp", "rosenbrock")
@@ -120,7 +121,10 @@ def test_runs_that_stop_early_are_not_captured():
 def test_what_cannot_be_captured_runs_as_it_stands():
     def refused(run):
         run()
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")  # as torch ends it
 
     plain, captured = pair(TINY)
     captured._graph = Captured(captured._all_steps_, refused)
@@ -135,3 +139,17 @@ def test_what_cannot_be_captured_runs_as_it_stands():
         ]
     for x, y in zip(leaves_of(states[1]), leaves_of(states[0]), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("horizon", [20, 18])  # in whole intervals, and with a shorter last one
+def test_restarts_need_no_new_graphs(horizon):
+    envs = [LRControlVectorEnv(TINY, RUNS, horizon=horizon, decisions=4, initial_lr=(1e-3, 1.0)) for _ in range(2)]
+    envs[1].inner._graph = Captured(envs[1].inner._all_steps_, taped)
+    observations = [env.reset(seed=0)[0] for env in envs]
+    action = np.zeros(envs[0].action_space.shape, np.float32)
+    for step in range(17):
+        if step == 6:  # one row out of step with the others
+            observations = [env.reset(options={"reset_mask": np.array([True, False, False, False])})[0] for env in envs]
+        observations = [env.step(action)[0] for env in envs]
+        np.testing.assert_array_equal(*observations)
+    assert len(envs[1].inner._graph._graphs) <= 2
