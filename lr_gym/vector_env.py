@@ -533,8 +533,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         return {
             "run_seed": runs.inner.run_seed.cpu().numpy().copy(),
             "step": self._step.copy(),
-            "train_loss": runs.inner.loss.double().cpu().numpy(),
-            "reward_loss": runs.loss.double().cpu().numpy(),
+            "train_loss": runs.inner.loss.double().cpu().numpy().copy(),
+            "reward_loss": runs.loss.double().cpu().numpy().copy(),
             "lr": lr.double().cpu().numpy(),
             "diverged": reason != "",
             "divergence": reason,

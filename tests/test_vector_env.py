@@ -645,3 +645,13 @@ def test_nan_actions_leave_the_lr_alone():
     assert_same(broken[4], zero[4])
     second = env.step(np.zeros((3, 2, 1)))[0], twin.step(np.zeros((3, 2, 1)))[0]
     assert_same(*second)
+
+
+def test_what_a_step_returned_stays_when_the_runs_start_anew():
+    env = LRControlVectorEnv(TINY, num_envs=2, dtype=torch.float64, decisions=3)
+    env.reset(seed=0)
+    observation, rewards, _, _, infos = env.step(np.zeros(env.action_space.shape))
+    kept = [observation.copy(), rewards.copy(), *(value.copy() for value in infos.values())]
+    env.reset(seed=9)
+    for before, now in zip(kept, [observation, rewards, *infos.values()], strict=True):
+        np.testing.assert_array_equal(before, now)
