@@ -16,13 +16,13 @@ import torch
 from lr_gym.compiled import LOCK
 from lr_gym.rows import leaves_of, with_leaves
 
-__all__ = ["CUDA", "Captured"]
+__all__ = ["Captured", "CudaCapture"]
 
 MOST = 4  # graphs that are kept at once, of different states
 WARM_UPS = 2  # calls before the capture, in which libraries choose algorithms and allocate workspaces
 
 
-class CUDA:
+class CudaCapture:
     """Captures functions of no arguments on one device, all in one pool of memory, since they never run together."""
 
     def __init__(self, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class Captured:
     def __init__(
         self, function: Callable[..., Any], capture: Callable[[Callable[[], None]], Callable[[], None]]
     ) -> None:
-        """`function(state, *given)`: what is captured, by `capture`, such as `CUDA(device)`."""
+        """`function(state, *given)`: what is captured, by `capture`, such as `CudaCapture(device)`."""
         self._function, self._capture = function, capture
         self._graphs: dict[Any, _Graph] = {}  # by addresses of a state and shapes, oldest first
         self._failed = False

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.captured import CUDA, Captured
+from lr_gym.captured import Captured, CudaCapture
 from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, muon_groups
@@ -128,7 +128,7 @@ class InnerLoop:
         self._draw_noise = self._fixed(self._plain_noise)  # apart: inductor cannot schedule both as one
         self._step_ = self._fixed(self._plain_step_)
         self._measure = self._fixed(self._plain_measure)
-        capture = CUDA(self.device) if compile and self.device.type == "cuda" else None
+        capture = CudaCapture(self.device) if compile and self.device.type == "cuda" else None
         self._graph = None if capture is None else Captured(self._all_steps_, capture)
         self._block = 0  # runs that are computed together once compiled
         self._evaluations: dict[int, Callable[..., Any]] = {}  # by number of examples
@@ -213,9 +213,18 @@ class InnerLoop:
         self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor, limit: NDArray[np.int64]
     ) -> tuple[InnerState, Tensor]:
         """`advance` of a block of runs on minibatches `indices` (K, B, b)."""
-        if self._graph is not None and (limit >= len(factor)).all():
+        if self._graph is None:
+            return self._steps(state, hyper, factor, indices, limit)
+        if (limit >= len(factor)).all():
             return state, self._graph(state, hyper, factor, indices)
-        begun, losses = state, state.loss.new_full(factor.shape, torch.nan)
+        now, losses = self._steps(state, hyper, factor, indices, limit)
+        return _in_place(state, now), losses  # where the graph will look for it
+
+    def _steps(
+        self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor, limit: NDArray[np.int64]
+    ) -> tuple[InnerState, Tensor]:
+        """`_advance`, step by step."""
+        losses = state.loss.new_full(factor.shape, torch.nan)
         for k in range(min(len(factor), limit.max())):
             if (limit > k).all():
                 state = self._step(state, hyper, factor[k], indices[k])
@@ -225,16 +234,13 @@ class InnerLoop:
             kept = take_rows(state, idle)
             state = put_rows(self._step(state, hyper, factor[k], indices[k]), idle, kept)
             losses[k] = state.loss.index_fill(0, idle, torch.nan)
-        return (state if self._graph is None else _in_place(begun, state)), losses  # where the graph will look for it
+        return state, losses
 
     def _all_steps_(self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor) -> Tensor:
-        """`_advance` of runs that take every step: all of the state goes on in place; the losses (K, B)."""
-        now, losses = state, []
-        for k in range(len(factor)):
-            now = self._step(now, hyper, factor[k], indices[k])
-            losses.append(now.loss)
+        """`_steps` of runs that take every one: all of the state goes on in place; the losses (K, B)."""
+        now, losses = self._steps(state, hyper, factor, indices, np.full(len(state.step), len(factor)))
         _in_place(state, now)
-        return torch.stack(losses)
+        return losses
 
     def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
         """Per-layer statistics of the pending gradient, (B, L) each."""

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Hyperparams", "LayerStats", "check_count", "check_number", "numbers_like"]
+__all__ = ["Hyperparams", "LayerStats", "check_count", "check_device", "check_number", "numbers_like"]
 
 
 class Hyperparams(NamedTuple):

@@ -32,6 +32,7 @@ from lr_gym.optim.noise import NoiseSource
 from lr_gym.policy import load_policy
 from lr_gym.rows import leaves_of
 from lr_gym.tasks import TASKS
+from lr_gym.tasks.models import initial_parameters, load_parameters
 from lr_gym.types import Hyperparams
 from lr_gym.vector_env import LRControlVectorEnv
 
@@ -99,7 +100,7 @@ ENVIRONMENTS = {
 
 @pytest.mark.parametrize("kind", list(ENVIRONMENTS))
 def test_environment_on_a_device(device, kind):
-    """Through two episodes, with divergence and restarts."""
+    """Through two episodes and their restarts, and on from a saved state."""
     envs = [
         LRControlVectorEnv(TINY, RUNS, device=place, decisions=3, initial_lr=(1e-3, 1.0), **ENVIRONMENTS[kind])
         for place in ("cpu", NAME)
@@ -114,7 +115,9 @@ def test_environment_on_a_device(device, kind):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(results[1][4]["reward_loss"], results[0][4]["reward_loss"], rtol=1e-4)
     state = {name: value.cpu() for name, value in envs[1].state_dict().items()}
+    expected = envs[1].step(action)[0]
     envs[1].load_state_dict(state)
+    np.testing.assert_array_equal(envs[1].step(action)[0], expected)
 
 
 @pytest.mark.parametrize("kind", list(ENVIRONMENTS))
@@ -125,6 +128,35 @@ def test_a_decision_does_not_wait(device, kind):
     for _ in range(2):
         env._decided(env._action_tensor(np.zeros(env.action_space.shape, env.action_space.dtype)))
     assert device.waits == []
+
+
+def trained(device, place: str, make, steps: int, *, closure: bool = False) -> tuple[torch.Tensor, ...]:
+    """Weights after some steps of `make(model)`; what was waited for is noted from the second step on."""
+    kind = {"dtype": torch.float64}
+    layers = nn.Linear(8, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)
+    model = nn.Sequential(*layers)  # of the middle matrix PolicyOptimizer measures a part
+    model = load_parameters(model, initial_parameters(model, torch.tensor([0]), **kind))
+    model = model if place == "cpu" else on_device(model)
+    optimizer = make(model)
+    x = torch.linspace(-1.0, 1.0, 80, **kind).view(10, 8).to(place, non_blocking=True)
+    for step in range(steps):
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 1:
+            device.waits.clear()
+        if isinstance(optimizer, PolicyOptimizer):
+            optimizer.observe(loss)
+        optimizer.step(*[lambda value=loss: value] * closure)
+    return tuple(p.detach() for p in model.parameters())
+
+
+def on_device(model: nn.Module) -> nn.Module:
+    """The model with its parameters on the pretended device."""
+    for module in model.modules():
+        for name, param in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(param.detach().to(NAME)))
+    return model
 
 
 @pytest.mark.filterwarnings("ignore:PolicyOptimizer. the policy has learned from nothing like")
@@ -139,33 +171,11 @@ def test_deployed_policy_on_a_device(device, base):
         (random_policy(ControlSpec(base=base)), base != "sgd"),
     ]
     for policy, fused in policies:
-        weights = []
-        for place in ("cpu", NAME):
-            torch.manual_seed(0)
-            layers = nn.Linear(8, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)
-            model = nn.Sequential(*layers).double()  # of the middle matrix a part is measured
-            model = model if place == "cpu" else on_device(model)
-            optimizer = PolicyOptimizer(muon_groups(model), policy, total_steps=20, steps_per_epoch=3, fused=fused)
-            x = torch.linspace(-1.0, 1.0, 80, dtype=torch.float64).view(10, 8).to(place, non_blocking=True)
-            for step in range(20):
-                loss = model(x).square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                if step == 1:
-                    device.waits.clear()
-                optimizer.observe(loss)
-                optimizer.step()
-            weights.append(tuple(p.detach() for p in model.parameters()))
+        options = {"total_steps": 20, "steps_per_epoch": 3, "fused": fused}
+        make = lambda model, p=policy, o=options: PolicyOptimizer(muon_groups(model), p, **o)
+        weights = [trained(device, place, make, steps=20) for place in ("cpu", NAME)]
         assert device.waits == []
         assert_equal(*reversed(weights))
-
-
-def on_device(model: nn.Module) -> nn.Module:
-    """The model with its parameters on the pretended device."""
-    for module in model.modules():
-        for name, param in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(param.detach().to(NAME)))
-    return model
 
 
 OLDER = {
@@ -179,21 +189,8 @@ OLDER = {
 @pytest.mark.parametrize("name", list(OLDER))
 def test_older_optimizers_on_a_device(device, monkeypatch, name):
     monkeypatch.setattr(NoiseSource, "_generator", lambda self, _: self.__dict__.setdefault("one", torch.Generator()))
-    weights = []
-    for place in ("cpu", NAME):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
-        model = model if place == "cpu" else on_device(model)
-        optimizer = OLDER[name](model.parameters())
-        x = torch.linspace(-1.0, 1.0, 80).view(10, 8).to(place, non_blocking=True)
-        for step in range(12):
-            loss = model(x).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            if step == 1:
-                device.waits.clear()
-            optimizer.step(*[lambda value=loss: value] * (name == "enhanced sgd"))
-        weights.append(tuple(p.detach() for p in model.parameters()))
+    make = lambda model: OLDER[name](model.parameters())
+    weights = [trained(device, place, make, steps=12, closure=name == "enhanced sgd") for place in ("cpu", NAME)]
     assert device.waits == ["tolist"] * (name == "enhanced sgd")  # its Q-table is the host's, asked every ten steps
     assert_equal(*reversed(weights))
 
