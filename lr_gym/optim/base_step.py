@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ __all__ = [
     "BLOCK",
     "MASSES",
     "Slot",
+    "alike",
     "descent",
     "drop_foreign",
     "fits_kernel",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
+SMALL = 2**15  # elements of a tensor that is updated together with others: calls cost more than copies
+KERNELS = ("cpu", "cuda")  # devices whose fused kernels are used unasked
 MASSES = ("first_mass", "second_mass")  # keys of a tensor's state: see update.MomentScale
 
 State = dict[str, Any]
@@ -115,9 +118,19 @@ def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -
     return MomentScale(*found)
 
 
+def alike(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """Tensors that one call can update: small ones of one shape, rule and group; each large one alone."""
+    together: dict[tuple[Any, ...], list[Slot]] = {}
+    for i, slot in enumerate(slots):
+        param = slot.param
+        key = (param.shape, param.dtype, slot.rule.family, id(slot.group)) if param.numel() <= SMALL else (i,)
+        together.setdefault(key, []).append(slot)
+    return list(together.values())
+
+
 def plain_update(
     state: Mapping[Tensor, State],
-    slot: Slot,
+    slots: Sequence[Slot],
     lr: Tensor,
     momentum: Tensor,
     noise: Tensor | None,
@@ -125,50 +138,75 @@ def plain_update(
     seed: int,
     step: int,
 ) -> None:
-    """One step on one tensor, but for a matrix of Muon's in blocks that fit a CPU's cache.
+    """One step on tensors that are `alike`, as so many runs at once; on a large one in blocks that fit a CPU's cache.
 
     Args:
         state: of the optimizer.
-        slot: the tensor, which has a gradient.
-        lr: (1,) effective learning rate.
-        momentum: (1,) momentum or beta1.
-        noise: (1,) level of gradient noise; None is none.
+        slots: the n tensors, which have gradients.
+        lr: (n,) effective learning rates.
+        momentum: (n,) momentum or beta1.
+        noise: (n,) levels of gradient noise; None is none.
         seed: of the noise.
         step: inner steps made, for which the noise is drawn.
     """
-    param, group = slot.param, slot.group
-    rule = dataclasses.replace(slot.rule, beta2=group["betas"][1], eps=group["eps"])
-    grad = descent(slot)
-    first, second = moments(state, slot)
-    before = masses(state, [slot], lr)
-    scale = MomentScale(before.mass[:, 0], before.second[:, 0]).advanced(rule, momentum)
-    state[param].update(first_mass=scale.mass, second_mass=scale.second)
-    state[param].pop("step", None)
-    tensors = [param, grad, first] + ([] if second is None else [second])
-    if noise is not None:
-        seeds = torch.full((1,), seed, dtype=torch.int64, device=param.device)
-        tensors.append(gradient_noise(grad.unsqueeze(0), noise, seeds, step, slot.start)[0])
+    group = slots[0].group
+    rule = dataclasses.replace(slots[0].rule, beta2=group["betas"][1], eps=group["eps"])
+    grads, adam = [descent(slot) for slot in slots], rule.family == "adam"
+    kept = [moments(state, slot) for slot in slots]
+    changed = [[slot.param for slot in slots], [first for first, _ in kept]]
+    changed += [[second for _, second in kept if second is not None]] if adam else []
+    added = [] if noise is None else [_noise(slots, grads, noise, seed, step)]
+    before = masses(state, slots, lr)
+    scale = MomentScale(before.mass[0], before.second[0]).advanced(rule, momentum)
+    for slot, first, second in zip(slots, torch.split(scale.mass, 1), torch.split(scale.second, 1), strict=True):
+        state[slot.param].update(first_mass=first, second_mass=second)
+        state[slot.param].pop("step", None)
     weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
-    for piece in [tensors] if rule.family == "muon" else in_blocks(*tensors, size=BLOCK):
-        rows = [tensor.unsqueeze(0) for tensor in piece]
+    for rows in _rows([*changed, grads, *added], whole=rule.family == "muon"):
         step_(
             rule,
             rows[0],
+            rows[len(changed)],
             rows[1],
-            rows[2],
-            rows[3] if second is not None else None,
+            rows[2] if adam else None,
             scale,
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
-            noise=rows[-1] if noise is not None else None,
+            noise=None if noise is None else rows[-1],
         )
+        if len(slots) > 1:  # the rows are copies
+            for column, row in zip(changed, rows, strict=False):
+                torch._foreach_copy_(column, row.unbind())
 
 
-def fits_kernel(state: Mapping[Tensor, State], slot: Slot) -> bool:
-    """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs."""
+def _noise(slots: Sequence[Slot], grads: Sequence[Tensor], level: Tensor, seed: int, step: int) -> list[Tensor]:
+    """What to add to the gradient of each tensor; level (n,)."""
+    seeds = torch.full((1,), seed, dtype=torch.int64, device=level.device)
+    return [
+        gradient_noise(grad.unsqueeze(0), own, seeds, step, slot.start)[0]
+        for slot, grad, own in zip(slots, grads, torch.split(level, 1), strict=True)
+    ]
+
+
+def _rows(columns: Sequence[Sequence[Tensor]], *, whole: bool) -> Iterable[list[Tensor]]:
+    """Columns of n tensors each as tensors (n, *shape): copies of them, or of one alone its blocks, or the `whole`."""
+    if len(columns[0]) > 1:
+        return [[torch.stack(list(column)) for column in columns]]
+    alone = [column[0] for column in columns]
+    return ([t.unsqueeze(0) for t in part] for part in ([alone] if whole else in_blocks(*alone, size=BLOCK)))
+
+
+def fits_kernel(state: Mapping[Tensor, State], slot: Slot, *, anywhere: bool) -> bool:
+    """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs.
+
+    Args:
+        state: of the optimizer.
+        slot: a tensor that has a gradient.
+        anywhere: not only on the devices of KERNELS.
+    """
     own, grad = state[slot.param], slot.param.grad
-    if slot.rule.family != "adam":
+    if slot.rule.family != "adam" or not (anywhere or slot.param.device.type in KERNELS):
         return False
     if "exp_avg" not in own:
         moments(state, slot)

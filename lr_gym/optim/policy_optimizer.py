@@ -24,6 +24,7 @@ from lr_gym.optim.base_step import (
     BLOCK,
     MASSES,
     Slot,
+    alike,
     descent,
     drop_foreign,
     fits_kernel,
@@ -142,7 +143,7 @@ class PolicyOptimizer(Optimizer):
         eps: float | None = None,
         maximize: bool = False,
         seed: int = 0,
-        fused: bool = False,
+        fused: bool | None = None,
         sample: int | None = 2**13,
     ) -> None:
         """Load the policy.
@@ -164,9 +165,9 @@ class PolicyOptimizer(Optimizer):
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
             seed: of the gradient noise, where the policy uses noise.
-            fused: update by torch's fused kernels, which equal the others to rounding; not for sgd, and under a policy
-                that sets the learning rate only. Muon's matrices and tensors that are not contiguous are updated the
-                other way.
+            fused: whether torch's fused kernels update what they can, in a fraction of the time and equal to rounding:
+                contiguous tensors that are not sgd's nor muon's matrices, under a policy that sets the learning rate
+                only. By default so on CPU and CUDA devices; True also on others; False nowhere.
             sample: statistics of a tensor of more than 4 times as many elements are those of about so many of its
                 elements, evenly spaced; None measures every element.
 
@@ -201,13 +202,14 @@ class PolicyOptimizer(Optimizer):
         self._steps_per_epoch = steps_per_epoch
         self._interval = policy.interval if total_steps is None else spec.interval(total_steps)
         self._seed = seed
-        self._fused = fused
         self._sample = None if sample is None else check_count("sample", sample)
-        if fused and (rule.family == "sgd" or spec.controls != ("lr",)):
+        kernels = rule.family != "sgd" and spec.controls == ("lr",)
+        if fused and not kernels:
             raise ValueError(
                 f"fused=True takes base='adam', 'adamw' or 'muon' and a policy that controls lr only; got "
                 f"base={base!r} and controls={spec.controls}: leave fused out"
             )
+        self._fused = fused if kernels else False
         self._warned = self._warned_of_rate = False
         self._live: _Live | None = None  # None until the first step, and again after parameters or state change
         defaults = {
@@ -329,7 +331,7 @@ class PolicyOptimizer(Optimizer):
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
             drop_foreign(self.state[param], self._rule.family)
-            if self._fused and "step" in self.state[param]:  # torch moves it only where a group says fused
+            if self._fused is not False and "step" in self.state[param]:  # torch moves it only where a group says fused
                 self.state[param]["step"] = self.state[param]["step"].to(param.device, torch.float32)
         self._live = None
 
@@ -539,19 +541,20 @@ class PolicyOptimizer(Optimizer):
         """One step of the base optimizer on every tensor that has a gradient."""
         slots = [slot for slot in live.slots if slot.param.grad is not None and slot.param.numel() > 0]
         hyper, factor, controls = live.multiplier, self._factor(step), self._policy.spec.controls
-        if self._fused:
-            suited = [slot for slot in slots if fits_kernel(self.state, slot)]
-            rates = {id(g): (hyper.lr[0] * (g["lr"] * factor)).unbind() for g in self.param_groups}
+        rates = {id(group): (hyper.lr[0] * (group["lr"] * factor)).unbind() for group in self.param_groups}
+        if self._fused is not False:
+            suited = [slot for slot in slots if fits_kernel(self.state, slot, anywhere=self._fused is True)]
             fused_update(self.state, suited, rates, decoupled=self._rule.decoupled)
             taken = {id(slot.param) for slot in suited}
             slots = [slot for slot in slots if id(slot.param) not in taken]
-        for slot in slots:
-            group, layer = slot.group, slot.layer
-            lr = hyper.lr[:, layer] * (group["lr"] * factor)
-            known = torch.full_like(lr, group["betas"][0])
-            momentum = hyper.momentum[:, layer] if "momentum" in controls else known
-            level = hyper.noise[:, layer] if "noise" in controls else None
-            plain_update(self.state, slot, lr, momentum, level, seed=self._seed, step=step)
+        for members in alike(slots):
+            group, layers = members[0].group, [slot.layer for slot in members]
+            lr = torch.stack([rates[id(group)][layer] for layer in layers])
+            momentum = torch.full_like(lr, group["betas"][0])
+            if "momentum" in controls:
+                momentum = torch.stack([hyper.momentum[0, layer] for layer in layers])
+            level = torch.stack([hyper.noise[0, layer] for layer in layers]) if "noise" in controls else None
+            plain_update(self.state, members, lr, momentum, level, seed=self._seed, step=step)
 
     def _store_controller(self) -> None:
         """Write the controller's state where `state_dict` and copies look: a vector for each layer."""
