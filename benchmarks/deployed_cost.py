@@ -1,4 +1,4 @@
-"""What PolicyOptimizer costs over torch's AdamW, on the tensors of ResNet-18 and MiniLM: time and memory.
+"""What PolicyOptimizer costs over torch's AdamW, on large models and small ones: time and memory.
 
     python benchmarks/deployed_cost.py
     python benchmarks/deployed_cost.py --whole-step --batch-size 16
@@ -29,6 +29,7 @@ from lr_gym.control import ControlSpec
 from lr_gym.layers import muon_groups
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import constant_policy
+from lr_gym.tasks import architectures
 
 INTERVAL = 10
 
@@ -40,6 +41,16 @@ def minilm() -> nn.Module:
     return nn.Sequential(nn.Embedding(30522, 384), encoder, nn.Linear(384, 2))
 
 
+def mlp() -> nn.Module:
+    """As of the task mnist1d-mlp: six small tensors."""
+    return architectures.mlp((40, 100, 100, 10))
+
+
+def transformer() -> nn.Module:
+    """As of the task mnist1d-transformer: 31 small tensors."""
+    return architectures.transformer(length=40, patch=4, width=32, heads=4, blocks=2, classes=10)
+
+
 # Name -> (model, inputs of so many examples, how to get a loss of the outputs).
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callable[[Tensor], Tensor]]] = {
     "ResNet-18": (
@@ -48,13 +59,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callab
         lambda out: out.square().mean(),
     ),
     "MiniLM": (minilm, lambda count: torch.randint(30522, (count, 32)), lambda out: out.mean(1).square().mean()),
+    "MLP": (mlp, lambda count: torch.randn(count, 40), lambda out: out.square().mean()),
+    "transformer": (transformer, lambda count: torch.randn(count, 40), lambda out: out.square().mean()),
 }
 
 
 def of_muon(model: nn.Module) -> torch.optim.Optimizer:
     """Muon under a policy, embeddings left to AdamW."""
     policy = constant_policy(ControlSpec(base="muon", schedule="constant"), INTERVAL)
-    return PolicyOptimizer(muon_groups(model), policy, 1e-9, fused=True)
+    return PolicyOptimizer(muon_groups(model), policy, 1e-9)
 
 
 def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -63,11 +76,12 @@ def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
     named = list(model.named_parameters())
     params = [param for _, param in named]
     return {
+        "AdamW()": torch.optim.AdamW(params, lr=1e-9),
         "AdamW(foreach=True)": torch.optim.AdamW(params, lr=1e-9, foreach=True),
         "AdamW(fused=True)": torch.optim.AdamW(params, lr=1e-9, fused=True),
         "PolicyOptimizer()": PolicyOptimizer(named, policy, 1e-9),
         "PolicyOptimizer(sample=None)": PolicyOptimizer(named, policy, 1e-9, sample=None),
-        "PolicyOptimizer(fused=True)": PolicyOptimizer(named, policy, 1e-9, fused=True),
+        "PolicyOptimizer(fused=False)": PolicyOptimizer(named, policy, 1e-9, fused=False),
     }
 
 
@@ -110,7 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--whole-step", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=4, help="pictures of 64 x 64, or sequences of 32 words")
+    parser.add_argument("--batch-size", type=int, default=4, help="pictures, sequences of words, or rows")
     parser.add_argument("--muon", action="store_true", help="a policy of Muon too, whose step takes far longer")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -122,7 +136,7 @@ def main() -> None:
         model, inputs = make(), batch(args.batch_size)
         contestants = optimizers(model)
         if args.muon:
-            contestants["PolicyOptimizer(base='muon', fused=True)"] = of_muon(model)
+            contestants["PolicyOptimizer(base='muon')"] = of_muon(model)
         for param in model.parameters():
             param.grad = 1e-3 * torch.randn_like(param)
 

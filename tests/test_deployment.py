@@ -57,12 +57,13 @@ class Recorder:
 @pytest.mark.parametrize("base", RULES)
 @pytest.mark.parametrize("action", ["recursive", "residual"])
 @pytest.mark.parametrize("control", ["per_layer", "global"])
-def test_environment_equals_optimizer(base, action, control):
+@pytest.mark.parametrize("controls", [CONTROLLED, ("lr",)], ids=["all", "lr"])  # of lr alone, torch's kernels update
+def test_environment_equals_optimizer(base, action, control, controls):
     env = LRControlVectorEnv(
         "mnist1d-mlp",
         num_envs=1,
         control=control,
-        controls=CONTROLLED,
+        controls=controls,
         action=action,
         base=base,
         schedule="cosine",

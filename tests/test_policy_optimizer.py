@@ -18,7 +18,7 @@ from torch import nn
 
 from lr_gym.action import ACTIONS, CONTROLLED, action_table
 from lr_gym.layers import CONTROLS
-from lr_gym.optim import PolicyOptimizer
+from lr_gym.optim import PolicyOptimizer, base_step
 from lr_gym.policy import MLPPolicy, save_policy
 from lr_gym.schedules import SCHEDULES, base_schedule
 from lr_gym.update import RULES
@@ -563,7 +563,7 @@ import sys
 for name in ("gymnasium", "stable_baselines3", "wandb", "torchvision", "matplotlib"):
     sys.modules[name] = None
 import torch
-from lr_gym.optim import PolicyOptimizer
+from lr_gym.optim import PolicyOptimizer, base_step
 model = torch.nn.Linear(3, 2)
 optimizer = PolicyOptimizer(model.named_parameters(), sys.argv[1], total_steps=10)
 for _ in range(10):
@@ -616,6 +616,57 @@ def test_wrong_argument_is_named(options, named):
 def test_no_parameters_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         PolicyOptimizer([], constant())
+
+
+@pytest.mark.parametrize("base", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize("controls", [("lr",), ("lr", "momentum", "noise")])
+def test_small_tensors_of_one_shape_move_as_each_alone(monkeypatch, base, controls):
+    """Three layers of one shape, one of another, whose rates differ; a gradient is missing now and then."""
+    policy = random_policy(spec_of(base=base, controls=controls), interval=3)
+
+    def run():
+        shapes = [(4, 3), (4,), (4, 3), (4,), (4, 3), (4,), (2, 4)]
+        params = [torch.linspace(-1, 1 + i, math.prod(shape)).double().view(shape) for i, shape in enumerate(shapes)]
+        params = [param.requires_grad_() for param in params]
+        optimizer = PolicyOptimizer(params, policy, 0.01, 20, weight_decay=0.1, fused=False)
+        for step in range(8):
+            for i, param in enumerate(params):
+                param.grad = None if step % 4 == 3 and i == 2 else torch.cos(param.detach() * (i + 1) + step)
+            optimizer.step()
+        return [*params, *(value for p in params for value in optimizer.state[p].values())]
+
+    together = run()
+    monkeypatch.setattr(base_step, "SMALL", 0)
+    for a, b in zip(together, run(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_kernels_are_used_where_they_fit(monkeypatch):
+    """Unasked for AdamW's tensors under a policy of lr alone, on devices known to have them, if they are contiguous."""
+    calls = []
+    kernel = torch._fused_adamw_
+    monkeypatch.setattr(
+        torch, "_fused_adamw_", lambda params, *rest, **o: calls.append(params) or kernel(params, *rest, **o)
+    )
+
+    def taken(policy, base=None, devices=("cpu",), **options):
+        monkeypatch.setattr(base_step, "KERNELS", devices)
+        calls.clear()
+        params = [torch.ones(3, 2), torch.ones(2, 3), torch.ones(3, 2).t()]
+        params = [param.requires_grad_() for param in params]
+        optimizer = PolicyOptimizer(params, policy, base=base, **options)
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        return [i for i, param in enumerate(params) if any(param is taken for call in calls for taken in call)]
+
+    assert taken(constant()) == [0, 1]
+    assert taken(constant(), fused=True) == [0, 1]
+    assert taken(constant(), fused=False) == []
+    assert taken(constant(), devices=()) == []
+    assert taken(constant(), devices=(), fused=True) == [0, 1]
+    assert taken(constant(controls=("lr", "momentum"))) == []
+    assert taken(constant(base="sgd")) == []
 
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])
