@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,20 +52,39 @@ class PolicyLearner(ABC):
     """A learner whose product is a policy of LRControlVectorEnv.
 
     Attributes:
-        selection: environments of continuous actions or discrete ones, autoreset DISABLED, one for each task.
+        selection: environments of continuous actions or discrete ones, autoreset DISABLED; those of one task follow
+            each other and share its trainings.
     """
 
     def __init__(self, selection: Sequence[LRControlVectorEnv]) -> None:
         self.selection = selection
+        self._judged = False
 
     @abstractmethod
     def policy(self, about: dict[str, Any]) -> SavedPolicy:
         """What has been learned so far, without exploration."""
 
     def selection_losses(self, seeds: Sequence[int]) -> NDArray[np.float64]:
-        """Final losses (tasks, seeds) on the selection split, inf where a training diverged."""
+        """Final losses (tasks, seeds) on the selection split, inf where a training diverged.
+
+        Environments play in threads, one for each core at most, which changes no result.
+        """
         policy = self.policy({})
-        return np.stack([final_losses(env, policy, seeds, "selection") for env in self.selection])
+        if not self._judged:  # what is to be compiled is compiled now, by one thread
+            for env in self.selection:
+                env.reset(seed=0)
+                env.evaluate("selection")
+            self._judged = True
+        rows: list[list[Future[NDArray[np.float64]]]] = []
+        with ThreadPoolExecutor(min(len(self.selection), os.cpu_count() or 1)) as pool:
+            for _, envs in itertools.groupby(self.selection, key=lambda env: env.task.name):
+                rows.append([])
+                first = 0
+                for env in envs:
+                    own = seeds[first : first + env.num_envs]
+                    rows[-1].append(pool.submit(final_losses, env, policy, own, "selection"))
+                    first += env.num_envs
+        return np.stack([np.concatenate([part.result() for part in parts]) for parts in rows])
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """Write the policy file."""
