@@ -382,16 +382,17 @@ def observe(features: Sequence[str], observed: Observed) -> Tensor:
     """The observation (B, L, F), F = len(features): finite and in [-1, 1], float32."""
     shape, outlook = observed.hyper.lr.shape, observed.outlook
     known = {
-        "": torch.ones_like(outlook.loss_known),
         "loss": _loss_known(observed),
         "progress": outlook.progress_known,
         "epoch": outlook.passes_known,
         "passes": outlook.passes_known * outlook.progress_known,
     }
+    shown = {need: _column(value) > 0 for need, value in known.items()}
     columns = []
     for name in features:
         feature = FEATURES[name]
         value = feature.compute(observed)
-        value = torch.where(_column(known[feature.needs]) > 0, value, torch.zeros_like(value))
+        if feature.needs:
+            value = torch.where(shown[feature.needs], value, 0.0)
         columns.append(value.expand(shape))
     return torch.nan_to_num(torch.stack(columns, dim=-1).float(), nan=0.0).clamp(-1.0, 1.0)
