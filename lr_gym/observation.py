@@ -37,8 +37,6 @@ TINY = 1e-20  # keeps logarithms finite; far below any rms of a training that is
 LN_10 = math.log(10.0)
 PEAK_CENTRE, PEAK_WIDTH = -3.0, 3.5  # decades of the feature peak_lr
 SHORT, LONG = 0.5, 0.1  # weight of the newest decision in the short and the long running mean
-PATIENCE = 3  # decisions without a new lowest loss that are a plateau
-MANY_PLATEAUS = 25  # as many as the feature shows at most
 
 
 class Memory(NamedTuple):
@@ -54,9 +52,6 @@ class Memory(NamedTuple):
         initial_param_rms: (B, L) when first seen to be positive.
         log_grad: (B, L) running mean of log grad_rms, newest weighs LONG.
         initial_grad_rms: (B, L) at the first decision at which a run had a gradient.
-        lowest_loss: (B,) lowest `short_loss` so far.
-        stalled: (B,) decisions since `short_loss` was its lowest, or since the last plateau was counted.
-        plateaus: (B,) how often the loss has stalled for PATIENCE decisions.
     """
 
     loss_seen: Tensor
@@ -68,9 +63,6 @@ class Memory(NamedTuple):
     initial_param_rms: Tensor
     log_grad: Tensor
     initial_grad_rms: Tensor
-    lowest_loss: Tensor
-    stalled: Tensor
-    plateaus: Tensor
 
 
 class Outlook(NamedTuple):
@@ -219,11 +211,6 @@ FEATURES: dict[str, Feature] = {
         "log of the last interval's mean loss over the one before",
         "loss",
     ),
-    "plateaus": Feature(
-        lambda o: _column(o.memory.plateaus / MANY_PLATEAUS),
-        f"how often the recent loss went {PATIENCE} decisions without a new low, over {MANY_PLATEAUS}",
-        "loss",
-    ),
     "depth": Feature(_depth, "position of the layer, -1 for the first and 1 for the last"),
     "progress": Feature(
         lambda o: _column(2.0 * o.outlook.progress - 1.0),
@@ -316,7 +303,7 @@ TASK_FEATURES = (
 )
 ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
 _COMMON = {"loss_known", "progress_known"}  # of those: they belong to any observation
-_CHOSEN = {"momentum", "noise", "log_lr", "loss_level", "plateaus", *TASK_FEATURES, *ENDLESS_FEATURES} - _COMMON
+_CHOSEN = {"momentum", "noise", "log_lr", "loss_level", *TASK_FEATURES, *ENDLESS_FEATURES} - _COMMON
 DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN)
 
 
@@ -333,9 +320,7 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
     """The memory before the first decision, on the device and of the dtype of `like`."""
     zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
-    return Memory(
-        *(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(3)), *(zeros.clone() for _ in range(3))
-    )
+    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(3)))
 
 
 def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
@@ -357,24 +342,16 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
     def running(mean: Tensor, weight: float) -> Tensor:
         return torch.where(known, torch.where(first_loss, log_loss, torch.lerp(mean, log_loss, weight)), mean)
 
-    short_loss = running(memory.short_loss, SHORT)
-    lower = first_loss | (short_loss < memory.lowest_loss)
-    stalled = torch.where(lower, 0.0, memory.stalled + known.to(loss))
-    plateau = stalled >= PATIENCE
-
     return Memory(
         loss_seen=torch.where(known, torch.ones_like(loss), memory.loss_seen),
         initial_loss=torch.where(first_loss, loss, memory.initial_loss),
         last_loss=loss,
         loss_change=torch.where(known & ~first_loss, log_loss - last, torch.zeros_like(loss)),
-        short_loss=short_loss,
+        short_loss=running(memory.short_loss, SHORT),
         long_loss=running(memory.long_loss, LONG),
         initial_param_rms=torch.where(new_layer, stats.param_rms, memory.initial_param_rms),
         log_grad=torch.where(new_layer, log_grad, torch.lerp(memory.log_grad, log_grad, LONG)),
         initial_grad_rms=torch.where(first_grad, stats.grad_rms, memory.initial_grad_rms),
-        lowest_loss=torch.where(lower, short_loss, memory.lowest_loss),
-        stalled=torch.where(plateau, 0.0, stalled),
-        plateaus=memory.plateaus + plateau.to(loss),
     )
 
 

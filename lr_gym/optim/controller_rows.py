@@ -6,29 +6,20 @@ import torch
 from torch import Tensor
 
 from lr_gym.control import ControlState
+from lr_gym.observation import Memory
 
-__all__ = ["fill_plateaus", "fill_row", "plateau_rows_of", "rows_of"]
+__all__ = ["fill_row", "rows_of"]
 
-RUN = (
-    "loss_seen",
-    "initial_loss",
-    "last_loss",
-    "loss_change",
-    "short_loss",
-    "long_loss",
-)  # of Memory, in a row's order
-LAYER = ("initial_param_rms", "log_grad", "initial_grad_rms")
-PLATEAUS = ("lowest_loss", "stalled", "plateaus")  # in a row of their own, which states of before 2026-11-28 lack
+PER_RUN = Memory._fields.index("initial_param_rms")  # fields of Memory that have no layers
 OLDER = 2  # numbers that states of before 2026-11-22 have at the end of a row: the guard's
 NEWER = 1  # numbers at the end of a row that states of before 2026-11-23 lack: initial_grad_rms
 
 
 def _parts(control: ControlState) -> tuple[list[Tensor], list[Tensor]]:
     """Values of the run, (1,) each, and of the layers, (1, L) each."""
-    memory = control.memory._asdict()
-    *older, newer = (memory[name] for name in LAYER)
-    per_run = [*(memory[name] for name in RUN), control.loss_sum, control.loss_count]
-    return per_run, [*older, *control.offset.unbind(-1), *control.action.unbind(-1), newer]
+    per_run = [*control.memory[:PER_RUN], control.loss_sum, control.loss_count]
+    older, newer = control.memory[PER_RUN:-NEWER], control.memory[-NEWER:]
+    return per_run, [*older, *control.offset.unbind(-1), *control.action.unbind(-1), *newer]
 
 
 def rows_of(control: ControlState) -> Tensor:
@@ -36,18 +27,6 @@ def rows_of(control: ControlState) -> Tensor:
     per_run, per_layer = _parts(control)
     layers = control.offset.shape[1]
     return torch.stack([*(value.expand(layers) for value in per_run), *(value[0] for value in per_layer)], dim=1)
-
-
-def plateau_rows_of(control: ControlState) -> Tensor:
-    """Rows (L, 3) of what is remembered of plateaus, the same for each layer."""
-    row = torch.cat([getattr(control.memory, name) for name in PLATEAUS])
-    return row.expand(control.offset.shape[1], -1)
-
-
-def fill_plateaus(control: ControlState, row: Tensor) -> None:
-    """Write a row of `plateau_rows_of` into a state, in place."""
-    for name, value in zip(PLATEAUS, row.to(control.offset), strict=True):
-        getattr(control.memory, name)[0] = value
 
 
 def fill_row(control: ControlState, layer: int, row: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from lr_gym.optim.base_step import (
     moments,
     plain_update,
 )
-from lr_gym.optim.controller_rows import fill_plateaus, fill_row, plateau_rows_of, rows_of
+from lr_gym.optim.controller_rows import fill_row, rows_of
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.sampling import Piece, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
@@ -44,7 +44,6 @@ from lr_gym.update import base_rule
 __all__ = ["PolicyOptimizer"]
 
 _CONTROLLER = "controller"  # key in the state of each layer's first parameter
-_PLATEAUS = "plateaus"  # likewise
 _GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
 _MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
@@ -328,13 +327,7 @@ class PolicyOptimizer(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
-            for key in (
-                _CONTROLLER,
-                _PLATEAUS,
-                _GUARD,
-                "average",
-                *MASSES,
-            ):  # torch casts what it loads to the parameter's dtype
+            for key in (_CONTROLLER, _GUARD, "average", *MASSES):  # torch casts what it loads to the parameter's dtype
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
             drop_foreign(self.state[param], self._rule.family)
@@ -568,7 +561,7 @@ class PolicyOptimizer(Optimizer):
         live = getattr(self, "_live", None)
         if live is None:
             return
-        rows = {_CONTROLLER: rows_of(live.control), _PLATEAUS: plateau_rows_of(live.control)}
+        rows = {_CONTROLLER: rows_of(live.control)}
         if live.guard is not None:
             rows[_GUARD] = torch.stack(live.guard.state, dim=-1)[0]
         present = set(map(id, self._params()))
@@ -586,6 +579,4 @@ class PolicyOptimizer(Optimizer):
                 guard_row = older if len(older) else state.get(_GUARD, ())  # which once had no key of its own
                 for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
                     target[0, layer] = value
-            if _PLATEAUS in state:
-                fill_plateaus(control, state[_PLATEAUS])
         return control
