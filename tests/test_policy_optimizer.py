@@ -563,7 +563,7 @@ import sys
 for name in ("gymnasium", "stable_baselines3", "wandb", "torchvision", "matplotlib"):
     sys.modules[name] = None
 import torch
-from lr_gym.optim import PolicyOptimizer, base_step
+from lr_gym.optim import PolicyOptimizer
 model = torch.nn.Linear(3, 2)
 optimizer = PolicyOptimizer(model.named_parameters(), sys.argv[1], total_steps=10)
 for _ in range(10):
@@ -636,9 +636,10 @@ def test_small_tensors_of_one_shape_move_as_each_alone(monkeypatch, base, contro
         return [*params, *(value for p in params for value in optimizer.state[p].values())]
 
     together = run()
-    monkeypatch.setattr(base_step, "SMALL", 0)
-    for a, b in zip(together, run(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for limit in ("TOGETHER", "SMALL"):  # two at a time, then each alone
+        monkeypatch.setattr(base_step, limit, 2 if limit == "TOGETHER" else 0)
+        for a, b in zip(together, run(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_the_kernels_are_used_where_they_fit(monkeypatch):

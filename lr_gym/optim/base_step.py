@@ -29,6 +29,7 @@ __all__ = [
 
 BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
 SMALL = 2**15  # elements of a tensor that is updated together with others: calls cost more than copies
+TOGETHER = 64  # of them at most, for the memory of copies
 KERNELS = ("cpu", "cuda")  # devices whose fused kernels are used unasked
 MASSES = ("first_mass", "second_mass")  # keys of a tensor's state: see update.MomentScale
 
@@ -119,13 +120,13 @@ def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -
 
 
 def alike(slots: Sequence[Slot]) -> list[list[Slot]]:
-    """Tensors that one call can update: small ones of one shape, rule and group; each large one alone."""
+    """Tensors that one call can update: up to TOGETHER small ones of one shape, rule and group; each large one alone."""
     together: dict[tuple[Any, ...], list[Slot]] = {}
     for i, slot in enumerate(slots):
         param = slot.param
         key = (param.shape, param.dtype, slot.rule.family, id(slot.group)) if param.numel() <= SMALL else (i,)
         together.setdefault(key, []).append(slot)
-    return list(together.values())
+    return [members[i : i + TOGETHER] for members in together.values() for i in range(0, len(members), TOGETHER)]
 
 
 def plain_update(
