@@ -120,7 +120,7 @@ def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -
 
 
 def alike(slots: Sequence[Slot]) -> list[list[Slot]]:
-    """Tensors that one call can update: up to TOGETHER small ones of one shape, rule and group; each large one alone."""
+    """Tensors that one call can update: up to TOGETHER small ones of one shape, rule and group; a large one alone."""
     together: dict[tuple[Any, ...], list[Slot]] = {}
     for i, slot in enumerate(slots):
         param = slot.param
