@@ -1,7 +1,8 @@
 """The base optimizers, as functions of one stacked parameter tensor: SGD with momentum, Adam, AdamW and Muon.
 
-Environment and deployed optimizer run these same lines. A tensor has shape (B, *shape); hyperparameters have shape
-(B,), one per run, and are those of the tensor's layer. Moments and parameters are updated in place.
+Environment and deployed optimizer run these same lines, the latter but where torch's fused kernels do the same
+(`optim/base_step.py`). A tensor has shape (B, *shape); hyperparameters have shape (B,), one per run, and are those of
+the tensor's layer. Moments and parameters are updated in place.
 
 Every rule is written as `param -= lr * scale * direction`, which leaves a single pass for what differs between
 runs. With mass_t = beta1 mass_{t-1} + (1 - beta1) in Adam, the bias correction is exact for a beta1 that changes:
