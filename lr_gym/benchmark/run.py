@@ -108,7 +108,9 @@ def averages(optimizer: Optimizer) -> bool:
 
 @contextlib.contextmanager
 def evaluated(model: nn.Module, optimizer: Optimizer, batches: Iterable[Tensor]) -> Iterator[None]:
-    """The model where its optimizer wants it evaluated, as its authors ask; buffers come back as they were.
+    """The model where its optimizer wants it evaluated, as its authors ask; weights and buffers come back as they were.
+
+    Schedule-free's own way back goes by an interpolation and its rounding.
 
     Args:
         model: in training mode.
@@ -118,7 +120,8 @@ def evaluated(model: nn.Module, optimizer: Optimizer, batches: Iterable[Tensor])
     if not averages(optimizer):
         yield
         return
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
     optimizer.eval()  # type: ignore[attr-defined]
     try:
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -129,8 +132,8 @@ def evaluated(model: nn.Module, optimizer: Optimizer, batches: Iterable[Tensor])
     finally:
         optimizer.train()  # type: ignore[attr-defined]
         with torch.no_grad():
-            for buffer, value in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(value)
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
 
 
 @torch.no_grad()
