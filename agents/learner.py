@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,8 +51,8 @@ class PolicyLearner(ABC):
     """A learner whose product is a policy of LRControlVectorEnv.
 
     Attributes:
-        selection: environments of continuous actions or discrete ones, autoreset DISABLED; those of one task follow
-            each other and share its trainings.
+        selection: environments of continuous actions or discrete ones, autoreset DISABLED; those of one task share
+            its trainings.
     """
 
     def __init__(self, selection: Sequence[LRControlVectorEnv]) -> None:
@@ -75,16 +74,16 @@ class PolicyLearner(ABC):
                 env.reset(seed=0)
                 env.evaluate("selection")
             self._judged = True
-        rows: list[list[Future[NDArray[np.float64]]]] = []
-        with ThreadPoolExecutor(min(len(self.selection), os.cpu_count() or 1)) as pool:
-            for _, envs in itertools.groupby(self.selection, key=lambda env: env.task.name):
-                rows.append([])
-                first = 0
-                for env in envs:
-                    own = seeds[first : first + env.num_envs]
-                    rows[-1].append(pool.submit(final_losses, env, policy, own, "selection"))
-                    first += env.num_envs
-        return np.stack([np.concatenate([part.result() for part in parts]) for parts in rows])
+        jobs: list[tuple[LRControlVectorEnv, Sequence[int]]] = []
+        taken: dict[str, int] = {}  # seeds of each task that its environments before have
+        for env in self.selection:
+            first = taken.get(env.task.name, 0)
+            taken[env.task.name] = last = first + env.num_envs
+            jobs.append((env, seeds[first:last]))
+        with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+            losses = list(pool.map(lambda job: final_losses(job[0], policy, job[1], "selection"), jobs))
+        found = list(zip(jobs, losses, strict=True))
+        return np.stack([np.concatenate([loss for (env, _), loss in found if env.task.name == name]) for name in taken])
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """Write the policy file."""
