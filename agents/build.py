@@ -86,11 +86,10 @@ def make_env(args: Args, task: Task, num_envs: int, *, selection: bool, once: bo
 
 
 def selection_envs(args: Args) -> list[LRControlVectorEnv]:
-    """Those in which the policy is selected, one for each task, or for each worker where there is one task."""
+    """Those in which the policy is selected."""
     tasks = selection_tasks(args)
     runs = max(1, args.selection_runs // len(tasks))
-    parts = args.workers if len(tasks) == 1 and runs % args.workers == 0 else 1
-    return [make_env(args, task, runs // parts, selection=True) for task in tasks for _ in range(parts)]
+    return [make_env(args, task, runs, selection=True) for task in tasks]
 
 
 def build_learner(args: Args) -> tuple[Learner, int]:

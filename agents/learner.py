@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,39 +49,20 @@ class PolicyLearner(ABC):
     """A learner whose product is a policy of LRControlVectorEnv.
 
     Attributes:
-        selection: environments of continuous actions or discrete ones, autoreset DISABLED; those of one task share
-            its trainings.
+        selection: environments of continuous actions or discrete ones, autoreset DISABLED, one for each task.
     """
 
     def __init__(self, selection: Sequence[LRControlVectorEnv]) -> None:
         self.selection = selection
-        self._judged = False
 
     @abstractmethod
     def policy(self, about: dict[str, Any]) -> SavedPolicy:
         """What has been learned so far, without exploration."""
 
     def selection_losses(self, seeds: Sequence[int]) -> NDArray[np.float64]:
-        """Final losses (tasks, seeds) on the selection split, inf where a training diverged.
-
-        Environments play in threads, one for each core at most, which changes no result.
-        """
+        """Final losses (tasks, seeds) on the selection split, inf where a training diverged."""
         policy = self.policy({})
-        if not self._judged:  # what is to be compiled is compiled now, by one thread
-            for env in self.selection:
-                env.reset(seed=0)
-                env.evaluate("selection")
-            self._judged = True
-        jobs: list[tuple[LRControlVectorEnv, Sequence[int]]] = []
-        taken: dict[str, int] = {}  # seeds of each task that its environments before have
-        for env in self.selection:
-            first = taken.get(env.task.name, 0)
-            taken[env.task.name] = last = first + env.num_envs
-            jobs.append((env, seeds[first:last]))
-        with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-            losses = list(pool.map(lambda job: final_losses(job[0], policy, job[1], "selection"), jobs))
-        found = list(zip(jobs, losses, strict=True))
-        return np.stack([np.concatenate([loss for (env, _), loss in found if env.task.name == name]) for name in taken])
+        return np.stack([final_losses(env, policy, seeds, "selection") for env in self.selection])
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """Write the policy file."""

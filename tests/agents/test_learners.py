@@ -166,18 +166,3 @@ def test_ppo_does_not_go_on_under_other_controls():
     other = make_learner("ppo", schedule="cosine")
     with pytest.raises(ValueError, match="controls"):
         make_learner("ppo").go_on_from(other.policy({}))
-
-
-def test_selection_does_not_depend_on_how_its_trainings_are_shared_out():
-    """Two environments of one task judge as one does, each training from its own seed."""
-    learner = make_learner("ppo")
-    learner.update()
-    seeds = [5, 6, 7, 8, 9]
-    losses = []
-    for parts in ((5,), (2, 3)):
-        learner.selection = [
-            LRControlVectorEnv(TINY, runs, autoreset_mode=AutoresetMode.DISABLED, **SETTING) for runs in parts
-        ]
-        losses.append(learner.selection_losses(seeds))
-    assert losses[0].shape == (1, 5)
-    np.testing.assert_array_equal(*losses)
