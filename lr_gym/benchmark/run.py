@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 CURVE_POINTS = 25
+HELD_OUT_EXAMPLES = 256  # of the selection split, for policies that want a held-out loss: the same at every decision
 CURVE_EXAMPLES = 512  # of the test split; all of it would cost the language model more than its training
 BATCH_NORM_BATCHES = 50  # that give an averaged network its running statistics, as schedule-free's authors advise
 
@@ -186,11 +187,17 @@ class _Training:
 
     def update(self, loss: Tensor) -> None:
         if isinstance(self.optimizer, PolicyOptimizer):
-            self.optimizer.observe(loss)
+            asked = self.optimizer.wants_held_out and self.optimizer.decides
+            self.optimizer.observe(loss, held_out=self.held_out_loss() if asked else None)
         if isinstance(self.optimizer, EnhancedSGD):
             self.optimizer.step(closure=lambda: loss)  # its reward needs the loss
         else:
             self.optimizer.step()
+
+    def held_out_loss(self) -> float:
+        """That a policy may see: of examples of the selection split, by which every tuned contestant was tuned."""
+        part = Split(*(tensor[:HELD_OUT_EXAMPLES] for tensor in self.data.selection))
+        return _score(self.task, self.model, part)[0]
 
     def rates(self) -> dict[str, float]:
         """Effective learning rate of each layer, or of all."""

@@ -18,7 +18,7 @@ from lr_gym.action import decode
 from lr_gym.averaging import leave_average_, share, show_average_, snapshot_
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
-from lr_gym.observation import Outlook
+from lr_gym.observation import HELD_OUT_FEATURES, Outlook
 from lr_gym.optim.base import evaluate
 from lr_gym.optim.base_step import (
     BLOCK,
@@ -33,7 +33,7 @@ from lr_gym.optim.base_step import (
     moments,
     plain_update,
 )
-from lr_gym.optim.controller_rows import fill_row, rows_of
+from lr_gym.optim.controller_rows import fill_held_out, fill_row, held_out_rows_of, rows_of
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.sampling import Piece, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
@@ -44,6 +44,7 @@ from lr_gym.update import base_rule
 __all__ = ["PolicyOptimizer"]
 
 _CONTROLLER = "controller"  # key in the state of each layer's first parameter
+_HELD_OUT = "held_out"  # likewise
 _GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
 _MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
@@ -268,14 +269,40 @@ class PolicyOptimizer(Optimizer):
         """Put back the weights that are trained, bit for bit; before the next `step` after an `eval`."""
         self._show(leave_average_, training=True)
 
-    def observe(self, loss: Tensor | float) -> None:
-        """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
+    @property
+    def decides(self) -> bool:
+        """Whether the next `step` decides: when a held-out loss is worth its forward pass."""
+        return self.param_groups[0]["step"] % self._interval == 0
+
+    @property
+    def wants_held_out(self) -> bool:
+        """Whether the policy makes use of a held-out loss."""
+        return bool({*HELD_OUT_FEATURES} & {*self._policy.spec.features})
+
+    def observe(self, loss: Tensor | float | None = None, *, held_out: Tensor | float | None = None) -> None:
+        """Tell the policy how the training does; before `step`.
+
+        Args:
+            loss: training loss of the pending gradient, at every step or never.
+            held_out: loss on examples that are not trained on, in evaluation mode, by the present weights; always
+                the same few hundred examples, so that what moves it is the training. Where the step `decides`.
+        """
         self._check_trains()
         live = self._prepare()
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        control = live.control
+        if loss is not None:
+            control = control.add_loss(self._number("loss", loss, control.loss_sum))
+        if held_out is not None:
+            control = control.add_held_out(self._number("held_out", held_out, control.loss_sum))
+        live.control = control
+
+    @staticmethod
+    def _number(name: str, given: Tensor | float, like: Tensor) -> Tensor:
+        """A loss as (1,), on the device and of the dtype of `like`."""
+        value = given.detach() if isinstance(given, Tensor) else torch.tensor(float(given))
         if value.numel() != 1:
-            raise ValueError(f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass loss.mean()")
-        live.control = live.control.add_loss(value.to(live.control.loss_sum, non_blocking=True).reshape(1))
+            raise ValueError(f"observe takes the {name} as one number; got shape {tuple(value.shape)}: pass its mean()")
+        return value.to(like, non_blocking=True).reshape(1)
 
     def metrics(self) -> dict[str, float]:
         """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift; reads the device."""
@@ -327,7 +354,8 @@ class PolicyOptimizer(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
-            for key in (_CONTROLLER, _GUARD, "average", *MASSES):  # torch casts what it loads to the parameter's dtype
+            # torch casts what it loads to the parameter's dtype
+            for key in (_CONTROLLER, _HELD_OUT, _GUARD, "average", *MASSES):
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
             drop_foreign(self.state[param], self._rule.family)
@@ -561,7 +589,7 @@ class PolicyOptimizer(Optimizer):
         live = getattr(self, "_live", None)
         if live is None:
             return
-        rows = {_CONTROLLER: rows_of(live.control)}
+        rows = {_CONTROLLER: rows_of(live.control), _HELD_OUT: held_out_rows_of(live.control)}
         if live.guard is not None:
             rows[_GUARD] = torch.stack(live.guard.state, dim=-1)[0]
         present = set(map(id, self._params()))
@@ -579,4 +607,6 @@ class PolicyOptimizer(Optimizer):
                 guard_row = older if len(older) else state.get(_GUARD, ())  # which once had no key of its own
                 for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
                     target[0, layer] = value
+            if _HELD_OUT in state:
+                fill_held_out(control, state[_HELD_OUT])
         return control

