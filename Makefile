@@ -19,8 +19,8 @@ demo: $(VENV)/.installed  ## train a controller on MNIST-1D, deploy it, compare 
 	$(BIN)/python evaluate.py --policy $(DEMO)/ppo --task mnist1d-mlp --seeds 10 --misset --output-dir $(DEMO)/eval \
 	  $(if $(wildcard $(DEMO)/eval/args.json),--resume)
 
-test: $(VENV)/.installed  ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## all tests, on up to 8 cores
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 check: $(VENV)/.installed  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -91,6 +91,11 @@ class ControlSpec:
         told = {name for name, feature in FEATURES.items() if feature.needs in ("progress", "passes")}
         return self.schedule == "constant" and not (told | {"progress_known", "passes_known"}) & set(self.features)
 
+    @property
+    def gradient_only(self) -> bool:
+        """Whether nothing of LayerStats but the size of the gradient matters to what it sees."""
+        return not any(FEATURES[name].of_stats for name in self.features)
+
     def check_base(self, base: str) -> None:
         """Raise a ValueError where `base` is not the optimizer the policy was trained on."""
         if base_rule(base).family != base_rule(self.base).family:

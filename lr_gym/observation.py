@@ -131,11 +131,14 @@ class Feature(NamedTuple):
         compute: Observed -> (B, L) or (B, 1) in [-1, 1].
         about: one line for the documentation.
         needs: "loss", "progress", "epoch" or "passes" where the feature is 0 unless that is known, else "".
+        of_stats: whether it tells of more than the size of the pending gradient, so that weights and moments must be
+            measured too.
     """
 
     compute: Callable[[Observed], Tensor]
     about: str
     needs: str = ""
+    of_stats: bool = False
 
 
 def _log(x: Tensor) -> Tensor:
@@ -186,26 +189,32 @@ FEATURES: dict[str, Feature] = {
     "update_ratio": Feature(
         lambda o: torch.tanh((_log_update_ratio(o) + 2.5) / 1.5),
         "log10 of rms(next update) / rms(weights), centred on 10^-2.5",
+        of_stats=True,
     ),
     "update_ratio_among_layers": Feature(
         lambda o: torch.tanh(_among_layers(o)),
         "the same minus its mean over the layers that learn",
+        of_stats=True,
     ),
     "grad_trend": Feature(
         lambda o: torch.tanh(_log(o.stats.grad_rms) - o.memory.log_grad),
         "log of rms(gradient) over its running geometric mean",
+        of_stats=True,
     ),
     "cosine": Feature(
         lambda o: o.stats.cosine,
         "cosine of pending gradient and momentum",
+        of_stats=True,
     ),
     "snr": Feature(
         lambda o: torch.tanh((_log_snr(o) + 0.8) / 0.5),
         "log10 of |m|^2 / v: signal over noise of the gradient across steps",
+        of_stats=True,
     ),
     "weight_growth": Feature(
         lambda o: torch.tanh(2.0 * (_log(o.stats.param_rms) - _log(o.memory.initial_param_rms))),
         "log of rms(weights) over its value at the start",
+        of_stats=True,
     ),
     "loss_ratio": Feature(
         lambda o: _column(torch.tanh((o.memory.short_loss - _log(o.memory.initial_loss)) / 2.0)),
@@ -340,9 +349,9 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
     """The memory before the first decision, on the device and of the dtype of `like`."""
     zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
-    per_run, per_layer = (zeros.clone() for _ in range(6)), (zeros_l.clone() for _ in range(3))
-    unknown = torch.full_like(zeros, torch.inf)
-    return Memory(*per_run, *per_layer, unknown, unknown.clone(), zeros.clone(), zeros.clone())
+    per_run, per_layer = [zeros.clone() for _ in range(6)], [zeros_l.clone() for _ in range(3)]
+    held_out = [zeros + torch.inf, zeros + torch.inf, zeros.clone(), zeros.clone()]
+    return Memory(*per_run, *per_layer, *held_out)
 
 
 def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, held_out: Tensor) -> Memory:

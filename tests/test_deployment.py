@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 from lr_gym.action import CONTROLLED
 from lr_gym.control import ControlSpec
 from lr_gym.inner_loop import minibatch
-from lr_gym.observation import FEATURES
+from lr_gym.observation import FEATURES, TASK_FEATURES
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import MLPPolicy
 from lr_gym.rollout import controlled_env
@@ -58,7 +58,8 @@ class Recorder:
 @pytest.mark.parametrize("action", ["recursive", "residual"])
 @pytest.mark.parametrize("control", ["per_layer", "global"])
 @pytest.mark.parametrize("controls", [CONTROLLED, ("lr",)], ids=["all", "lr"])  # of lr alone, torch's kernels update
-def test_environment_equals_optimizer(base, action, control, controls):
+@pytest.mark.parametrize("features", [tuple(FEATURES), TASK_FEATURES], ids=["features", "of the task"])  # gradient only
+def test_environment_equals_optimizer(base, action, control, controls, features):
     env = LRControlVectorEnv(
         "mnist1d-mlp",
         num_envs=1,
@@ -72,11 +73,11 @@ def test_environment_equals_optimizer(base, action, control, controls):
         weight_decay=0.01,
         dtype=torch.float64,
         initial_lr=(3e-3, 3e-3),
-        features=tuple(FEATURES),
+        features=features,
         action_step=0.2,
         autoreset_mode=AutoresetMode.DISABLED,
     )
-    assert env.control_spec.features == tuple(FEATURES)
+    assert env.control_spec.gradient_only == (features is TASK_FEATURES)
     policy = random_policy(env.control_spec, env.inner_steps_per_decision)
 
     seen, acted = [], []
@@ -111,7 +112,11 @@ def test_environment_equals_optimizer(base, action, control, controls):
         loss = task.loss(model(data.gradient.inputs[index]), data.gradient.targets[index]).mean()
         optimizer.zero_grad()
         loss.backward()
-        optimizer.observe(loss)
+        held_out = None
+        if optimizer.decides:
+            with torch.no_grad():
+                held_out = task.loss(model(data.reward.inputs), data.reward.targets).mean()
+        optimizer.observe(loss, held_out=held_out)
         optimizer.step()
 
     np.testing.assert_allclose(np.stack(recorder.observations), np.stack(seen), rtol=0, atol=1e-6)  # float32

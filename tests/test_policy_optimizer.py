@@ -580,7 +580,7 @@ def test_works_without_gymnasium_and_stable_baselines(tmp_path):
     file = save_policy(acting(), tmp_path / "policy.safetensors")
     command = [sys.executable, "-W", "error::UserWarning", "-c", WITHOUT_GYMNASIUM, str(file)]
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "10\n"
 
@@ -803,10 +803,25 @@ def test_a_learning_rate_is_no_policy():
         PolicyOptimizer([torch.ones(2).requires_grad_()], 1e-3)
 
 
-def test_losses_of_single_examples_are_not_observed():
+@pytest.mark.parametrize("name", ["loss", "held_out"])
+def test_losses_of_single_examples_are_not_observed(name):
     optimizer = PolicyOptimizer([torch.ones(2).requires_grad_()], constant())
-    with pytest.raises(ValueError, match=r"got shape \(4,\): pass loss.mean\(\)"):
-        optimizer.observe(torch.ones(4))
+    with pytest.raises(ValueError, match=rf"{name} as one number; got shape \(4,\): pass its mean\(\)"):
+        optimizer.observe(**{name: torch.ones(4)})
+
+
+def test_held_out_losses_between_two_decisions_count_by_their_mean_and_broken_ones_not():
+    policy = spy(random_policy(spec_of(features=("held_out_known",))))
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.parameters(), policy, total_steps=5 * policy.spec.decisions)
+    asked = []
+    for step, held_out in enumerate([None, 2.0, math.nan, 0.5, math.inf, None]):
+        asked.append(optimizer.decides)
+        optimizer.observe(held_out=held_out)
+        train(optimizer, model, loss_at, [step], observe=False)
+    assert asked == [True, *[False] * 4, True]
+    assert [o.unique().tolist() for o in policy.watched] == [[0.0], [1.0]]
+    assert optimizer._live.control.memory.held_out.item() == pytest.approx(math.log(1.25))
 
 
 def test_edited_groups_are_noticed():

@@ -21,7 +21,7 @@ SMALL = {  # what makes a documented command short, added at its end
 
 @pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
 def test_snippet(code):
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=600)
 
 
 def test_commands(tmp_path):
@@ -29,7 +29,7 @@ def test_commands(tmp_path):
     assert [words[1] for words in scripts] == ["train_agent.py", "evaluate.py"]
     for words in scripts:
         words = [word.replace("runs/", f"{tmp_path}/") for word in words[1:]]
-        subprocess.run([sys.executable, *words, *SMALL[words[0]].split()], cwd=ROOT, check=True, timeout=300)
+        subprocess.run([sys.executable, *words, *SMALL[words[0]].split()], cwd=ROOT, check=True, timeout=600)
 
 
 def test_make_targets():

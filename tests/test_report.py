@@ -106,7 +106,7 @@ def test_in_a_browser(report, tmp_path):
             assert plots.count() == report.read_text().count('class="plotly-graph-div"') == 3 + 2 * 3
             for i in range(plots.count()):
                 plots.nth(i).locator("svg.main-svg .scatterlayer .trace").first.wait_for(
-                    state="attached", timeout=20_000
+                    state="attached", timeout=60_000
                 )
                 box = plots.nth(i).bounding_box()
                 assert box["x"] >= 0.0

@@ -17,5 +17,5 @@ def test_zoo_trains(tmp_path):
     command = ["rl_zoo3.train", "--algo", "ppo", "--env", "lr_gym/MNIST1D-MLP-v0", "--gym-packages", "lr_gym"]
     command += ["--conf-file", str(ROOT / "agents/rl_zoo/ppo.yml"), "-f", str(tmp_path), "-n", "80"]
     command += ["-params", "n_envs:1", "--env-kwargs", "horizon:20", "decisions:10"]
-    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, timeout=600)
     assert list(tmp_path.glob("ppo/*/*.zip"))

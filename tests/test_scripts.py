@@ -60,7 +60,7 @@ def process(*command: str, **environment: str) -> subprocess.CompletedProcess[st
         env={**os.environ, "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -98,7 +98,7 @@ def kill_after(updates: int, command: list[str], folder: Path) -> None:
     """Start a training and kill it as soon as its log holds some updates."""
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
     log = folder / "progress.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (log.exists() and log.read_text().count("\n") >= updates):
         assert time.monotonic() < deadline
         assert process.poll() is None
@@ -137,7 +137,7 @@ def test_two_processes_on_one_folder_one_wins(tmp_path):
     command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "4000"]
     first = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (folder / "args.json").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
     kill_after(2, command, folder)
     before = (folder / "checkpoint.pt").read_bytes()
     limited = f"ulimit -f 8; exec {shlex.join([sys.executable, *command, '--resume'])}"
-    done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr

@@ -87,7 +87,7 @@ def test_two_processes_prepare_once(cache):
     )
     log = cache / "log"
     both = [subprocess.Popen([sys.executable, "-c", code, str(log)]) for _ in range(2)]
-    assert [process.wait(timeout=100) for process in both] == [0, 0]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
     assert log.read_text() == "x"
 
 
@@ -329,5 +329,5 @@ def test_importing_the_package_loads_no_data_package():
         "import sys, lr_gym, lr_gym.tasks\n"
         "print([m for m in ('torchvision', 'transformers', 'pandas', 'sklearn', 'mnist1d') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout
     assert out.strip() == "[]"

@@ -445,7 +445,7 @@ def run_python(code: str) -> str:
     """Output of a fresh process in the repository's root."""
     root = Path(__file__).parents[1]
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=600).stdout
 
 
 def test_same_seed_in_two_processes_gives_the_same_everything(capsys):

@@ -35,10 +35,10 @@ from lr_gym.optim.base_step import (
 )
 from lr_gym.optim.controller_rows import fill_held_out, fill_row, held_out_rows_of, rows_of
 from lr_gym.optim.guard import Guard
-from lr_gym.optim.sampling import Piece, measure_pieces, pieces_of
+from lr_gym.optim.sampling import Piece, measure_gradients, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
-from lr_gym.types import Hyperparams, check_count, numbers_like
+from lr_gym.types import Hyperparams, LayerStats, check_count, numbers_like
 from lr_gym.update import base_rule
 
 __all__ = ["PolicyOptimizer"]
@@ -272,7 +272,8 @@ class PolicyOptimizer(Optimizer):
     @property
     def decides(self) -> bool:
         """Whether the next `step` decides: when a held-out loss is worth its forward pass."""
-        return self.param_groups[0]["step"] % self._interval == 0
+        step: int = self.param_groups[0]["step"]
+        return step % self._interval == 0
 
     @property
     def wants_held_out(self) -> bool:
@@ -513,14 +514,7 @@ class PolicyOptimizer(Optimizer):
         hyper = self._effective(live, step, _START)
         self._check_rates()
 
-        pieces: list[Piece] = []
-        for i, slot in enumerate(live.slots):
-            first, second = moments(self.state, slot)
-            tensors = (slot.param, descent(slot), first, *([] if second is None else [second]))
-            pieces += pieces_of(tensors, i, self._sample, BLOCK)
-        layers, scale = live.layout.layer_of, masses(self.state, live.slots, hyper.lr)
-        rules = [slot.rule for slot in live.slots]
-        stats = measure_pieces(rules, live.layout.names, layers, pieces, scale, hyper.momentum)
+        stats = self._measured(live, hyper)
         outlook = self._outlook(live, step)
         observation, control = decide_observation(spec, live.control, stats, hyper, outlook)
         action, _ = self._policy.predict(observation[0])
@@ -537,6 +531,19 @@ class PolicyOptimizer(Optimizer):
         # when total_steps are over, the learning rate is 0 and nothing new happens
         if live.guard is not None and self._factor(step) > 0.0:
             self._warn(live.guard, wait=False)
+
+    def _measured(self, live: _Live, hyper: Hyperparams) -> LayerStats:
+        """Statistics of the pending gradient, and of the rest where the policy makes use of it."""
+        names, layers = live.layout.names, live.layout.layer_of
+        if self._policy.spec.gradient_only:
+            return measure_gradients(names, layers, [descent(slot) for slot in live.slots], self._sample, hyper.lr)
+        pieces: list[Piece] = []
+        for i, slot in enumerate(live.slots):
+            first, second = moments(self.state, slot)
+            tensors = (slot.param, descent(slot), first, *([] if second is None else [second]))
+            pieces += pieces_of(tensors, i, self._sample, BLOCK)
+        rules, scale = [slot.rule for slot in live.slots], masses(self.state, live.slots, hyper.lr)
+        return measure_pieces(rules, names, layers, pieces, scale, hyper.momentum)
 
     def _warn(self, guard: Guard, *, wait: bool) -> None:
         """Warn once that the guard acts, when the host knows; `wait` for the device to know."""

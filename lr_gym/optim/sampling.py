@@ -19,7 +19,7 @@ from lr_gym.optim.base import in_blocks
 from lr_gym.types import LayerStats, numbers_like
 from lr_gym.update import BaseRule, MomentScale
 
-__all__ = ["Piece", "measure_pieces", "pieces_of", "sampled", "stride_of"]
+__all__ = ["Piece", "measure_gradients", "measure_pieces", "pieces_of", "sampled", "stride_of"]
 
 RUN = 16  # elements; what a CPU's cache reads at once
 SMALL = 2**15  # elements of a piece that is measured together with others
@@ -65,7 +65,14 @@ def stride_of(elements: int, sample: int | None) -> int:
 
 def sampled(tensor: Tensor, stride: int) -> Tensor:
     """Every stride-th run of a tensor's elements, flat."""
-    return tensor.reshape(-1)[: tensor.numel() // RUN * RUN].view(-1, RUN)[::stride].reshape(-1)
+    return _strided(tensor, stride).reshape(-1)
+
+
+def _strided(tensor: Tensor, stride: int) -> Tensor:
+    """The same as a view (runs, RUN), where the tensor is contiguous; all of it at stride 1."""
+    if stride == 1:
+        return tensor
+    return tensor.reshape(-1)[: tensor.numel() // RUN * RUN].view(-1, RUN)[::stride]
 
 
 def pieces_of(tensors: tuple[Tensor, ...], slot: int, sample: int | None, block: int) -> list[Piece]:
@@ -122,6 +129,29 @@ def measure_pieces(
         table = table * numbers_like(weights, table)
     sizes = tuple(round(piece.weight * piece.size) for piece in pieces)
     return pooled(Layout(names, tuple(layers), sizes), table.unsqueeze(1))
+
+
+def measure_gradients(
+    names: tuple[str, ...], layer_of: Sequence[int], grads: Sequence[Tensor], sample: int | None, like: Tensor
+) -> LayerStats:
+    """Of `measure_pieces` the size of the gradient alone, at a fraction of its cost; all else is 0.
+
+    Args:
+        names: of the layers.
+        layer_of: the layer of each tensor.
+        grads: pending, whole.
+        sample: see `stride_of`.
+        like: device and dtype of the statistics.
+    """
+    parts = [_strided(grad, stride_of(grad.numel(), sample)) for grad in grads]
+    weights = [grad.numel() / max(1, part.numel()) for grad, part in zip(grads, parts, strict=True)]
+    squares = torch.stack(torch._foreach_norm(parts, 2, dtype=like.dtype)).square()
+    if any(weight != 1.0 for weight in weights):
+        squares = squares * numbers_like(weights, squares)
+    layout = Layout(names, tuple(layer_of), tuple(grad.numel() for grad in grads))
+    grad_rms = (layout.pool(squares.unsqueeze(0)) / numbers_like(layout.layer_sizes(), squares)).sqrt()
+    zero = torch.zeros_like(grad_rms)
+    return LayerStats(zero, grad_rms, zero, zero, zero, zero)
 
 
 def _together(pieces: Sequence[Piece], rules: Sequence[BaseRule]) -> Iterator[list[Piece]]:

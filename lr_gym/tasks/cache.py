@@ -137,10 +137,9 @@ def split_examples(inputs: Tensor, targets: Tensor, sizes: tuple[int, ...], seed
     return Data(*(Split(inputs[part], targets[part]) for part in order))
 
 
-def first_examples(data: Data, *sizes: int) -> Data:
-    """The same with fewer examples: so many of the gradient, the reward and the selection split, all of the test's."""
-    few = (Split(*(part[:size] for part in split)) for split, size in zip(data, sizes, strict=False))
-    return Data(*few, data.test)
+def first_examples(data: Data, sizes: tuple[int, ...]) -> Data:
+    """The same with fewer examples, so many of each split."""
+    return Data(*(Split(*(part[:size] for part in split)) for split, size in zip(data, sizes, strict=True)))
 
 
 def permutation(count: int, seed: int) -> Tensor:

@@ -26,7 +26,7 @@ def mnist1d() -> Data:
 
 def few_mnist1d() -> Data:
     """The same with the first 500 examples of its gradient split."""
-    return first_examples(mnist1d(), 500, 500, 500)
+    return first_examples(mnist1d(), (500, 500, 500, 1000))
 
 
 def _make_mnist1d() -> Data:

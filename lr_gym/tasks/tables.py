@@ -47,8 +47,8 @@ def flights() -> Data:
 
 
 def few_flights() -> Data:
-    """The first rows of them: 1,000 of the gradient split, 500 of the reward and of the selection split."""
-    return first_examples(flights(), 1_000, 500, 500)
+    """The first of them, with few to learn from."""
+    return first_examples(flights(), (1_000, 500, 500, 8_000))
 
 
 def _make_titanic() -> Data:

@@ -10,7 +10,7 @@ import torch
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout
 from lr_gym.optim import sampling
-from lr_gym.optim.sampling import RUN, Piece, measure_pieces, pieces_of, sampled, stride_of
+from lr_gym.optim.sampling import RUN, Piece, measure_gradients, measure_pieces, pieces_of, sampled, stride_of
 from lr_gym.types import LayerStats
 from lr_gym.update import RULES, MomentScale, base_rule
 
@@ -108,3 +108,14 @@ def test_a_sample_is_of_runs_and_misses_no_column(elements, sample):
 def test_what_is_small_is_measured_whole():
     assert stride_of(4_000, 1_000) == 1
     assert stride_of(40_000, None) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sample", [None, 1_000])
+def test_the_gradient_alone_is_measured_as_with_the_rest(sample, dtype):
+    slots, scale, momentum = tensors_of("adam", dtype)
+    pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, sample, 50_000)]
+    expected = measure_pieces(rules_of("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
+    got = measure_gradients(NAMES, LAYER_OF, [slot[1] for slot in slots], sample, momentum)
+    torch.testing.assert_close(got.grad_rms, expected.grad_rms)
+    assert not any(statistic.any() for name, statistic in got._asdict().items() if name != "grad_rms")
