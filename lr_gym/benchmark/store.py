@@ -30,7 +30,10 @@ _COMMON = (
     *(f"{name}.py" for name in ("inner_loop", "reward", "rng", "schedules")),
 )
 _CONTROLLER = (
-    *(f"optim/{name}.py" for name in ("base", "base_step", "controller_rows", "guard", "policy_optimizer", "sampling")),
+    *(
+        f"optim/{name}.py"
+        for name in ("base", "base_step", "controller_rows", "guard", "live", "policy_optimizer", "sampling")
+    ),
     *(f"{name}.py" for name in ("action", "averaging", "control", "layers", "layer_stats", "observation", "update")),
     *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "rows", "seen", "types")),
 )

@@ -1,19 +1,73 @@
-"""A controller's state as a row of numbers for each layer: how it is kept in the state of an optimizer (B = 1)."""
+"""A controller's state (B = 1) as rows of numbers in an optimizer's state, in that of each layer's first parameter."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lr_gym.control import ControlState
+from lr_gym.optim.guard import Guard
 
-__all__ = ["fill_held_out", "fill_row", "held_out_rows_of", "rows_of"]
+__all__ = ["CONTROLLER", "KEYS", "load_rows", "save_rows"]
 
+CONTROLLER, HELD_OUT, GUARD = KEYS = ("controller", "held_out", "guard")  # states of before 2026-11-28 lack the second
 RUN = ("loss_seen", "initial_loss", "last_loss", "loss_change", "short_loss", "long_loss")  # of Memory, as in a row
 LAYER = ("initial_param_rms", "log_grad", "initial_grad_rms")  # likewise
-HELD_OUT = ("held_out", "lowest_held_out", "stalled", "plateaus")  # in rows of their own, of 2026-11-28 and later
+HELD_OUT_RUN = ("held_out", "lowest_held_out", "stalled", "plateaus")  # likewise
 OLDER = 2  # numbers that states of before 2026-11-22 have at the end of a row: the guard's
 NEWER = 1  # numbers at the end of a row that states of before 2026-11-23 lack: initial_grad_rms
+
+
+def save_rows(
+    states: Mapping[Tensor, dict[str, Any]],
+    leads: Sequence[Tensor | None],
+    control: ControlState,
+    guard: Guard | None,
+) -> None:
+    """Write the rows of each layer into the state of its first parameter.
+
+    Args:
+        states: of the optimizer.
+        leads: the first parameter of each layer, None where it is gone.
+        control: the controller's state.
+        guard: of the policy, None where it has none.
+    """
+    per_run, per_layer = _parts(control)
+    layers = len(leads)
+    row = [*(value.expand(layers) for value in per_run), *(value[0] for value in per_layer)]
+    rows = {
+        CONTROLLER: torch.stack(row, dim=1),
+        HELD_OUT: torch.cat(_held_out_parts(control)).expand(layers, -1),
+    }
+    if guard is not None:
+        rows[GUARD] = torch.stack(guard.state, dim=-1)[0]
+    for key, values in rows.items():
+        for lead, value in zip(leads, values, strict=True):
+            if lead is not None:
+                states[lead][key] = value.clone()
+
+
+def load_rows(
+    states: Mapping[Tensor, dict[str, Any]], leads: Sequence[Tensor], control: ControlState, guard: Guard | None
+) -> None:
+    """Inverse of `save_rows`: fills initial states in, in place; what has no rows keeps them.
+
+    Raises:
+        ValueError: for rows of a policy with other controls.
+    """
+    for layer, lead in enumerate(leads):
+        state = states.get(lead, {})
+        if CONTROLLER in state:
+            older = _fill(control, layer, state[CONTROLLER])
+            guard_row = older if len(older) else state.get(GUARD, ())  # which once had no key of its own
+            for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
+                target[0, layer] = value
+        if HELD_OUT in state:
+            for target, value in zip(_held_out_parts(control), state[HELD_OUT].to(control.offset), strict=True):
+                target[0] = value
 
 
 def _parts(control: ControlState) -> tuple[list[Tensor], list[Tensor]]:
@@ -26,33 +80,11 @@ def _parts(control: ControlState) -> tuple[list[Tensor], list[Tensor]]:
 
 def _held_out_parts(control: ControlState) -> list[Tensor]:
     memory = control.memory._asdict()
-    return [*(memory[name] for name in HELD_OUT), control.held_out_sum, control.held_out_count]
+    return [*(memory[name] for name in HELD_OUT_RUN), control.held_out_sum, control.held_out_count]
 
 
-def rows_of(control: ControlState) -> Tensor:
-    """Rows (L, n): what belongs to the run stands in each."""
-    per_run, per_layer = _parts(control)
-    layers = control.offset.shape[1]
-    return torch.stack([*(value.expand(layers) for value in per_run), *(value[0] for value in per_layer)], dim=1)
-
-
-def held_out_rows_of(control: ControlState) -> Tensor:
-    """Rows (L, 6) of what is known of a held-out loss, the same for each layer."""
-    return torch.cat(_held_out_parts(control)).expand(control.offset.shape[1], -1)
-
-
-def fill_held_out(control: ControlState, row: Tensor) -> None:
-    """Write a row of `held_out_rows_of` into a state, in place."""
-    for target, value in zip(_held_out_parts(control), row.to(control.offset), strict=True):
-        target[0] = value
-
-
-def fill_row(control: ControlState, layer: int, row: Tensor) -> Tensor:
-    """Write a layer's row (n,) into a state, in place; returns what the row holds beyond, (0,) or (OLDER,).
-
-    Raises:
-        ValueError: for a row of another length, that of a policy with other controls.
-    """
+def _fill(control: ControlState, layer: int, row: Tensor) -> Tensor:
+    """Write a layer's row (n,) into a state, in place; returns what the row holds beyond, (0,) or (OLDER,)."""
     per_run, per_layer = _parts(control)
     known = len(per_run) + len(per_layer)
     if len(row) in (known - NEWER, known - NEWER + OLDER):

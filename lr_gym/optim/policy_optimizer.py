@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from torch.optim import Optimizer
 from lr_gym.action import decode
 from lr_gym.averaging import leave_average_, share, show_average_, snapshot_
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
-from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
 from lr_gym.observation import HELD_OUT_FEATURES, Outlook
 from lr_gym.optim.base import evaluate
 from lr_gym.optim.base_step import (
@@ -33,8 +30,9 @@ from lr_gym.optim.base_step import (
     moments,
     plain_update,
 )
-from lr_gym.optim.controller_rows import fill_held_out, fill_row, held_out_rows_of, rows_of
+from lr_gym.optim.controller_rows import CONTROLLER, KEYS, load_rows, save_rows
 from lr_gym.optim.guard import Guard
+from lr_gym.optim.live import Live, lay_out
 from lr_gym.optim.sampling import Piece, measure_gradients, measure_pieces, pieces_of
 from lr_gym.policy import Policy, load_policy
 from lr_gym.schedules import base_schedule
@@ -43,47 +41,10 @@ from lr_gym.update import base_rule
 
 __all__ = ["PolicyOptimizer"]
 
-_CONTROLLER = "controller"  # key in the state of each layer's first parameter
-_HELD_OUT = "held_out"  # likewise
-_GUARD = "guard"  # likewise
 _START = "start_lr"  # key of a group: its learning rate when the training began
 _MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
 _RISE = 3.0  # of the learning rate of a group above its start that is worth a warning
 _MANY_PASSES = 200  # over the examples, from which on Muon wants more decay (docs/log.md, "passes over the data")
-
-
-@dataclasses.dataclass
-class _Live:
-    """What is known once parameters and devices are: the layers, and the controller's state (B = 1).
-
-    Attributes:
-        layout: the layers.
-        slots: every parameter.
-        leads: the first slot of each layer, whose group's lr and momentum are the layer's.
-        control: the controller's state.
-        multiplier: (1, L) decoded hyperparameters at group lr 1, without schedule.
-        guard: of a policy that knows what it has seen.
-    """
-
-    layout: Layout
-    slots: list[Slot]
-    leads: list[Slot]
-    control: ControlState
-    multiplier: Hyperparams
-    guard: Guard | None
-
-    def holds(self, params: Sequence[Tensor]) -> bool:
-        """Whether these are the parameters that it was laid out for."""
-        return len(params) == len(self.slots) and all(
-            slot.param is param for slot, param in zip(self.slots, params, strict=True)
-        )
-
-    def sizes(self) -> list[float]:
-        """Parameters of each layer that learn."""
-        sizes = [0.0] * self.layout.num_layers
-        for slot in self.slots:
-            sizes[slot.layer] += slot.param.numel() * slot.param.requires_grad
-        return sizes
 
 
 def _decay(base: str, total_steps: int | None, steps_per_epoch: float | None) -> float:
@@ -212,7 +173,7 @@ class PolicyOptimizer(Optimizer):
             )
         self._fused = fused if kernels else False
         self._warned = self._warned_of_rate = False
-        self._live: _Live | None = None  # None until the first step, and again after parameters or state change
+        self._live: Live | None = None  # None until the first step, and again after parameters or state change
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -355,8 +316,7 @@ class PolicyOptimizer(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
-            # torch casts what it loads to the parameter's dtype
-            for key in (_CONTROLLER, _HELD_OUT, _GUARD, "average", *MASSES):
+            for key in (*KEYS, "average", *MASSES):  # torch casts what it loads to the parameter's dtype
                 if key in state_dict["state"].get(index, {}):
                     self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
             drop_foreign(self.state[param], self._rule.family)
@@ -393,7 +353,7 @@ class PolicyOptimizer(Optimizer):
             for key, default in self.defaults.items():
                 group.setdefault(key, default)
 
-    def _prepare(self) -> _Live:
+    def _prepare(self) -> Live:
         """Lay out the layers and set up the controller, where that is still to be done."""
         if self._live is not None:
             if self._live.holds(self._params()):
@@ -402,49 +362,27 @@ class PolicyOptimizer(Optimizer):
         spec = self._policy.spec
         for group in self.param_groups:
             group.setdefault(_START, float(group.get("initial_lr", group["lr"])))  # loaded from one of torch's
-        pairs = [(param, group) for group in self.param_groups for param in group["params"]]
-        params = [param for param, _ in pairs]
-        if len(devices := sorted({str(param.device) for param in params})) > 1:
-            raise ValueError(
-                f"PolicyOptimizer decides for parameters of one device; got {', '.join(devices)}: make one for each"
-            )
-        names = [name for group in self.param_groups for name in group.get("param_names", ())]
-        if len(names) == len(params):
-            layout = layout_of_named(zip(self._distinct(names), params, strict=True), spec.control)
-        else:
-            layout = layout_of_tensors(params, spec.control)
-            self._check_groups()
-        starts = itertools.accumulate(layout.sizes, initial=0)
-        hidden = hidden_matrices((group["params"], group.get("muon")) for group in self.param_groups)
-        slots = [
-            Slot(param, group, layer, start, self._rule.of(param in hidden))
-            for (param, group), layer, start in zip(pairs, layout.layer_of, starts, strict=False)
-        ]
-        leads = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
+        layout, slots, leads = lay_out(self.param_groups, self._rule, spec.control)
+        params = self._params()
         dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
         like = torch.zeros((), dtype=dtype, device=params[0].device)
         self._policy = self._policy.to(like.device)
         seen = getattr(self._policy, "seen", None)  # a policy of the user's own may know nothing of guards
         guard = None if seen is None else Guard(seen, spec, layout.names, like)
         self._check_leads(leads)
-        control = self._stored_controller(initial_state(spec, 1, layout.num_layers, like), guard, leads)
+        control = initial_state(spec, 1, layout.num_layers, like)
+        load_rows(self.state, [lead.param for lead in leads], control, guard)
         multiplier = decode(spec.controls, control.offset, self._unit(control, leads))
-        self._live = _Live(layout, slots, leads, control, multiplier, guard)
+        self._live = Live(layout, slots, leads, control, multiplier, guard)
         return self._live
 
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
-    def _distinct(self, names: list[str]) -> list[str]:
-        """The parameters' names, after their group's number where two models have the same ones."""
-        if len(set(names)) == len(names):
-            return names
-        return [f"group{i}.{name}" for i, group in enumerate(self.param_groups) for name in group["param_names"]]
-
     def _check_leads(self, leads: list[Slot]) -> None:
         """Warn of layers that were trained before and of which a loaded state knows nothing."""
         states = [self.state.get(lead.param, {}) for lead in leads]
-        if any(_CONTROLLER in state for state in states) and any(s and _CONTROLLER not in s for s in states):
+        if any(CONTROLLER in state for state in states) and any(s and CONTROLLER not in s for s in states):
             warnings.warn(
                 "PolicyOptimizer: the state that was loaded has other layers (perhaps it was saved without names): "
                 "those of which it knows nothing start anew",
@@ -462,17 +400,6 @@ class PolicyOptimizer(Optimizer):
                     stacklevel=6,
                 )
 
-    def _check_groups(self) -> None:
-        """Warn of groups without names that do not begin with a layer of their own."""
-        for i, group in enumerate(self.param_groups):
-            if i and group["params"][0].ndim < 2 and self._policy.spec.control == "per_layer":
-                warnings.warn(
-                    f"PolicyOptimizer: the first tensor of group {i} is no matrix, so it counts as a part of the last "
-                    "layer of the group before: give (name, parameter) pairs, as model.named_parameters() does",
-                    stacklevel=6,
-                )
-                return
-
     @staticmethod
     def _unit(control: ControlState, leads: list[Slot]) -> Hyperparams:
         """Hyperparameters of the base optimizer at lr 1, (1, L)."""
@@ -487,7 +414,7 @@ class PolicyOptimizer(Optimizer):
         """The policy's base schedule at a step."""
         return float(base_schedule(self._policy.spec.schedule)(self._progress(step)))
 
-    def _outlook(self, live: _Live, step: int) -> Outlook:
+    def _outlook(self, live: Live, step: int) -> Outlook:
         """What is known of the training as a whole, (1,) each."""
         one, steps, epoch = torch.ones_like(live.control.loss_sum), self._total_steps, self._steps_per_epoch
         return Outlook(
@@ -503,12 +430,12 @@ class PolicyOptimizer(Optimizer):
             passes_known=one * float(epoch is not None),
         )
 
-    def _effective(self, live: _Live, step: int, key: str = "lr") -> Hyperparams:
+    def _effective(self, live: Live, step: int, key: str = "lr") -> Hyperparams:
         """Hyperparameters in force at a step, (1, L); with key=_START those that would be had nobody changed lr."""
         lr = numbers_like([[float(lead.group[key]) for lead in live.leads]], live.multiplier.lr)
         return live.multiplier._replace(lr=live.multiplier.lr * lr * self._factor(step))
 
-    def _decide(self, live: _Live, step: int) -> None:
+    def _decide(self, live: Live, step: int) -> None:
         """Measure, observe, predict, decode."""
         spec = self._policy.spec
         hyper = self._effective(live, step, _START)
@@ -532,7 +459,7 @@ class PolicyOptimizer(Optimizer):
         if live.guard is not None and self._factor(step) > 0.0:
             self._warn(live.guard, wait=False)
 
-    def _measured(self, live: _Live, hyper: Hyperparams) -> LayerStats:
+    def _measured(self, live: Live, hyper: Hyperparams) -> LayerStats:
         """Statistics of the pending gradient, and of the rest where the policy makes use of it."""
         names, layers = live.layout.names, live.layout.layer_of
         if self._policy.spec.gradient_only:
@@ -552,7 +479,7 @@ class PolicyOptimizer(Optimizer):
             # stacklevel: the line that calls step, through torch's two wrappers
             warnings.warn(f"PolicyOptimizer: {message}", stacklevel=6)
 
-    def _average(self, live: _Live, step: int) -> None:
+    def _average(self, live: Live, step: int) -> None:
         """Let the weights after `step` steps join their average, at the end of every interval and of the training."""
         power = self._policy.spec.average
         if power is None or (step % self._interval and step != self._total_steps):
@@ -572,7 +499,7 @@ class PolicyOptimizer(Optimizer):
             for param in group["params"]:
                 show(self.state[param], param)
 
-    def _update(self, live: _Live, step: int) -> None:
+    def _update(self, live: Live, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
         slots = [slot for slot in live.slots if slot.param.grad is not None and slot.param.numel() > 0]
         hyper, factor, controls = live.multiplier, self._factor(step), self._policy.spec.controls
@@ -592,28 +519,10 @@ class PolicyOptimizer(Optimizer):
             plain_update(self.state, members, lr, momentum, level, seed=self._seed, step=step)
 
     def _store_controller(self) -> None:
-        """Write the controller's state where `state_dict` and copies look: a vector for each layer."""
+        """Write the controller's state where `state_dict` and copies look; not of parameters that are gone."""
         live = getattr(self, "_live", None)
         if live is None:
             return
-        rows = {_CONTROLLER: rows_of(live.control), _HELD_OUT: held_out_rows_of(live.control)}
-        if live.guard is not None:
-            rows[_GUARD] = torch.stack(live.guard.state, dim=-1)[0]
         present = set(map(id, self._params()))
-        for key, values in rows.items():
-            for lead, row in zip(live.leads, values, strict=True):
-                if id(lead.param) in present:
-                    self.state[lead.param][key] = row.clone()
-
-    def _stored_controller(self, control: ControlState, guard: Guard | None, leads: list[Slot]) -> ControlState:
-        """Inverse of `_store_controller`: fill initial states in; what has no stored part keeps them."""
-        for layer, lead in enumerate(leads):
-            state = self.state[lead.param]
-            if _CONTROLLER in state:
-                older = fill_row(control, layer, state[_CONTROLLER])
-                guard_row = older if len(older) else state.get(_GUARD, ())  # which once had no key of its own
-                for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
-                    target[0, layer] = value
-            if _HELD_OUT in state:
-                fill_held_out(control, state[_HELD_OUT])
-        return control
+        leads = [lead.param if id(lead.param) in present else None for lead in live.leads]
+        save_rows(self.state, leads, live.control, live.guard)
