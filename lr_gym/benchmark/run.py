@@ -138,11 +138,17 @@ def evaluated(model: nn.Module, optimizer: Optimizer, batches: Iterable[Tensor])
 
 
 @torch.no_grad()
-def _score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics in evaluation mode; the model comes back in training mode."""
+def _outputs(task: Task, model: nn.Module, inputs: Tensor) -> Tensor:
+    """In evaluation mode; the model comes back in training mode."""
     model.eval()
-    outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
+    outputs = torch.cat([model(piece) for piece in torch.split(inputs, task.chunk)])
     model.train()
+    return outputs
+
+
+def _score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str, float]]:
+    """Mean loss and metrics in evaluation mode."""
+    outputs = _outputs(task, model, split.inputs)
     loss = float(task.loss(outputs, split.targets).mean())
     metrics = {name: float(metric(outputs, split.targets)) for name, metric in task.metrics.items()}
     return (loss if math.isfinite(loss) else math.inf), metrics
@@ -194,10 +200,10 @@ class _Training:
         else:
             self.optimizer.step()
 
-    def held_out_loss(self) -> float:
+    def held_out_loss(self) -> Tensor:
         """That a policy may see: of examples of the selection split, by which every tuned contestant was tuned."""
-        part = Split(*(tensor[:HELD_OUT_EXAMPLES] for tensor in self.data.selection))
-        return _score(self.task, self.model, part)[0]
+        inputs, targets = (tensor[:HELD_OUT_EXAMPLES] for tensor in self.data.selection)
+        return self.task.loss(_outputs(self.task, self.model, inputs), targets).mean()
 
     def rates(self) -> dict[str, float]:
         """Effective learning rate of each layer, or of all."""
