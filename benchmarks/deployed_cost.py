@@ -6,8 +6,8 @@
 
 Each round steps every optimizer, in a new random order, on the same parameters and random gradients, and ratios are
 taken within a round. A round is one interval between two decisions: statistics fall on its first step, so a figure
-is that of INTERVAL steps. With --whole-step a round is one interval of whole training steps, forward and backward too.
-Memory is the bytes of the optimizer's state.
+is that of INTERVAL steps. The built-in policies are as users get them, guarded; the others never act. With
+--whole-step a round is one interval of whole training steps, forward and backward too. Memory is the bytes of the optimizer's state.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import gc
 import random
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,8 @@ def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         "PolicyOptimizer()": PolicyOptimizer(named, policy, 1e-9),
         "PolicyOptimizer(sample=None)": PolicyOptimizer(named, policy, 1e-9, sample=None),
         "PolicyOptimizer(fused=False)": PolicyOptimizer(named, policy, 1e-9, fused=False),
+        "PolicyOptimizer('builtin:default')": PolicyOptimizer(named, "builtin:default", 1e-9, 50 * INTERVAL),
+        "PolicyOptimizer('builtin:anytime')": PolicyOptimizer(named, "builtin:anytime", 1e-9, 50 * INTERVAL),
     }
 
 
@@ -129,6 +132,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    warnings.filterwarnings("ignore", "PolicyOptimizer: the policy has learned from nothing like")
     print("| model | optimizer | ms | over AdamW foreach | over AdamW fused | state over AdamW's |")
     print("|---|---|---|---|---|---|")
     for name in args.models:
