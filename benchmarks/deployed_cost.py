@@ -7,7 +7,8 @@
 Each round steps every optimizer, in a new random order, on the same parameters and random gradients, and ratios are
 taken within a round. A round is one interval between two decisions: statistics fall on its first step, so a figure
 is that of INTERVAL steps. The built-in policies are as users get them, guarded; the others never act. With
---whole-step a round is one interval of whole training steps, forward and backward too. Memory is the bytes of the optimizer's state.
+--whole-step a round is one interval of whole training steps, forward and backward too. Memory is the bytes of the
+optimizer's state.
 """
 
 from __future__ import annotations
