@@ -79,8 +79,6 @@ class Args:
     """Fraction of runs that do not know their horizon, as in scripts that give no total_steps."""
     mask_passes: float = 0.1
     """Fraction of runs that do not know their passes over the data, as in scripts that give no steps_per_epoch."""
-    mask_held_out: float = 0.1
-    """Fraction of runs in which a policy that sees a held-out loss does not, as in scripts that show none."""
     reward: str = "log_loss"
     """A name of lr_gym.reward.REWARDS."""
     num_envs: int = 64

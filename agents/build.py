@@ -79,7 +79,6 @@ def make_env(args: Args, task: Task, num_envs: int, *, selection: bool, once: bo
         mask_loss=0.0 if selection else args.mask_loss,
         mask_progress=0.0 if selection else args.mask_progress,
         mask_passes=0.0 if selection else args.mask_passes,
-        mask_held_out=0.0 if selection else args.mask_held_out,
         device=args.device,
         compile=args.compile,
         autoreset_mode=AutoresetMode.DISABLED if selection or once else AutoresetMode.SAME_STEP,

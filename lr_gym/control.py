@@ -128,8 +128,6 @@ class ControlState(NamedTuple):
         action: (B, L, A) the last action.
         loss_sum: (B,) sum of the training losses since the last decision.
         loss_count: (B,) how many there were.
-        held_out_sum: (B,) sum of the held-out losses since the last decision.
-        held_out_count: (B,) how many there were.
     """
 
     memory: Memory
@@ -137,8 +135,6 @@ class ControlState(NamedTuple):
     action: Tensor
     loss_sum: Tensor
     loss_count: Tensor
-    held_out_sum: Tensor
-    held_out_count: Tensor
 
     def add_loss(self, loss: Tensor) -> ControlState:
         """Take note of one more inner step's training loss (B,); none where it is not finite.
@@ -148,19 +144,13 @@ class ControlState(NamedTuple):
         told = torch.isfinite(loss)
         return self._replace(loss_sum=self.loss_sum + torch.where(told, loss, 0.0), loss_count=self.loss_count + told)
 
-    def add_held_out(self, loss: Tensor) -> ControlState:
-        """Take note of a held-out loss (B,); none where it is not finite."""
-        told = torch.isfinite(loss)
-        return self._replace(
-            held_out_sum=self.held_out_sum + torch.where(told, loss, 0.0), held_out_count=self.held_out_count + told
-        )
-
 
 def initial_state(spec: ControlSpec, runs: int, layers: int, like: Tensor) -> ControlState:
     """State before the first step, on the device and of the dtype of `like`."""
     zeros = like.new_zeros(runs, layers, len(spec.controls))
-    sums = (like.new_zeros(runs) for _ in range(4))
-    return ControlState(empty_memory(runs, layers, like), zeros, zeros.clone(), *sums)
+    return ControlState(
+        empty_memory(runs, layers, like), zeros, zeros.clone(), like.new_zeros(runs), like.new_zeros(runs)
+    )
 
 
 def decide_observation(
@@ -182,11 +172,10 @@ def decide_observation(
     Returns:
         Observation (B, L, F) and the state with its loss sums emptied.
     """
-    losses = state.loss_sum / state.loss_count, state.held_out_sum / state.held_out_count
-    memory = remember(state.memory, stats, *losses)
+    memory = remember(state.memory, stats, state.loss_sum / state.loss_count)
     observed = Observed(stats, memory, hyper, state.offset, state.action, outlook)
-    loss_sum, loss_count, held_out_sum, held_out_count = (torch.zeros_like(state.loss_sum) for _ in range(4))
-    state = ControlState(memory, state.offset, state.action, loss_sum, loss_count, held_out_sum, held_out_count)
+    empty = torch.zeros_like(state.loss_sum)
+    state = state._replace(memory=memory, loss_sum=empty, loss_count=empty.clone())
     return observe(spec.features, observed), state
 
 

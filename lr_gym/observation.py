@@ -20,7 +20,6 @@ __all__ = [
     "DEFAULT_FEATURES",
     "ENDLESS_FEATURES",
     "FEATURES",
-    "HELD_OUT_FEATURES",
     "PEAK_CENTRE",
     "PEAK_WIDTH",
     "TASK_FEATURES",
@@ -38,8 +37,6 @@ TINY = 1e-20  # keeps logarithms finite; far below any rms of a training that is
 LN_10 = math.log(10.0)
 PEAK_CENTRE, PEAK_WIDTH = -3.0, 3.5  # decades of the feature peak_lr
 SHORT, LONG = 0.5, 0.1  # weight of the newest decision in the short and the long running mean
-PATIENCE = 3  # decisions without a new lowest held-out loss that are a plateau
-MANY_PLATEAUS = 25  # as many as the feature shows at most
 
 
 class Memory(NamedTuple):
@@ -55,10 +52,6 @@ class Memory(NamedTuple):
         initial_param_rms: (B, L) when first seen to be positive.
         log_grad: (B, L) running mean of log grad_rms, newest weighs LONG.
         initial_grad_rms: (B, L) at the first decision at which a run had a gradient.
-        held_out: (B,) running mean of the log held-out loss, newest weighs SHORT; inf until one was given.
-        lowest_held_out: (B,) lowest `held_out` so far, likewise.
-        stalled: (B,) decisions since `held_out` was its lowest, or since the last plateau was counted.
-        plateaus: (B,) how often it has stalled for PATIENCE decisions.
     """
 
     loss_seen: Tensor
@@ -70,10 +63,6 @@ class Memory(NamedTuple):
     initial_param_rms: Tensor
     log_grad: Tensor
     initial_grad_rms: Tensor
-    held_out: Tensor
-    lowest_held_out: Tensor
-    stalled: Tensor
-    plateaus: Tensor
 
 
 class Outlook(NamedTuple):
@@ -231,14 +220,6 @@ FEATURES: dict[str, Feature] = {
         "log of the last interval's mean loss over the one before",
         "loss",
     ),
-    "held_out_known": Feature(
-        lambda o: _column(torch.isfinite(o.memory.held_out).to(o.hyper.lr)),
-        "1 once a held-out loss was shown, 0 where there is none",
-    ),
-    "plateaus": Feature(
-        lambda o: _column(o.memory.plateaus / MANY_PLATEAUS),
-        f"how often the held-out loss went {PATIENCE} decisions without a new low, over {MANY_PLATEAUS}",
-    ),
     "depth": Feature(_depth, "position of the layer, -1 for the first and 1 for the last"),
     "progress": Feature(
         lambda o: _column(2.0 * o.outlook.progress - 1.0),
@@ -329,10 +310,9 @@ TASK_FEATURES = (
     "passes_known",
     "polyak",
 )
-HELD_OUT_FEATURES = ("held_out_known", "plateaus")  # of trainings that are shown a held-out loss
 ENDLESS_FEATURES = ("steps", "passes_made", "epoch_known")  # of trainings whose end is not known
 _COMMON = {"loss_known", "progress_known"}  # of those: they belong to any observation
-_CHOSEN = {"momentum", "noise", "log_lr", "loss_level", *TASK_FEATURES, *HELD_OUT_FEATURES, *ENDLESS_FEATURES} - _COMMON
+_CHOSEN = {"momentum", "noise", "log_lr", "loss_level", *TASK_FEATURES, *ENDLESS_FEATURES} - _COMMON
 DEFAULT_FEATURES = tuple(name for name in FEATURES if name not in _CHOSEN)
 
 
@@ -349,19 +329,16 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
 def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
     """The memory before the first decision, on the device and of the dtype of `like`."""
     zeros, zeros_l = like.new_zeros(runs), like.new_zeros(runs, layers)
-    per_run, per_layer = [zeros.clone() for _ in range(6)], [zeros_l.clone() for _ in range(3)]
-    held_out = [zeros + torch.inf, zeros + torch.inf, zeros.clone(), zeros.clone()]
-    return Memory(*per_run, *per_layer, *held_out)
+    return Memory(*(zeros.clone() for _ in range(6)), *(zeros_l.clone() for _ in range(3)))
 
 
-def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, held_out: Tensor) -> Memory:
+def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
     """Update the memory at a decision.
 
     Args:
         memory: before.
         stats: at this decision.
         mean_loss: (B,) mean loss since the last decision, NaN where none was given.
-        held_out: (B,) mean held-out loss, likewise.
     """
     log_grad = _log(stats.grad_rms)
     new_layer = memory.initial_param_rms == 0
@@ -374,15 +351,6 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, held_out: Ten
     def running(mean: Tensor, weight: float) -> Tensor:
         return torch.where(known, torch.where(first_loss, log_loss, torch.lerp(mean, log_loss, weight)), mean)
 
-    shown, log_held_out = torch.isfinite(held_out), _log(held_out.clamp_min(0.0))
-    running_held_out = torch.where(
-        torch.isfinite(memory.held_out), torch.lerp(memory.held_out, log_held_out, SHORT), log_held_out
-    )
-    running_held_out = torch.where(shown, running_held_out, memory.held_out)
-    lower = running_held_out < memory.lowest_held_out
-    stalled = torch.where(lower, 0.0, memory.stalled + shown.to(loss))
-    plateau = stalled >= PATIENCE
-
     return Memory(
         loss_seen=torch.where(known, torch.ones_like(loss), memory.loss_seen),
         initial_loss=torch.where(first_loss, loss, memory.initial_loss),
@@ -393,10 +361,6 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor, held_out: Ten
         initial_param_rms=torch.where(new_layer, stats.param_rms, memory.initial_param_rms),
         log_grad=torch.where(new_layer, log_grad, torch.lerp(memory.log_grad, log_grad, LONG)),
         initial_grad_rms=torch.where(first_grad, stats.grad_rms, memory.initial_grad_rms),
-        held_out=running_held_out,
-        lowest_held_out=torch.minimum(running_held_out, memory.lowest_held_out),
-        stalled=torch.where(plateau, 0.0, stalled),
-        plateaus=memory.plateaus + plateau.to(loss),
     )
 
 

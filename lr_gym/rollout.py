@@ -27,10 +27,9 @@ def controlled_env(
     lr: float | tuple[float, float],
     *,
     horizon: int | None = None,
-    mask_held_out: float = 0.0,
     render_mode: str | None = None,
 ) -> LRControlVectorEnv:
-    """Trainings under a saved policy's controls, nothing else masked, autoreset DISABLED.
+    """Trainings under a saved policy's controls, nothing masked, autoreset DISABLED.
 
     Args:
         spec: of the policy.
@@ -38,7 +37,6 @@ def controlled_env(
         runs: how many trainings.
         lr: their initial learning rate, or the range from which each run draws its own.
         horizon: inner steps, the task's own by default.
-        mask_held_out: fraction of trainings that show no held-out loss.
         render_mode: of the environment.
     """
     return LRControlVectorEnv(
@@ -55,7 +53,6 @@ def controlled_env(
         features=spec.features,
         average=spec.average,
         horizon=horizon,
-        mask_held_out=mask_held_out,
         initial_lr=lr if isinstance(lr, tuple) else (lr, lr),
         render_mode=render_mode,
         autoreset_mode=AutoresetMode.DISABLED,

@@ -44,7 +44,6 @@ class Episode(NamedTuple):
         loss_known: (B,) 1 where the observation shows the loss.
         progress_known: (B,) 1 where the observation shows progress and horizon.
         passes_known: (B,) 1 where the observation shows the passes over the data.
-        held_out_known: (B,) 1 where the observation shows the loss on the reward split.
         initial_train_loss: (B,) loss of the first minibatch.
         initial_loss: (B,) initial loss on the reward split.
         loss: (B,) on the reward split at the last decision.
@@ -61,7 +60,6 @@ class Episode(NamedTuple):
     loss_known: Tensor
     progress_known: Tensor
     passes_known: Tensor
-    held_out_known: Tensor
     initial_train_loss: Tensor
     initial_loss: Tensor
     loss: Tensor
@@ -119,7 +117,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         mask_loss: float = 0.0,
         mask_progress: float = 0.0,
         mask_passes: float = 0.0,
-        mask_held_out: float = 0.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
@@ -149,8 +146,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             mask_loss: fraction of runs whose observation hides the loss.
             mask_progress: fraction of runs whose observation hides progress and horizon.
             mask_passes: fraction of runs whose observation hides how often they pass over the data.
-            mask_held_out: fraction of runs whose observation hides the loss on the reward split, for policies that see
-                a held-out loss.
             device: where the trainings run.
             dtype: of the trainings.
             compile: whether the trainings are compiled for `num_envs` runs, see `InnerLoop`.
@@ -183,7 +178,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self.mask_loss = check_number("mask_loss", mask_loss, 0.0, 1.0)
         self.mask_progress = check_number("mask_progress", mask_progress, 0.0, 1.0)
         self.mask_passes = check_number("mask_passes", mask_passes, 0.0, 1.0)
-        self.mask_held_out = check_number("mask_held_out", mask_held_out, 0.0, 1.0)
         if features is None:
             features = DEFAULT_FEATURES + tuple(c for c in ("momentum", "noise") if c in controls)
         self.control_spec = ControlSpec(
@@ -326,9 +320,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             reference, _ = self._reference_loop.advance(reference, self._adam(), torch.ones_like(factor), limit)
         runs = runs._replace(inner=inner, control=control, hyper=hyper, reference=reference)
         runs = runs._replace(average=self._averaged(runs))
-        loss = self.inner.evaluate(_judged(runs), "reward")
-        runs, observation = self._observe(runs, self._step, loss)
-        self._runs, reward, broken = self._reward(runs, loss, torch.where(taken > 0, losses, -torch.inf))
+        runs, observation = self._observe(runs, self._step)
+        self._runs, reward, broken = self._reward(runs, torch.where(taken > 0, losses, -torch.inf))
         return observation, reward, broken
 
     def evaluate(self, split: str) -> NDArray[np.float64]:
@@ -415,7 +408,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         fresh = self._fresh(seeds, None if self._given_lr is None else self._given_lr[rows])
         self._step[rows] = 0
         self._done[rows] = False
-        fresh, observation = self._observe(fresh, self._step[rows], fresh.loss)
+        fresh, observation = self._observe(fresh, self._step[rows])
         index = torch.from_numpy(rows).to(self.inner.device, non_blocking=True)
         self._runs = fresh if self._runs is None else put_rows(self.runs, index, fresh)
         for row in rows:
@@ -437,8 +430,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             noise=ones * 0.0,
             weight_decay=ones * self.weight_decay,
         )
-        masks = uniform(seeds, Stream.MASK, 0, 4, dtype=torch.float64)
-        hidden = torch.tensor([self.mask_loss, self.mask_progress, self.mask_passes, self.mask_held_out])
+        masks = uniform(seeds, Stream.MASK, 0, 3, dtype=torch.float64)
+        hidden = torch.tensor([self.mask_loss, self.mask_progress, self.mask_passes])
         known = (masks >= hidden.to(masks.device, non_blocking=True)).to(dtype)
         initial_loss = self.inner.evaluate(inner, "reward")
         control = initial_state(self.control_spec, runs, self.num_layers, inner.loss)
@@ -450,7 +443,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             loss_known=known[:, 0].clone(),
             progress_known=known[:, 1].clone(),
             passes_known=known[:, 2].clone(),
-            held_out_known=known[:, 3].clone(),
             initial_train_loss=inner.loss.clone(),
             initial_loss=initial_loss,
             loss=initial_loss.clone(),
@@ -482,8 +474,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         factor = numbers_like(self._schedule(progress), known)
         return torch.where(known > 0, factor, float(self._schedule(0.0)))
 
-    def _observe(self, runs: Episode, step: NDArray[np.int64], held_out: Tensor) -> tuple[Episode, Tensor]:
-        """What policies see, of the reward split's loss (B,) among others."""
+    def _observe(self, runs: Episode, step: NDArray[np.int64]) -> tuple[Episode, Tensor]:
         progress, like = step / self.horizon, torch.ones_like(runs.loss_known)
         sizes = like[:, None] * numbers_like(self.inner.layout.layer_sizes(), like)
         outlook = Outlook(
@@ -500,8 +491,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         )
         hyper = runs.hyper._replace(lr=runs.hyper.lr * outlook.schedule[:, None])
         stats = self.inner.stats(runs.inner, hyper)
-        told = runs.control.add_held_out(torch.where(runs.held_out_known > 0, held_out, torch.nan))
-        observation, control = decide_observation(self.control_spec, told, stats, hyper, outlook)
+        observation, control = decide_observation(self.control_spec, runs.control, stats, hyper, outlook)
         return runs._replace(control=control), observation
 
     def _averaged(self, runs: Episode) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | tuple[()]:
@@ -513,14 +503,9 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         params, buffers = runs.average
         return averaged(params, runs.inner.params, weight), averaged(buffers, runs.inner.buffers, weight)
 
-    def _reward(self, runs: Episode, loss: Tensor, losses: Tensor) -> tuple[Episode, Tensor, Tensor]:
-        """Reward (B,) of the interval, and why a run diverged: 0 it did not, 1 non-finite, 2 above the limit.
-
-        Args:
-            runs: at its end, but for what is rewarded.
-            loss: (B,) on the reward split.
-            losses: (T, B) of its minibatches.
-        """
+    def _reward(self, runs: Episode, losses: Tensor) -> tuple[Episode, Tensor, Tensor]:
+        """Reward (B,) of the interval, and why a run diverged: 0 it did not, 1 non-finite, 2 above the limit."""
+        loss = self.inner.evaluate(_judged(runs), "reward")
         worst = losses.max(0).values  # NaN wins, so one bad step is not overlooked
         non_finite = ~(torch.isfinite(worst) & torch.isfinite(loss))
         above = (worst > loss_limit(runs.initial_train_loss)) | (loss > loss_limit(runs.initial_loss))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 
 import torch
 from naive_muon import NaiveMuon
@@ -12,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lr_gym.action import CONTROLLED
 from lr_gym.control import ControlSpec
-from lr_gym.observation import PEAK_CENTRE, PEAK_WIDTH
 from lr_gym.policy import MLPPolicy, constant_policy
 
 TORCH = {
@@ -34,17 +32,6 @@ def constant(**options) -> MLPPolicy:
 def acting(**options) -> MLPPolicy:
     """A policy that acts, on everything that can be controlled."""
     return random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
-
-
-def naming(rate: float, hidden: int = 0) -> MLPPolicy:
-    """A policy that goes to one learning rate in a single decision, through so many hidden units or none."""
-    spec = spec_of(features=("peak_lr",), action_step=100.0, action_bound=100.0, decisions=50)
-    slope, place = PEAK_WIDTH * math.log(10.0) / 100.0, (math.log10(rate) - PEAK_CENTRE) / PEAK_WIDTH
-    weights, biases = [torch.tensor([[-slope]])], [torch.tensor([slope * place])]
-    if hidden:
-        weights = [torch.full((hidden, 1), 1e-3), torch.full((1, hidden), -slope / (1e-3 * hidden))]
-        biases = [torch.zeros(hidden), *biases]
-    return MLPPolicy(spec, 5, tuple(weights), tuple(biases), torch.zeros(1), torch.ones(1))
 
 
 def train(optimizer, model, loss_at, steps, observe=True):

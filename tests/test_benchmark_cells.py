@@ -25,13 +25,10 @@ from lr_gym.benchmark.run import Cell, attempt, evaluation_seed, run_cell
 from lr_gym.benchmark.store import CellStore, _code, complete, fingerprint
 from lr_gym.benchmark.tuning import Study, Trial, learning_rates, tune
 from lr_gym.control import ControlSpec
-from lr_gym.inner_loop import minibatch
-from lr_gym.optim import PolicyOptimizer
 from lr_gym.policy import constant_policy, save_policy
 from lr_gym.rng import run_seeds
 from lr_gym.seen import Seen
 from lr_gym.tasks import SUITES, TASKS, datasets
-from lr_gym.tasks.models import plain_model
 
 CELLS = [Cell(Contestant("adam", 1e-3), "quadratic", seed, test=True, horizon=10) for seed in range(3)]
 
@@ -191,36 +188,6 @@ def test_that_a_guard_acts_is_an_outcome_and_no_warning(tmp_path, knows):
     outcome = attempt(CELLS[0]._replace(contestant=who, task="mnist1d-mlp"))
     assert outcome.error == ""
     assert outcome.guarded is not knows
-
-
-def test_a_policy_that_wants_it_is_shown_the_selection_loss_at_decisions_which_moves_nothing_else(
-    tmp_path, monkeypatch
-):
-    """A network with batch norm, and policies that never act; held-out losses are those of the same examples."""
-    shown = []
-    observe = PolicyOptimizer.observe
-
-    def watched(self, loss, *, held_out=None):
-        shown.append(None if held_out is None else float(held_out))
-        observe(self, loss, held_out=held_out)
-
-    monkeypatch.setattr(PolicyOptimizer, "observe", watched)
-    outcomes = []
-    for features in (("peak_lr",), ("peak_lr", "held_out_known")):
-        file = tmp_path / f"{len(features)}.safetensors"
-        save_policy(constant_policy(ControlSpec(features=features, decisions=5), 2), file)
-        outcomes.append(timeless(run_cell(Cell(Contestant("", 1e-3, str(file)), "digits-cnn", 0, True, horizon=10))))
-    assert outcomes[0] == outcomes[1]
-    assert shown[:10] == [None] * 10
-    assert [loss is None for loss in shown[10:]] == [False, True] * 5
-    task, seed = TASKS["digits-cnn"], evaluation_seed(0)
-    model, data = plain_model(task, seed), task.data().to("cpu", torch.float32)
-    with torch.no_grad():
-        first = minibatch(seed, torch.tensor([0]), task.batch_size, len(data.gradient.inputs))[0]
-        model(data.gradient.inputs[first])  # moves the running statistics
-        expected = task.loss(model.eval()(data.selection.inputs[:256]), data.selection.targets[:256]).mean()
-    assert shown[10] == pytest.approx(expected.item())
-    assert shown[-2] < shown[10]
 
 
 def test_a_change_of_code_concerns_those_that_it_trains(monkeypatch, tmp_path):

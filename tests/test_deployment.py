@@ -112,11 +112,7 @@ def test_environment_equals_optimizer(base, action, control, controls, features)
         loss = task.loss(model(data.gradient.inputs[index]), data.gradient.targets[index]).mean()
         optimizer.zero_grad()
         loss.backward()
-        held_out = None
-        if optimizer.decides:
-            with torch.no_grad():
-                held_out = task.loss(model(data.reward.inputs), data.reward.targets).mean()
-        optimizer.observe(loss, held_out=held_out)
+        optimizer.observe(loss)
         optimizer.step()
 
     np.testing.assert_allclose(np.stack(recorder.observations), np.stack(seen), rtol=0, atol=1e-6)  # float32

@@ -11,7 +11,6 @@ import torch
 from lr_gym.observation import (
     DEFAULT_FEATURES,
     FEATURES,
-    HELD_OUT_FEATURES,
     Memory,
     Observed,
     Outlook,
@@ -32,11 +31,7 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
     remembered = value if memory is None else memory
     return Observed(
         stats=LayerStats(*(bl,) * 6),
-        memory=Memory(
-            *(torch.full((runs,), remembered),) * 6,
-            *(torch.full((runs, layers), remembered),) * 3,
-            *(torch.full((runs,), remembered),) * 4,
-        ),
+        memory=Memory(*(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 3),
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
@@ -50,7 +45,7 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     b = lambda: torch.rand(runs, generator=generator, dtype=torch.float64) + 0.1
     bl = lambda: torch.rand(runs, layers, generator=generator, dtype=torch.float64) + 0.1
     stats = LayerStats(*(bl() for _ in range(5)), bl() - 0.6)
-    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl(), bl(), *(b() for _ in range(4)))
+    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl(), bl())
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
@@ -72,7 +67,7 @@ def test_memory_of_absurd_stats_still_gives_bounded_features(value):
     observed = filled(value)
     memory = empty_memory(2, 3, torch.zeros(()))
     for other in (value, 1.0, value, value):
-        memory = remember(memory, LayerStats(*(torch.full((2, 3), other),) * 6), *(torch.full((2,), other),) * 2)
+        memory = remember(memory, LayerStats(*(torch.full((2, 3), other),) * 6), torch.full((2,), other))
         observation = observe(ALL, observed._replace(memory=memory))
         assert torch.isfinite(observation).all()
         assert observation.abs().max() <= 1
@@ -184,7 +179,7 @@ def test_memory_equals_a_loop_over_numbers():
     for loss, weight, grad in zip(losses, weights, grads, strict=True):
         table = lambda x: torch.full((1, 1), x, dtype=torch.float64)
         stats = LayerStats(*(table(x) for x in (weight, grad, 0.0, 0.0, 0.0, 0.0)))
-        memory = remember(memory, stats, *torch.tensor([[loss], [math.nan]], dtype=torch.float64))
+        memory = remember(memory, stats, torch.tensor([loss], dtype=torch.float64))
 
         log_grad = math.log(grad) if start == 0 else 0.9 * log_grad + 0.1 * math.log(grad)
         start = weight if start == 0 else start
@@ -197,39 +192,18 @@ def test_memory_equals_a_loop_over_numbers():
                 first, short, long = loss, log, log
             seen, last = 1, loss
         got = [value.item() for value in memory]
-        expected = [seen, first, last, change, short, long, start, log_grad, grads[0], math.inf, math.inf, 0, 0]
-        assert got == pytest.approx(expected, abs=1e-9)
-
-
-def test_plateaus_equal_a_loop_over_numbers():
-    """Of a held-out loss that is given at some decisions only, and is first not there at all."""
-    losses = [math.nan, 2.0, 1.5, math.nan, 0.7, 0.9, 0.9, 1.1, math.inf, 0.9, 1.0, 1.1, 0.01, *[0.9] * 3, math.nan]
-    memory = empty_memory(1, 1, torch.zeros((), dtype=torch.float64))
-    stats = LayerStats(*(torch.ones(1, 1, dtype=torch.float64),) * 6)
-    mean, lowest, stalled, plateaus = math.inf, math.inf, 0, 0
-    for loss in losses:
-        memory = remember(memory, stats, *torch.tensor([[1.0], [loss]], dtype=torch.float64))
-        if math.isfinite(loss):
-            mean = math.log(loss) if math.isinf(mean) else 0.5 * mean + 0.5 * math.log(loss)
-            stalled = 0 if mean < lowest else stalled + 1
-            lowest = min(lowest, mean)
-            if stalled == 3:
-                plateaus, stalled = plateaus + 1, 0
-        assert [value.item() for value in memory[-4:]] == pytest.approx([mean, lowest, stalled, plateaus], abs=1e-9)
-        seen = observe(HELD_OUT_FEATURES, ordinary(runs=1, layers=1)._replace(memory=memory))
-        assert seen.flatten().tolist() == pytest.approx([float(math.isfinite(mean)), plateaus / 25])
-    assert plateaus == 2
+        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad, grads[0]], abs=1e-9)
 
 
 def test_polyak_is_the_same_step_in_other_units_of_the_loss_and_is_taken_once():
     """Loss and gradient times c: the step c times shorter. Later gradients and losses change nothing."""
     o = ordinary()
     run = torch.ones(2, dtype=torch.float64)
-    at = lambda c: remember(empty_memory(2, 3, run), o.stats._replace(grad_rms=c * o.stats.grad_rms), c * run, run)
+    at = lambda c: remember(empty_memory(2, 3, run), o.stats._replace(grad_rms=c * o.stats.grad_rms), c * run)
     see = lambda memory: observe(("polyak",), o._replace(memory=memory))
     once = at(1.0)
     torch.testing.assert_close(see(at(10.0)), see(once) - 0.25)
-    later = remember(once, o.stats._replace(grad_rms=3.0 * o.stats.grad_rms), 0.1 * run, run)
+    later = remember(once, o.stats._replace(grad_rms=3.0 * o.stats.grad_rms), 0.1 * run)
     assert torch.equal(see(later), see(once))
 
 
@@ -265,8 +239,8 @@ def test_a_layer_without_a_learning_rate_is_not_compared_with():
 
 def test_memory_of_one_run_ignores_the_others():
     stats = LayerStats(*(torch.tensor([[1.0], [math.nan]]),) * 6)
-    both = remember(empty_memory(2, 1, torch.zeros(())), stats, *torch.tensor([[1.0, math.inf]] * 2))
-    alone = remember(empty_memory(1, 1, torch.zeros(())), LayerStats(*(s[:1] for s in stats)), *torch.ones(2, 1))
+    both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]))
+    alone = remember(empty_memory(1, 1, torch.zeros(())), LayerStats(*(s[:1] for s in stats)), torch.tensor([1.0]))
     for a, b in zip(both, alone, strict=True):
         assert torch.equal(a[:1], b)
 

@@ -803,25 +803,10 @@ def test_a_learning_rate_is_no_policy():
         PolicyOptimizer([torch.ones(2).requires_grad_()], 1e-3)
 
 
-@pytest.mark.parametrize("name", ["loss", "held_out"])
-def test_losses_of_single_examples_are_not_observed(name):
+def test_losses_of_single_examples_are_not_observed():
     optimizer = PolicyOptimizer([torch.ones(2).requires_grad_()], constant())
-    with pytest.raises(ValueError, match=rf"{name} as one number; got shape \(4,\): pass its mean\(\)"):
-        optimizer.observe(**{name: torch.ones(4)})
-
-
-def test_held_out_losses_between_two_decisions_count_by_their_mean_and_broken_ones_not():
-    policy = spy(random_policy(spec_of(features=("held_out_known",))))
-    model, loss_at = plain_run(TINY, 1, torch.float32)
-    optimizer = PolicyOptimizer(model.parameters(), policy, total_steps=5 * policy.spec.decisions)
-    asked = []
-    for step, held_out in enumerate([None, 2.0, math.nan, 0.5, math.inf, None]):
-        asked.append(optimizer.decides)
-        optimizer.observe(held_out=held_out)
-        train(optimizer, model, loss_at, [step], observe=False)
-    assert asked == [True, *[False] * 4, True]
-    assert [o.unique().tolist() for o in policy.watched] == [[0.0], [1.0]]
-    assert optimizer._live.control.memory.held_out.item() == pytest.approx(math.log(1.25))
+    with pytest.raises(ValueError, match=r"got shape \(4,\): pass loss.mean\(\)"):
+        optimizer.observe(torch.ones(4))
 
 
 def test_edited_groups_are_noticed():

@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 CURVE_POINTS = 25
-HELD_OUT_EXAMPLES = 256  # of the selection split, for policies that want a held-out loss: the same at every decision
 CURVE_EXAMPLES = 512  # of the test split; all of it would cost the language model more than its training
 BATCH_NORM_BATCHES = 50  # that give an averaged network its running statistics, as schedule-free's authors advise
 
@@ -138,17 +137,11 @@ def evaluated(model: nn.Module, optimizer: Optimizer, batches: Iterable[Tensor])
 
 
 @torch.no_grad()
-def _outputs(task: Task, model: nn.Module, inputs: Tensor) -> Tensor:
-    """In evaluation mode; the model comes back in training mode."""
-    model.eval()
-    outputs = torch.cat([model(piece) for piece in torch.split(inputs, task.chunk)])
-    model.train()
-    return outputs
-
-
 def _score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics in evaluation mode."""
-    outputs = _outputs(task, model, split.inputs)
+    """Mean loss and metrics in evaluation mode; the model comes back in training mode."""
+    model.eval()
+    outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
+    model.train()
     loss = float(task.loss(outputs, split.targets).mean())
     metrics = {name: float(metric(outputs, split.targets)) for name, metric in task.metrics.items()}
     return (loss if math.isfinite(loss) else math.inf), metrics
@@ -193,17 +186,11 @@ class _Training:
 
     def update(self, loss: Tensor) -> None:
         if isinstance(self.optimizer, PolicyOptimizer):
-            asked = self.optimizer.wants_held_out and self.optimizer.decides
-            self.optimizer.observe(loss, held_out=self.held_out_loss() if asked else None)
+            self.optimizer.observe(loss)
         if isinstance(self.optimizer, EnhancedSGD):
             self.optimizer.step(closure=lambda: loss)  # its reward needs the loss
         else:
             self.optimizer.step()
-
-    def held_out_loss(self) -> Tensor:
-        """That a policy may see: of examples of the selection split, by which every tuned contestant was tuned."""
-        inputs, targets = (tensor[:HELD_OUT_EXAMPLES] for tensor in self.data.selection)
-        return self.task.loss(_outputs(self.task, self.model, inputs), targets).mean()
 
     def rates(self) -> dict[str, float]:
         """Effective learning rate of each layer, or of all."""

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from lr_gym.control import ControlState
+from lr_gym.observation import Memory
 from lr_gym.optim.guard import Guard
 
 __all__ = ["CONTROLLER", "KEYS", "load_rows", "save_rows"]
 
-CONTROLLER, HELD_OUT, GUARD = KEYS = ("controller", "held_out", "guard")  # states of before 2026-11-28 lack the second
-RUN = ("loss_seen", "initial_loss", "last_loss", "loss_change", "short_loss", "long_loss")  # of Memory, as in a row
-LAYER = ("initial_param_rms", "log_grad", "initial_grad_rms")  # likewise
-HELD_OUT_RUN = ("held_out", "lowest_held_out", "stalled", "plateaus")  # likewise
+CONTROLLER, GUARD = KEYS = ("controller", "guard")
+PER_RUN = Memory._fields.index("initial_param_rms")  # fields of Memory that have no layers
 OLDER = 2  # numbers that states of before 2026-11-22 have at the end of a row: the guard's
 NEWER = 1  # numbers at the end of a row that states of before 2026-11-23 lack: initial_grad_rms
 
@@ -38,10 +37,7 @@ def save_rows(
     per_run, per_layer = _parts(control)
     layers = len(leads)
     row = [*(value.expand(layers) for value in per_run), *(value[0] for value in per_layer)]
-    rows = {
-        CONTROLLER: torch.stack(row, dim=1),
-        HELD_OUT: torch.cat(_held_out_parts(control)).expand(layers, -1),
-    }
+    rows = {CONTROLLER: torch.stack(row, dim=1)}
     if guard is not None:
         rows[GUARD] = torch.stack(guard.state, dim=-1)[0]
     for key, values in rows.items():
@@ -65,22 +61,13 @@ def load_rows(
             guard_row = older if len(older) else state.get(GUARD, ())  # which once had no key of its own
             for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
                 target[0, layer] = value
-        if HELD_OUT in state:
-            for target, value in zip(_held_out_parts(control), state[HELD_OUT].to(control.offset), strict=True):
-                target[0] = value
 
 
 def _parts(control: ControlState) -> tuple[list[Tensor], list[Tensor]]:
     """Values of the run, (1,) each, and of the layers, (1, L) each."""
-    memory = control.memory._asdict()
-    *older, newer = (memory[name] for name in LAYER)
-    per_run = [*(memory[name] for name in RUN), control.loss_sum, control.loss_count]
-    return per_run, [*older, *control.offset.unbind(-1), *control.action.unbind(-1), newer]
-
-
-def _held_out_parts(control: ControlState) -> list[Tensor]:
-    memory = control.memory._asdict()
-    return [*(memory[name] for name in HELD_OUT_RUN), control.held_out_sum, control.held_out_count]
+    per_run = [*control.memory[:PER_RUN], control.loss_sum, control.loss_count]
+    older, newer = control.memory[PER_RUN:-NEWER], control.memory[-NEWER:]
+    return per_run, [*older, *control.offset.unbind(-1), *control.action.unbind(-1), *newer]
 
 
 def _fill(control: ControlState, layer: int, row: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lr_gym.action import decode
 from lr_gym.averaging import leave_average_, share, show_average_, snapshot_
 from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
-from lr_gym.observation import HELD_OUT_FEATURES, Outlook
+from lr_gym.observation import Outlook
 from lr_gym.optim.base import evaluate
 from lr_gym.optim.base_step import (
     BLOCK,
@@ -230,41 +230,14 @@ class PolicyOptimizer(Optimizer):
         """Put back the weights that are trained, bit for bit; before the next `step` after an `eval`."""
         self._show(leave_average_, training=True)
 
-    @property
-    def decides(self) -> bool:
-        """Whether the next `step` decides: when a held-out loss is worth its forward pass."""
-        step: int = self.param_groups[0]["step"]
-        return step % self._interval == 0
-
-    @property
-    def wants_held_out(self) -> bool:
-        """Whether the policy makes use of a held-out loss."""
-        return bool({*HELD_OUT_FEATURES} & {*self._policy.spec.features})
-
-    def observe(self, loss: Tensor | float | None = None, *, held_out: Tensor | float | None = None) -> None:
-        """Tell the policy how the training does; before `step`.
-
-        Args:
-            loss: training loss of the pending gradient, at every step or never.
-            held_out: loss on examples that are not trained on, in evaluation mode, by the present weights; always
-                the same few hundred examples, so that what moves it is the training. Where the step `decides`.
-        """
+    def observe(self, loss: Tensor | float) -> None:
+        """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
         self._check_trains()
         live = self._prepare()
-        control = live.control
-        if loss is not None:
-            control = control.add_loss(self._number("loss", loss, control.loss_sum))
-        if held_out is not None:
-            control = control.add_held_out(self._number("held_out", held_out, control.loss_sum))
-        live.control = control
-
-    @staticmethod
-    def _number(name: str, given: Tensor | float, like: Tensor) -> Tensor:
-        """A loss as (1,), on the device and of the dtype of `like`."""
-        value = given.detach() if isinstance(given, Tensor) else torch.tensor(float(given))
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
         if value.numel() != 1:
-            raise ValueError(f"observe takes the {name} as one number; got shape {tuple(value.shape)}: pass its mean()")
-        return value.to(like, non_blocking=True).reshape(1)
+            raise ValueError(f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass loss.mean()")
+        live.control = live.control.add_loss(value.to(live.control.loss_sum, non_blocking=True).reshape(1))
 
     def metrics(self) -> dict[str, float]:
         """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift; reads the device."""
