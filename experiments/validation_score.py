@@ -5,11 +5,14 @@ alone), back from the logarithm; 1 is no better than not to control. Each traini
 rate of its own, log-uniform in 3e-5..1e-1; SCHEDULE:LR is AdamW under that schedule at that rate, which favours it.
 
     python experiments/validation_score.py builtin:default runs/ppo wsd:3e-3 wsd:1e-2:sgd constant:3e-3:adamw:16
+    python experiments/validation_score.py builtin:muon --runs 24 --tasks mnist1d-cnn titanic-mlp titanic-mlp-long \
+      rosenbrock diamonds-mlp flights-mlp   # the suite as it was until 2026-11-28
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,46 +27,50 @@ from lr_gym.tasks import SUITES
 from lr_gym.vector_env import INITIAL_LR
 
 FIRST_SEED = 1 << 40  # as train_agent.py's selection
+SUITE = tuple(SUITES["validation"])
 
 
-def losses(policy: Policy, lr: float | tuple[float, float], runs: int) -> NDArray[np.float64]:
+def losses(
+    policy: Policy, lr: float | tuple[float, float], runs: int, tasks: Sequence[str] = SUITE
+) -> NDArray[np.float64]:
     """Final selection losses (tasks, runs)."""
     seeds = [FIRST_SEED + i for i in range(runs)]
-    envs = (controlled_env(policy.spec, task, runs, lr) for task in SUITES["validation"])
+    envs = (controlled_env(policy.spec, task, runs, lr) for task in tasks)
     return np.stack([np.minimum(final_losses(env, policy, seeds, "selection"), DIVERGED) for env in envs])
 
 
-def alone(runs: int) -> NDArray[np.float64]:
+def alone(runs: int, tasks: Sequence[str] = SUITE) -> NDArray[np.float64]:
     """`losses` of the base schedule alone."""
-    return losses(constant_policy(ControlSpec(), 10), INITIAL_LR, runs)
+    return losses(constant_policy(ControlSpec(), 10), INITIAL_LR, runs, tasks)
 
 
 def scheduled(
-    runs: int, schedule: str, lr: str, base: str = "adamw", average: str | None = None
+    runs: int, tasks: Sequence[str], schedule: str, lr: str, base: str = "adamw", average: str | None = None
 ) -> NDArray[np.float64]:
     """`losses` of a base optimizer under a schedule, of averaged weights or the last."""
     spec = ControlSpec(schedule=schedule, base=base, average=None if average is None else float(average))
-    return losses(constant_policy(spec, 10), float(lr), runs)
+    return losses(constant_policy(spec, 10), float(lr), runs, tasks)
 
 
-def candidate(name: str, runs: int) -> NDArray[np.float64]:
+def candidate(name: str, runs: int, tasks: Sequence[str]) -> NDArray[np.float64]:
     """`losses` of a policy, or of SCHEDULE:LR[:BASE[:AVERAGE]]."""
     if name.partition(":")[0] in SCHEDULES:
-        return scheduled(runs, *name.split(":"))
-    return losses(load_policy(name), INITIAL_LR, runs)
+        return scheduled(runs, tasks, *name.split(":"))
+    return losses(load_policy(name), INITIAL_LR, runs, tasks)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR[:BASE[:AVERAGE]]")
     parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
+    parser.add_argument("--tasks", nargs="+", default=SUITE, help="other tasks than those of the suite")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    before = alone(args.runs)
-    print("| candidate | score |", " | ".join(SUITES["validation"]), "|")
-    print("|---" * (2 + len(SUITES["validation"])) + "|")
+    before = alone(args.runs, args.tasks)
+    print("| candidate | score |", " | ".join(args.tasks), "|")
+    print("|---" * (2 + len(args.tasks)) + "|")
     for name in args.candidates:
-        found = candidate(name, args.runs)
+        found = candidate(name, args.runs, args.tasks)
         medians = " | ".join(f"{median:.4g}" for median in np.median(found, axis=1))
         print(f"| {name} | {relative_loss(found, before):.3f} | {medians} |", flush=True)
 
