@@ -25,7 +25,7 @@ def mnist1d() -> Data:
 
 
 def few_mnist1d() -> Data:
-    """The same with the first 500 examples of its gradient split."""
+    """`mnist1d` with the first 500 examples of its gradient split."""
     return first_examples(mnist1d(), (500, 500, 500, 1000))
 
 

@@ -47,7 +47,7 @@ def flights() -> Data:
 
 
 def few_flights() -> Data:
-    """The first of them, with few to learn from."""
+    """`flights` with few to learn from: 1,000 rows, and 500 each of the reward and the selection split."""
     return first_examples(flights(), (1_000, 500, 500, 8_000))
 
 
