@@ -20,7 +20,6 @@ __all__ = [
     "alike",
     "descent",
     "drop_foreign",
-    "fits_kernel",
     "fused_update",
     "masses",
     "moments",
@@ -198,58 +197,59 @@ def _rows(columns: Sequence[Sequence[Tensor]], *, whole: bool) -> Iterable[list[
     return ([t.unsqueeze(0) for t in part] for part in ([alone] if whole else in_blocks(*alone, size=BLOCK)))
 
 
-def fits_kernel(state: Mapping[Tensor, State], slot: Slot, *, anywhere: bool) -> bool:
-    """Whether torch's fused kernel takes these tensors; makes the moments and the count of steps that it needs.
-
-    Args:
-        state: of the optimizer.
-        slot: a tensor that has a gradient.
-        anywhere: not only on the devices of KERNELS.
-    """
-    own, grad = state[slot.param], slot.param.grad
-    if slot.rule.family != "adam" or not (anywhere or slot.param.device.type in KERNELS):
-        return False
-    if "exp_avg" not in own:
-        moments(state, slot)
-    assert grad is not None
-    tensors = (slot.param, grad, own["exp_avg"], own["exp_avg_sq"])
-    if grad.is_sparse or not all(t.is_contiguous() and t.dtype == slot.param.dtype for t in tensors):
-        return False
-    if "first_mass" in own:  # both follow from the number of steps
-        del own["first_mass"]
-        own["step"] = _steps_of(own.pop("second_mass"), slot.group["betas"][1])
-    elif "step" not in own:
-        own["step"] = torch.zeros((), device=slot.param.device)
-    return True
-
-
 def fused_update(
-    state: Mapping[Tensor, State], slots: Sequence[Slot], rates: Mapping[int, Sequence[Tensor]], *, decoupled: bool
-) -> None:
-    """One call of torch's fused kernel for each layer and group.
+    state: Mapping[Tensor, State],
+    slots: Sequence[Slot],
+    rates: Mapping[int, Tensor],
+    *,
+    decoupled: bool,
+    anywhere: bool,
+) -> list[Slot]:
+    """One step on the tensors that torch's fused kernels take: a call for all of one group and learning rate.
+
+    On the CPU, where rates can be read for nothing, layers of one rate share a call; elsewhere each has its own.
 
     Args:
         state: of the optimizer.
-        slots: tensors that `fits_kernel` takes.
-        rates: id of a group -> L effective learning rates.
+        slots: tensors that have gradients.
+        rates: id of a group -> (L,) effective learning rates.
         decoupled: weight decay is AdamW's.
+        anywhere: not only on the devices of KERNELS.
+
+    Returns:
+        The tensors that they do not take.
     """
-    calls: dict[tuple[int, int], list[Slot]] = {}
+    columns = {of: rate.tolist() if rate.device.type == "cpu" else _unbound(rate) for of, rate in rates.items()}
+    calls: dict[tuple[Any, ...], tuple[Slot, tuple[list[Tensor], ...]]] = {}
+    left: list[Slot] = []
     for slot in slots:
-        calls.setdefault((slot.layer, id(slot.group)), []).append(slot)
-    if slots:
-        torch._foreach_add_([state[slot.param]["step"] for slot in slots], 1)
+        own = state[slot.param]
+        if not _fits_kernel(own, slot, anywhere):
+            left.append(slot)
+            continue
+        rate = columns[id(slot.group)][slot.layer]
+        key = (rate if isinstance(rate, float) else slot.layer, id(slot.group), slot.param.dtype)
+        if key not in calls:
+            calls[key] = slot, ([], [], [], [], [])
+        params, grads, firsts, seconds, steps = calls[key][1]
+        params.append(slot.param)
+        grads.append(slot.param.grad)  # type: ignore[arg-type]
+        firsts.append(own["exp_avg"])
+        seconds.append(own["exp_avg_sq"])
+        steps.append(own["step"])
+    if calls:
+        torch._foreach_add_([step for _, (*_, steps) in calls.values() for step in steps], 1)
     kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
-    for (layer, of), members in calls.items():
-        group, states = members[0].group, [state[slot.param] for slot in members]
+    for slot, (params, grads, firsts, seconds, steps) in calls.values():
+        group = slot.group
         kernel(
-            [slot.param for slot in members],
-            [slot.param.grad for slot in members if slot.param.grad is not None],
-            [own["exp_avg"] for own in states],
-            [own["exp_avg_sq"] for own in states],
+            params,
+            grads,
+            firsts,
+            seconds,
             [],
-            [own["step"] for own in states],
-            lr=rates[of][layer].float() if members[0].param.is_cuda else rates[of][layer],  # what the kernels read
+            steps,
+            lr=columns[id(group)][slot.layer],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             weight_decay=group["weight_decay"],
@@ -257,6 +257,33 @@ def fused_update(
             amsgrad=False,
             maximize=group["maximize"],
         )
+    return left
+
+
+def _unbound(rates: Tensor) -> Sequence[Tensor]:
+    """Each of the rates (L,), as the kernels of its device read them."""
+    return (rates.float() if rates.is_cuda else rates).unbind()
+
+
+def _fits_kernel(own: State, slot: Slot, anywhere: bool) -> bool:
+    """Whether the kernels take a tensor that has a gradient; makes the moments and the count of steps they need."""
+    param, grad = slot.param, slot.param.grad
+    if slot.rule.family != "adam" or not (anywhere or param.device.type in KERNELS):
+        return False
+    if "exp_avg" not in own:
+        moments({param: own}, slot)
+    assert grad is not None
+    dtype, first, second = param.dtype, own["exp_avg"], own["exp_avg_sq"]
+    if grad.is_sparse or not (grad.dtype == first.dtype == second.dtype == dtype):
+        return False
+    if not (param.is_contiguous() and grad.is_contiguous() and first.is_contiguous() and second.is_contiguous()):
+        return False
+    if "first_mass" in own:  # both follow from the number of steps
+        del own["first_mass"]
+        own["step"] = _steps_of(own.pop("second_mass"), slot.group["betas"][1])
+    elif "step" not in own:
+        own["step"] = torch.zeros((), device=param.device)
+    return True
 
 
 def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:

@@ -24,7 +24,6 @@ from lr_gym.optim.base_step import (
     alike,
     descent,
     drop_foreign,
-    fits_kernel,
     fused_update,
     masses,
     moments,
@@ -476,12 +475,9 @@ class PolicyOptimizer(Optimizer):
         """One step of the base optimizer on every tensor that has a gradient."""
         slots = [slot for slot in live.slots if slot.param.grad is not None and slot.param.numel() > 0]
         hyper, factor, controls = live.multiplier, self._factor(step), self._policy.spec.controls
-        rates = {id(group): (hyper.lr[0] * (group["lr"] * factor)).unbind() for group in self.param_groups}
+        rates = {id(group): hyper.lr[0] * (group["lr"] * factor) for group in self.param_groups}
         if self._fused is not False:
-            suited = [slot for slot in slots if fits_kernel(self.state, slot, anywhere=self._fused is True)]
-            fused_update(self.state, suited, rates, decoupled=self._rule.decoupled)
-            taken = {id(slot.param) for slot in suited}
-            slots = [slot for slot in slots if id(slot.param) not in taken]
+            slots = fused_update(self.state, slots, rates, decoupled=self._rule.decoupled, anywhere=self._fused is True)
         for members in alike(slots):
             group, layers = members[0].group, [slot.layer for slot in members]
             lr = torch.stack([rates[id(group)][layer] for layer in layers])
