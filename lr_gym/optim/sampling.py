@@ -1,17 +1,17 @@
-"""Measuring the tensors of one training: the large ones by a sample, those of one size in one call.
+"""Measuring the tensors of one training: the large ones by a sample, those of about one size in one call.
 
-A sample is of runs of elements that lie side by side, evenly spaced.
+A sample is of runs of elements that lie side by side, as many of each tensor.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import functools
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lr_gym.layer_stats import pooled, tensor_sums
 from lr_gym.layers import Layout
@@ -19,10 +19,11 @@ from lr_gym.optim.base import in_blocks
 from lr_gym.types import LayerStats, numbers_like
 from lr_gym.update import BaseRule, MomentScale
 
-__all__ = ["Piece", "measure_gradients", "measure_pieces", "pieces_of", "sampled", "stride_of"]
+__all__ = ["Piece", "measure_gradients", "measure_pieces", "pieces_of", "sampled_runs"]
 
 RUN = 16  # elements; what a CPU's cache reads at once
 SMALL = 2**15  # elements of a piece that is measured together with others
+CLASSES = (2**10, 2**12, 2**14, SMALL)  # sizes up to which those of others are padded
 TOGETHER = 64  # of them at most, for the memory of copies
 
 
@@ -45,34 +46,33 @@ class Piece(NamedTuple):
         return self.tensors[0].numel()
 
 
-def stride_of(elements: int, sample: int | None) -> int:
-    """Distance of the runs of elements that are measured, in runs; 1 for all.
+@functools.lru_cache(maxsize=256)
+def sampled_runs(elements: int, sample: int | None, device: torch.device) -> Tensor | None:
+    """Which of a tensor's runs of elements are measured, ascending; None for all, where it is small.
 
-    It shares no divisor with their number, so that no column of a matrix is missed each time.
+    One at random, always the same, of each of as many parts of the tensor: so no column of a matrix is missed.
 
     Args:
         elements: of the tensor.
-        sample: about how many are measured, where there are over 4 times as many; None for all.
+        sample: how many are measured, rounded to whole runs, where there are over 4 times as many; None for all.
+        device: of the indices.
     """
     runs = elements // RUN
-    if sample is None or elements <= 4 * sample or runs < 2:
-        return 1
-    stride = elements // sample
-    while math.gcd(stride, runs) > 1:
-        stride += 1
-    return stride
+    count = 0 if sample is None else max(1, sample // RUN)
+    if sample is None or elements <= 4 * sample or runs < 4 * count:
+        return None
+    edges = torch.arange(count + 1) * runs // count
+    chosen = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = edges[:-1] + (chosen * edges.diff()).long()
+    return (places.pin_memory() if device.type == "cuda" else places).to(device, non_blocking=True)
 
 
-def sampled(tensor: Tensor, stride: int) -> Tensor:
-    """Every stride-th run of a tensor's elements, flat."""
-    return _strided(tensor, stride).reshape(-1)
-
-
-def _strided(tensor: Tensor, stride: int) -> Tensor:
-    """The same as a view (runs, RUN), where the tensor is contiguous; all of it at stride 1."""
-    if stride == 1:
-        return tensor
-    return tensor.reshape(-1)[: tensor.numel() // RUN * RUN].view(-1, RUN)[::stride]
+def _taken(tensor: Tensor, runs: Tensor | None) -> Tensor:
+    """Some runs of a tensor's elements, or all of it; flat."""
+    flat = tensor.reshape(-1)
+    if runs is None:
+        return flat
+    return flat[: flat.numel() // RUN * RUN].view(-1, RUN).index_select(0, runs).view(-1)
 
 
 def pieces_of(tensors: tuple[Tensor, ...], slot: int, sample: int | None, block: int) -> list[Piece]:
@@ -81,16 +81,15 @@ def pieces_of(tensors: tuple[Tensor, ...], slot: int, sample: int | None, block:
     Args:
         tensors: of a Piece, whole.
         slot: index of the parameter.
-        sample: see `stride_of`.
+        sample: see `sampled_runs`.
         block: elements.
     """
     elements = tensors[0].numel()
-    if (stride := stride_of(elements, sample)) > 1:
-        sample_of_each = tuple(sampled(tensor, stride) for tensor in tensors)
-        return [Piece(sample_of_each, slot, elements / sample_of_each[0].numel())]
-    if elements <= SMALL:
-        return [Piece(tuple(tensor.reshape(-1) for tensor in tensors), slot, 1.0)]
-    return [Piece(part, slot, 1.0) for part in in_blocks(*tensors, size=block)]
+    runs = sampled_runs(elements, sample, tensors[0].device)
+    if runs is None and elements > SMALL:
+        return [Piece(part, slot, 1.0) for part in in_blocks(*tensors, size=block)]
+    taken = tuple(_taken(tensor, runs) for tensor in tensors)
+    return [Piece(taken, slot, elements / max(1, taken[0].numel()))]
 
 
 def measure_pieces(
@@ -111,11 +110,12 @@ def measure_pieces(
         scale: masses (1, n) of their moments.
         momentum: (1, L).
     """
-    pieces = sorted(pieces, key=lambda piece: (piece.size, rules[piece.slot].family))
+    groups = _together(pieces, rules)
+    pieces = [piece for group in groups for piece in group]
     slots, layers = [piece.slot for piece in pieces], [layer_of[piece.slot] for piece in pieces]
     mass, second_mass, beta = _columns(scale.mass, slots), _columns(scale.second, slots), _columns(momentum, layers)
     sums, start = [], 0
-    for group in _together(pieces, rules):
+    for group in groups:
         part = slice(start, start := start + len(group))
         columns = zip(*(piece.tensors for piece in group), strict=True)
         tensors = [_stacked(column).to(momentum.dtype) for column in columns]
@@ -140,10 +140,10 @@ def measure_gradients(
         names: of the layers.
         layer_of: the layer of each tensor.
         grads: pending, whole.
-        sample: see `stride_of`.
+        sample: see `sampled_runs`.
         like: device and dtype of the statistics.
     """
-    parts = [_strided(grad, stride_of(grad.numel(), sample)) for grad in grads]
+    parts = [_taken(grad, sampled_runs(grad.numel(), sample, grad.device)) for grad in grads]
     weights = [grad.numel() / max(1, part.numel()) for grad, part in zip(grads, parts, strict=True)]
     squares = torch.stack(torch._foreach_norm(parts, 2, dtype=like.dtype)).square()
     if any(weight != 1.0 for weight in weights):
@@ -154,17 +154,33 @@ def measure_gradients(
     return LayerStats(zero, grad_rms, zero, zero, zero, zero)
 
 
-def _together(pieces: Sequence[Piece], rules: Sequence[BaseRule]) -> Iterator[list[Piece]]:
-    """Groups of sorted pieces that are measured in one call: of one size and rule if small, else each alone."""
-    for (size, _), alike in itertools.groupby(pieces, key=lambda piece: (piece.size, rules[piece.slot].family)):
-        group = list(alike)
-        step = TOGETHER if size <= SMALL else 1
-        yield from (group[i : i + step] for i in range(0, len(group), step))
+def _kind(piece: Piece, rules: Sequence[BaseRule]) -> tuple[Any, ...]:
+    """What pieces that are measured in one call have in common: the rule, types of numbers, and about their size.
+
+    That is one of CLASSES, up to which they are padded with zeros, of which no sum takes note; but the size itself
+    where they are large, or Muon's, to which it matters.
+    """
+    family, size = rules[piece.slot].family, piece.size
+    padded = family != "muon" and size <= SMALL
+    return padded, bisect_left(CLASSES, size) if padded else size, family, *(tensor.dtype for tensor in piece.tensors)
+
+
+def _together(pieces: Sequence[Piece], rules: Sequence[BaseRule]) -> list[list[Piece]]:
+    """Groups of pieces that are measured in one call; large ones alone."""
+    alike: dict[tuple[Any, ...], list[Piece]] = {}
+    for piece in pieces:
+        alike.setdefault(_kind(piece, rules), []).append(piece)
+    steps = ((group, TOGETHER if group[0].size <= SMALL else 1) for group in alike.values())
+    return [group[i : i + step] for group, step in steps for i in range(0, len(group), step)]
 
 
 def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
-    """torch.stack, which would copy a large tensor that is alone."""
-    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+    """Rows of one length, the shorter ones padded; one alone is no copy."""
+    if len(tensors) == 1:
+        return tensors[0].unsqueeze(0)
+    if all(len(tensor) == len(tensors[0]) for tensor in tensors):
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
 
 
 def _columns(table: Tensor, index: Sequence[int]) -> Tensor:

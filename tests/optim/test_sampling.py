@@ -10,7 +10,7 @@ import torch
 from lr_gym.layer_stats import measure
 from lr_gym.layers import Layout
 from lr_gym.optim import sampling
-from lr_gym.optim.sampling import RUN, Piece, measure_gradients, measure_pieces, pieces_of, sampled, stride_of
+from lr_gym.optim.sampling import RUN, Piece, measure_gradients, measure_pieces, pieces_of, sampled_runs
 from lr_gym.types import LayerStats
 from lr_gym.update import RULES, MomentScale, base_rule
 
@@ -84,30 +84,37 @@ def test_tensors_of_several_types_are_measured_in_the_widest():
     assert_close(got, whole("adam", slots, scale, momentum), 1e-9)
 
 
-def test_small_pieces_of_one_size_are_measured_together_and_large_ones_alone():
-    sizes = [3, 3, 3, sampling.SMALL + 1, sampling.SMALL + 1]
+def test_small_pieces_of_about_one_size_are_measured_together_and_large_ones_alone():
+    sizes = [3, 100, 1024, 1025, sampling.SMALL + 1, sampling.SMALL + 1]
     pieces = [Piece((torch.zeros(size),) * 3, i, 1.0) for i, size in enumerate(sizes)]
-    rules = [base_rule("sgd")] * 5
-    assert [len(group) for group in sampling._together(pieces, rules)] == [3, 1, 1]
-    rules = [base_rule("muon").of(hidden) for hidden in (True, False, True, True, True)]
-    pieces = [Piece((torch.zeros(3),) * 3, i, 1.0) for i in (0, 2, 1)]
+    assert [len(group) for group in sampling._together(pieces, [base_rule("sgd")] * 6)] == [3, 1, 1, 1]
+    assert [len(group) for group in sampling._together(pieces, [base_rule("muon").of(True)] * 6)] == [1] * 6
+    rules = [base_rule("muon").of(hidden) for hidden in (True, False, True)]
+    pieces = [Piece((torch.zeros(3),) * 3, i, 1.0) for i in (0, 1, 2)]
     assert [len(group) for group in sampling._together(pieces, rules)] == [2, 1]
 
 
 @pytest.mark.parametrize(
-    ("elements", "sample"), [(40_000, 1_000), (36_864, 8_192), (2_359_296, 8_192), (1_000_003, 999)]
+    ("elements", "sample"), [(40_000, 1_000), (36_864, 8_192), (2_359_296, 8_192), (1_000_003, 999), (2**24, 2**20)]
 )
-def test_a_sample_is_of_runs_and_misses_no_column(elements, sample):
-    stride = stride_of(elements, sample)
-    places = sampled(torch.arange(elements), stride)
-    assert 0.7 * sample < len(places) <= sample + RUN
-    assert torch.equal(places.view(-1, RUN)[:, 0] % (RUN * stride), torch.zeros(len(places) // RUN, dtype=torch.long))
-    assert len({int(place) // RUN % 16 for place in places}) == 16
+def test_a_sample_is_of_different_runs_of_the_whole_tensor(elements, sample):
+    runs, count = sampled_runs(elements, sample, torch.device("cpu")), elements // RUN
+    assert len(runs) == len(set(runs.tolist())) == sample // RUN
+    assert runs.min() >= 0
+    assert runs.max() < count
+    assert torch.equal(runs, runs.sort().values)
+    for columns in (3, 4, 9, 12, 16):  # runs of a row of a matrix: each column is looked at about as often
+        seen = torch.bincount(runs % columns, minlength=columns) * columns / len(runs)
+        assert float(seen.std()) < 4.0 * (columns / len(runs)) ** 0.5
+    halves = (runs < count // 2).double().mean()
+    assert abs(halves - 0.5) < 0.02
 
 
 def test_what_is_small_is_measured_whole():
-    assert stride_of(4_000, 1_000) == 1
-    assert stride_of(40_000, None) == 1
+    cpu = torch.device("cpu")
+    assert sampled_runs(4_000, 1_000, cpu) is None
+    assert sampled_runs(40_000, None, cpu) is None
+    assert sampled_runs(10, 1, cpu) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
