@@ -738,7 +738,7 @@ def test_sampled_statistics_are_near_those_of_every_element():
             optimizer.step()
         observed.append(torch.stack(seen))
     assert not torch.equal(*observed)
-    torch.testing.assert_close(*observed, rtol=0, atol=0.02)
+    torch.testing.assert_close(*observed, rtol=0, atol=0.05)  # 1 over the root of twice 2500 is 0.014
 
 
 # What scripts do
