@@ -129,8 +129,8 @@ class PolicyOptimizer(Optimizer):
             fused: whether torch's fused kernels update what they can, in a fraction of the time and equal to rounding:
                 contiguous tensors that are not sgd's nor muon's matrices, under a policy that sets the learning rate
                 only. By default so on CPU and CUDA devices; True also on others; False nowhere.
-            sample: statistics of a tensor of more than 4 times as many elements are those of about so many of its
-                elements, evenly spaced; None measures every element.
+            sample: statistics of a tensor of more than 4 times as many elements are those of so many of its elements,
+                spread over it at random; None measures every element.
 
         Raises:
             TypeError: for a policy that is none.
