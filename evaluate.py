@@ -272,13 +272,15 @@ def main(args: Args) -> None:
         os.environ["LR_GYM_DATA"] = str(args.data_dir)  # worker processes read it too
     try:
         plan = build(args)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     again = f"continue with: python {shlex.join([arg for arg in sys.argv if arg != '--resume'])} --resume"
     try:
         failures = evaluate(args, plan)["failures"]
     except BrokenProcessPool:
         sys.exit(f"error: a worker process was killed, perhaps for its memory; {again} and fewer --workers")
+    except OSError as error:  # a full disk, most likely
+        sys.exit(f"error: {error}; what was saved before is intact: make room, then {again}")
     except KeyboardInterrupt:
         sys.exit(f"stopped; {again}")
     if failures:

@@ -173,6 +173,8 @@ def main(command: list[str]) -> None:
         train(args, *parts)
     except OSError as error:  # a full disk, most likely
         sys.exit(f"error: {error}; what was saved before is intact: make room, then continue with --resume")
+    except KeyboardInterrupt:
+        sys.exit("stopped; continue with the same command and --resume")
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def parse(command: list[str]) -> Args:
     first.add_argument("--agent")
     first.add_argument("--preset")
     first.add_argument("--config", type=Path)
+    first.add_argument("--task")
     known, _ = first.parse_known_args(command)
     defaults = Args(output_dir=tyro.MISSING)
     config = read_yaml(known.config) if known.config else {}
@@ -134,4 +135,10 @@ def parse(command: list[str]) -> Args:
             raise ValueError(f"unknown preset {preset!r} of {agent}; choose from {', '.join(named)}")
         defaults = apply(defaults, named[preset], f"preset {preset}")
     defaults = apply(defaults, config, str(known.config))
-    return tyro.cli(Args, args=command, default=defaults)
+    args = tyro.cli(Args, args=command, default=defaults)
+    task = known.task or config.get("task")
+    if task is not None and args.suite is not None:  # perhaps the preset's
+        raise ValueError(
+            f"task {task} would not be learned on, with suite {args.suite}: leave it out, or add --suite None"
+        )
+    return args

@@ -122,12 +122,16 @@ class Feature(NamedTuple):
         needs: "loss", "progress", "epoch" or "passes" where the feature is 0 unless that is known, else "".
         of_stats: whether it tells of more than the size of the pending gradient, so that weights and moments must be
             measured too.
+        quantity: a word for what is observed, and the way back to it from the feature, where users know it by a number.
+        given: whether it is known before the training starts, and no learning rate changes it.
     """
 
     compute: Callable[[Observed], Tensor]
     about: str
     needs: str = ""
     of_stats: bool = False
+    quantity: tuple[str, Callable[[float], float]] | None = None
+    given: bool = False
 
 
 def _log(x: Tensor) -> Tensor:
@@ -167,11 +171,17 @@ def _loss_known(o: Observed) -> Tensor:
 
 
 def _depth(o: Observed) -> Tensor:
-    return torch.linspace(-1.0, 1.0, o.hyper.lr.shape[1]).to(o.hyper.lr, non_blocking=True).unsqueeze(0)
+    lr = o.hyper.lr
+    return torch.linspace(-1.0, 1.0, lr.shape[1], dtype=lr.dtype, device=lr.device).unsqueeze(0)
 
 
 def _column(per_run: Tensor) -> Tensor:
     return per_run.unsqueeze(1)
+
+
+def _untanh(y: float) -> float:
+    """The x of y = tanh(log10 x), as far as y tells."""
+    return float(10.0 ** math.atanh(max(-0.9999, min(y, 0.9999))))
 
 
 FEATURES: dict[str, Feature] = {
@@ -251,16 +261,19 @@ FEATURES: dict[str, Feature] = {
     "peak_lr": Feature(
         lambda o: (_log10(o.hyper.lr / _column(o.outlook.schedule.clamp_min(1e-6))) - PEAK_CENTRE) / PEAK_WIDTH,
         "log10 of the learning rate without the base schedule, linear within 10^-6.5..10^0.5",
+        quantity=("learning rate", lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE)),
     ),
     "loss_level": Feature(
         lambda o: _column(torch.tanh(o.memory.short_loss / LN_10)),
         "log10 of the recent loss, in whatever units it has",
         "loss",
+        quantity=("recent loss", _untanh),
     ),
     "first_loss": Feature(
         lambda o: _column(torch.tanh(_log10(o.memory.initial_loss))),
         "log10 of the first loss, in whatever units it has; unlike loss_level, later actions cannot move it",
         "loss",
+        quantity=("first loss", _untanh),
     ),
     "polyak": Feature(
         lambda o: _column(_polyak(o) / 4.0),
@@ -270,16 +283,22 @@ FEATURES: dict[str, Feature] = {
     "model_size": Feature(
         lambda o: _column(_log10(o.outlook.sizes.sum(1)) / 4.0 - 1.0),
         "log10 of the number of parameters, centred on 10^4",
+        quantity=("parameters", lambda y: 10.0 ** (4.0 * (y + 1.0))),
+        given=True,
     ),
     "horizon": Feature(
         lambda o: _column(_log10(o.outlook.horizon) / 3.0 - 1.0),
         "log10 of the steps of the training, centred on 10^3",
         "progress",
+        quantity=("total_steps", lambda y: 10.0 ** (3.0 * (y + 1.0))),
+        given=True,
     ),
     "passes": Feature(
         lambda o: _column(_log10(o.outlook.passes) / 3.0),
         "log10 of the passes over the data, all in all: where there are many, networks memorise",
         "passes",
+        quantity=("passes over the data", lambda y: 10.0 ** (3.0 * y)),
+        given=True,
     ),
     "passes_known": Feature(
         lambda o: _column(o.outlook.passes_known * o.outlook.progress_known), "1 where passes are shown, 0 where masked"
@@ -287,11 +306,13 @@ FEATURES: dict[str, Feature] = {
     "steps": Feature(
         lambda o: _column(torch.log10(1.0 + o.outlook.step) / 2.0 - 1.0),
         "log10 of the steps made, centred on 10^2: all that is known of the time where the end is not",
+        quantity=("steps made", lambda y: 10.0 ** (2.0 * (y + 1.0)) - 1.0),
     ),
     "passes_made": Feature(
         lambda o: _column(torch.log10(0.01 + o.outlook.step * o.outlook.passes / o.outlook.horizon) / 3.0),
         "log10 of the passes over the data so far",
         "epoch",
+        quantity=("passes over the data so far", lambda y: 10.0 ** (3.0 * y) - 0.01),
     ),
     "epoch_known": Feature(
         lambda o: _column(o.outlook.passes_known), "1 where passes so far are shown, 0 where masked"

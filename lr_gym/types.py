@@ -102,5 +102,6 @@ def check_device(device: torch.device | str) -> torch.device:
 
 def numbers_like(values: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any], like: Tensor) -> Tensor:
     """Numbers of the host as a tensor of the dtype and on the device of `like`, which need not be waited for."""
-    host = torch.tensor(values, dtype=like.dtype, pin_memory=like.is_cuda)  # pageable memory may be waited for
+    # pageable memory may be waited for
+    host = torch.tensor(values, dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)
     return host.to(like.device, non_blocking=True)

@@ -128,6 +128,12 @@ def test_a_missing_extra_is_named(monkeypatch):
         check_installed(["adam", "prodigy"])
 
 
+def test_muon_is_refused_where_torch_is_too_old(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ImportError, match=r"muon-wsd .*torch>=2.9"):
+        check_installed(["adam", "muon-wsd"])
+
+
 def test_entrants_of_policies_come_twice():
     rows = entrants(["adam", "adam-cosine"], ["builtin:default"])
     assert [(row.name, row.lr) for row in rows] == [

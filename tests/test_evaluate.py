@@ -116,6 +116,24 @@ def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
     assert results_of(folder) == results_of(whole)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(SystemExit, match=r"error: .*notes\.txt"):
+        evaluate.main(args(file))
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_evaluation_that_stops_says_how_to_go_on(error, tmp_path, cache, monkeypatch):
+    def stop(*rest: object) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluate, "write_report", stop)
+    with pytest.raises(SystemExit, match=r"continue with: python .* --resume"):
+        evaluate.main(args(tmp_path / "out"))
+
+
 def test_a_complete_evaluation_is_shown_and_never_overwritten(whole, capsys):
     names = ("results.json", "report.html", "cells.jsonl", "progress.jsonl")
     before = {name: (whole / name).read_bytes() for name in names}

@@ -19,7 +19,7 @@ from lr_gym.action import ACTIONS, CONTROLLED
 from lr_gym.control import ControlSpec
 from lr_gym.observed_range import main, observed_range
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.optim.guard import MARGIN, GuardState, inside, outside, restrain, trust_in, watch
+from lr_gym.optim.guard import MARGIN, GuardState, inside, outside, restrain, strange, trust_in, watch
 from lr_gym.policy import PolicyFileError, load_policy, save_policy
 from lr_gym.rollout import controlled_env
 from lr_gym.seen import Seen
@@ -153,10 +153,10 @@ def test_a_layer_without_gradient_is_not_judged():
 KNOWN, SMALL, LARGE = 1e-2, 1e-4, 1.0  # base learning rates; LR ends a factor of 10 from the others
 
 
-def restrained(trust, lr, before, wanted, action="recursive", offsets=((-2.0,), (2.0,))):
+def restrained(trust, lr, before, wanted, action="recursive", offsets=((-2.0,), (2.0,)), alien=False):
     row = lambda value: torch.full((1, 1, 1), value)
-    mode, seen = ACTIONS[action], seen_of([0.0], [0.0], offsets)
-    return restrain(mode, seen, torch.tensor([[trust]]), torch.tensor([[lr]]), row(before), row(wanted)).item()
+    mode, seen, alien = ACTIONS[action], seen_of([0.0], [0.0], offsets), torch.tensor([[alien]])
+    return restrain(mode, seen, torch.tensor([[trust]]), torch.tensor([[lr]]), row(before), row(wanted), alien).item()
 
 
 @pytest.mark.parametrize("lr", [KNOWN, SMALL, LARGE, 0.0])
@@ -213,6 +213,21 @@ def test_without_trust_the_policy_may_lead_to_the_nearest_known_lr_and_no_furthe
     assert restrained(0.0, LARGE, 0.0, 1.0) == 0.0
 
 
+@pytest.mark.parametrize("lr", [KNOWN, SMALL, LARGE])
+def test_an_alien_training_has_the_users_rate_whichever_that_is(lr):
+    assert restrained(0.0, lr, 0.0, 1.0, alien=True) == 0.0
+    assert restrained(0.0, lr, 0.0, -1.0, alien=True) == 0.0
+    assert restrained(0.25, lr, 0.5, 1.0, alien=True) == 0.25
+    assert restrained(1.0, lr, 0.5, 1.0, alien=True) == 1.0
+
+
+def test_strange_is_what_is_given_from_the_start_and_far_outside():
+    names, seen = ("cosine", "model_size", "horizon"), seen_of([0.0, -0.5, -0.5], [0.0, 0.5, 0.5])
+    observations = torch.tensor([[[1.0, 0.5, 0.5]], [[0.0, 0.9, 0.0]], [[0.0, 0.0, -0.9]], [[0.0, 0.8, 0.8]]])
+    assert strange(seen, names, observations).tolist() == [[False], [True], [True], [False]]
+    assert not strange(seen_of([0.0], [0.0]), ("cosine",), observations[..., :1]).any()
+
+
 def test_an_unknown_base_lr_keeps_the_other_controls():
     seen = seen_of([0.0], [0.0], ((-2.0, -2.0), (2.0, 2.0)))
     before, wanted = torch.tensor([[[0.0, 0.5]]]), torch.tensor([[[1.0, 1.5]]])
@@ -263,6 +278,18 @@ def test_an_unknown_base_lr_is_led_to_the_known_ones_at_most():
     assert min(lrs) < 5.0 or max(lrs) == 5.0
 
 
+@pytest.mark.parametrize("lr", [1e-5, 0.01, 5.0])
+def test_of_a_model_far_too_small_or_large_no_rate_is_moved(lr):
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    policy = acting(everything, features=("cosine", "model_size"), controls=("lr",))
+    policy.seen.features[:, 1] = torch.tensor([0.0, 0.5])
+    optimizer = make(model, policy, lr=lr)
+    count = sum(param.numel() for param in model.parameters())
+    with pytest.warns(UserWarning, match=rf"parameters {count}, where it was 1e\+04 to 1e\+06 in its training"):
+        train(optimizer, model, loss_at, range(30))
+    assert metric(optimizer, "multiplier") == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(("lr", "fades"), [(0.01, True), (0.5, False)])
 def test_out_of_range_later_fades_or_holds(lr, fades):
     model, loss_at = plain_run(TINY, 1, torch.float64)
@@ -308,7 +335,8 @@ def test_one_warning_that_says_where_and_what():
     text = str(warning.message)
     layer, feature = optimizer._prepare().layout.names[0], "depth"
     assert layer in text
-    assert f"{feature} of {layer} is -1.00, and was 0.00 to 0.00" in text
+    assert f"{feature} of {layer} (position of the layer" in text
+    assert ") is -1.00, and was 0.00 to 0.00 in its training" in text
     assert "metrics()" in text
 
 

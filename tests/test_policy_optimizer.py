@@ -463,6 +463,34 @@ def test_groups_of_bare_tensors_that_tear_layers_apart_warn():
         PolicyOptimizer([{"params": weights}, {"params": rest}], constant()).metrics()
 
 
+def test_a_group_may_be_empty():
+    """As the one without weight decay is where a model has matrices only."""
+    parameter = nn.Parameter(torch.ones(2, 2))
+    optimizer = PolicyOptimizer([{"params": [parameter]}, {"params": [], "weight_decay": 0.0}], acting())
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert (parameter < 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer")  # such gradients are unlike all
+@pytest.mark.parametrize("policy", ["builtin:default", "builtin:muon", "builtin:anytime", "builtin:sgd"])
+def test_nothing_lands_on_the_default_device(policy):
+    """What is made without a device would lie elsewhere than the parameters."""
+    model = nn.Linear(300, 300)
+    optimizer = PolicyOptimizer(model.named_parameters(), policy, total_steps=20, steps_per_epoch=2)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    with torch.device("meta"):
+        for _ in range(3):
+            optimizer.observe(1.0)
+            optimizer.step()
+        optimizer.metrics()
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.eval(), optimizer.train()
+        optimizer.step()
+    assert all(param.isfinite().all() for param in model.parameters())
+
+
 @pytest.mark.parametrize("elements", [1, 10, 100])
 def test_a_sample_smaller_than_a_run_of_elements_measures(elements):
     parameter = nn.Parameter(torch.ones(elements, 1))

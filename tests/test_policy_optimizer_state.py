@@ -32,6 +32,41 @@ def test_state_of_torchs_optimizer_continues(base):
     assert_close(model, twin)
 
 
+def test_going_on_after_the_end_warns_once():
+    """A checkpoint of 30 steps, loaded for 20 more of which only those were announced."""
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    make = lambda total_steps: PolicyOptimizer(model.parameters(), constant(schedule="wsd"), total_steps=total_steps)
+    before, optimizer = make(50), make(20)
+    train(before, model, loss_at, range(30))
+    optimizer.load_state_dict(through_file(before.state_dict()))
+    with pytest.warns(UserWarning, match="total_steps=20 are over at step 30") as caught:
+        train(optimizer, model, loss_at, range(30, 40))
+    assert len(caught) == 1
+
+
+def test_the_hooks_of_the_user_decide_what_is_loaded():
+    """Torch's way to load a state whose parameters have another order."""
+    make = lambda *params: PolicyOptimizer(list(params), acting(), lr=0.01, total_steps=20)
+    one, two = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 5))
+
+    def swap(optimizer, state_dict):
+        state = {index: dict(own) for index, own in zip((1, 0), state_dict["state"].values(), strict=True)}
+        return {**state_dict, "state": state}
+
+    before = make(one, two)
+    for step in range(6):
+        one.grad, two.grad = torch.randn_like(one), torch.randn_like(two) * step
+        before.step()
+    after = make(two, one)
+    after.register_load_state_dict_pre_hook(swap)
+    after.load_state_dict(through_file(before.state_dict()))
+    for param in (one, two):
+        assert after.state[param].keys() == before.state[param].keys()
+        for key, value in before.state[param].items():
+            assert torch.equal(after.state[param][key], value)
+    assert len(after._optimizer_load_state_dict_pre_hooks) == 1
+
+
 def test_muon_goes_on_from_adamw_and_its_groups_keep_what_they_want():
     model, loss_at = plain_run(TINY, 1, torch.float64)
     before = torch.optim.AdamW(model.parameters(), lr=0.01)

@@ -23,7 +23,7 @@ from lr_gym.vector_env import INITIAL_LR
 
 ROOT = Path(__file__).parent.parent
 TRAIN = [
-    *("train_agent.py", "--task", "mnist1d-mlp", "--horizon", "20", "--decisions", "4"),
+    *("train_agent.py", "--horizon", "20", "--decisions", "4"),
     *("--certificate-runs", "0", "--guard-runs", "0"),
     *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
 ]
@@ -235,6 +235,7 @@ def test_nothing_to_resume(tmp_path):
         (["--num-envs", "3", "--workers", "2"], ["num_envs=3", "workers=2"]),
         (["--preset", "best"], ["best", "default", "source"]),
         (["--suite", "test"], ["test", "train", "random"]),
+        (["--suite", "train", "--task", "mnist1d-cnn"], ["mnist1d-cnn", "train", "--suite None"]),
         (["--agent", "garo", "--suite", "random", "--selection-suite", "train"], ["garo", "random"]),
         (["--config", "missing.yml"], ["missing.yml"]),
         (["--agent", "dqn", "--action", "recursive"], ["discrete", "recursive"]),

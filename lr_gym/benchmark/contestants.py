@@ -187,10 +187,12 @@ OPTIMIZERS: dict[str, Baseline] = {
 
 
 def check_installed(optimizers: Iterable[str]) -> None:
-    """An ImportError names the extra that an optimizer of OPTIMIZERS lacks."""
+    """An ImportError names the extra, or the version of torch, that an optimizer of OPTIMIZERS lacks."""
     for name in optimizers:
         if package := OPTIMIZERS[name].package:
             require(package, "benchmark")
+        if OPTIMIZERS[name].make is _muon and not hasattr(torch.optim, "Muon"):
+            raise ImportError(f"{name} is torch's own and needs torch>=2.9; this is {torch.__version__}: leave it out")
 
 
 def _policy_names(policies: Sequence[str]) -> list[str]:
@@ -208,7 +210,7 @@ def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str
 
     Raises:
         ValueError: for unknown or repeated names, for policies that cannot be read, or where there is nothing.
-        ImportError: naming the extra that an optimizer needs.
+        ImportError: naming what is not installed that an optimizer needs.
     """
     for name in optimizers:
         if name not in OPTIMIZERS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 __all__ = ["area_under_curve", "speed_up", "steps_to_target"]
 
@@ -18,7 +19,7 @@ def area_under_curve(steps: Sequence[int], losses: Sequence[float]) -> float:
     """
     if len(losses) < len(steps) or not steps or not np.isfinite(losses).all() or steps[-1] == steps[0]:
         return float("inf")
-    return float(np.trapezoid(losses, steps) / (steps[-1] - steps[0]))
+    return float(trapezoid(losses, steps) / (steps[-1] - steps[0]))
 
 
 def steps_to_target(steps: Sequence[int], losses: Sequence[float], target: float) -> float:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lr_gym.action import ActionMode
 from lr_gym.control import ControlSpec
+from lr_gym.observation import FEATURES
 from lr_gym.seen import Seen
 
-__all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "safe_offsets", "trust_in", "watch"]
+__all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "safe_offsets", "strange", "trust_in", "watch"]
 
 MARGIN = 0.5  # a quarter of what a feature can span: a layer so far outside its range is not trusted at all
 ALLOWED = 0.2  # distrust that adds up to nothing; in trainings like those learned from it averages below 0.1
@@ -55,6 +56,24 @@ def trust_in(seen: Seen, observation: Tensor) -> Tensor:
     return 1.0 - (outside(seen, observation).amax(-1) / MARGIN).clamp_max(1.0).square()
 
 
+def strange(seen: Seen, features: Sequence[str], observation: Tensor) -> Tensor:
+    """Whether what is given from the start, the size of the model or the length of the training, is not to be trusted.
+
+    Args:
+        seen: by the policy.
+        features: F names.
+        observation: (B, L, F).
+
+    Returns:
+        (B, L), or (1, 1) where the policy is told none of that.
+    """
+    given = [i for i, name in enumerate(features) if FEATURES[name].given]
+    if not given:
+        return observation.new_zeros(1, 1, dtype=torch.bool)
+    columns = seen._replace(features=torch.stack([seen.features[:, i] for i in given], dim=1))
+    return trust_in(columns, torch.stack([observation[..., i] for i in given], dim=-1)) < ALARM
+
+
 def inside(seen: Seen, lr: Tensor) -> Tensor:
     """Whether an initial learning rate is one that the policy has learned from."""
     return (lr.float() >= seen.lr[0]) & (lr.float() <= seen.lr[1])
@@ -77,28 +96,38 @@ def watch(seen: Seen, state: GuardState, observation: Tensor, alive: Tensor) -> 
     return GuardState(torch.minimum(now, 1.0 - drift), drift)
 
 
-def safe_offsets(seen: Seen, lr: Tensor, before: Tensor, wanted: Tensor) -> Tensor:
+def safe_offsets(seen: Seen, lr: Tensor, before: Tensor, wanted: Tensor, alien: Tensor | bool = False) -> Tensor:
     """The offsets (B, L, A) of a layer that is not trusted at all.
 
-    0, the base optimizer, where that starts from a learning rate that the policy knows. Else they hold still; but where
-    even the effective lr is none of those known, the policy may lead it to the nearest one, and no further: what is
-    unknown to it is the start, and away from there is the one way to what it knows.
+    0, the base optimizer, where that starts from a learning rate that the policy knows, and in an alien training, of
+    which it knows no better one. Else they hold still; but where even the effective lr is none of those known, the
+    policy may lead it to the nearest one, and no further: what is unknown to it is the start, and away from there is
+    the one way to what it knows.
 
     Args:
         seen: by the policy.
         lr: (B, L) learning rate of the base optimizer.
         before: (B, L, A) offsets before the decision, 0 at the first one.
         wanted: (B, L, A) offsets where the policy wants them.
+        alien: (B, L) as from `strange`.
     """
     low, high = (seen.lr.view(2, 1, 1) / lr).log()  # (B, L) offsets that make it the lowest and the highest known
     start = before[..., 0]
     nearest = start.clamp(low, high)
     way = wanted[..., 0].clamp(torch.minimum(start, nearest), torch.maximum(start, nearest))
     held = torch.cat([way.unsqueeze(-1), before[..., 1:]], dim=-1)
-    return torch.where(inside(seen, lr).unsqueeze(-1), torch.zeros_like(held), held)
+    return torch.where((inside(seen, lr) | alien).unsqueeze(-1), torch.zeros_like(held), held)
 
 
-def restrain(mode: ActionMode, seen: Seen, trust: Tensor, lr: Tensor, before: Tensor, wanted: Tensor) -> Tensor:
+def restrain(
+    mode: ActionMode,
+    seen: Seen,
+    trust: Tensor,
+    lr: Tensor,
+    before: Tensor,
+    wanted: Tensor,
+    alien: Tensor | bool = False,
+) -> Tensor:
     """The offsets (B, L, A) after a decision: the policy's own, to the bit, where it is trusted; else `safe_offsets`.
 
     Recursive offsets move no faster than the policy itself may move them, so that no single odd observation throws a
@@ -109,13 +138,14 @@ def restrain(mode: ActionMode, seen: Seen, trust: Tensor, lr: Tensor, before: Te
         mode: of the policy's actions.
         seen: by the policy.
         trust: (B, L).
-        lr: as in `safe_offsets`, like `before` and `wanted`.
+        lr: as in `safe_offsets`, like all that follow.
         before: (B, L, A).
         wanted: (B, L, A).
+        alien: (B, L).
     """
     low, high = seen.offsets
     wanted = wanted.clamp(low.clamp_max(0.0) - mode.step, high.clamp_min(0.0) + mode.step)
-    offset = torch.lerp(safe_offsets(seen, lr, before, wanted), wanted, trust.unsqueeze(-1))
+    offset = torch.lerp(safe_offsets(seen, lr, before, wanted, alien), wanted, trust.unsqueeze(-1))
     return offset.clamp(before - mode.step, before + mode.step) if mode.recursive else offset
 
 
@@ -146,7 +176,8 @@ class Guard:
         """Judge an observation (1, L, F) and return the offsets (1, L, A) of `restrain`; lr (1, L) is the base's."""
         self.state = watch(self._seen, self.state, observation, alive)
         self._report = torch.cat([self.state.trust[0].unsqueeze(1), observation[0]], dim=1)
-        return restrain(self._spec.mode, self._seen, self.state.trust, lr, before, wanted)
+        alien = strange(self._seen, self._spec.features, observation)
+        return restrain(self._spec.mode, self._seen, self.state.trust, lr, before, wanted, alien)
 
     def metrics(self) -> dict[str, float]:
         """Trust and drift of each layer; reads from the device."""
@@ -179,15 +210,23 @@ class Guard:
         distance = outside(self._host_seen, table[:, 1:].unsqueeze(0))[0].numpy() * low_trust[:, None]
         layer, feature = divmod(int(distance.argmax()), distance.shape[1])
         names = [name for name, low in zip(self._layers, low_trust, strict=True) if low]
-        low, high = self._host_seen.features[:, feature].numpy()
+        numbers = float(table[layer, 1 + feature]), *self._host_seen.features[:, feature].tolist()
         return (
             f"the policy has learned from nothing like {len(names)} of {len(self._layers)} layers "
-            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {self._spec.features[feature]} of "
-            f"{self._layers[layer]} is {table.numpy()[layer, 1 + feature]:.2f}, and was {low:.2f} to {high:.2f} in its "
-            "training. Their learning rates fade to yours, or stay as they are where yours is none that it has learned "
-            "from: choose lr as for the base optimizer, or train a policy on tasks like this one. metrics() shows the "
-            "trust in each layer"
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): "
+            f"{_compared(self._spec.features[feature], self._layers[layer], *numbers)} in its training. Their learning "
+            "rates fade to yours, or where only that is none that it has learned from, stay as they are or go to the "
+            "nearest of those: choose lr as for the base optimizer, or train a policy on tasks like this one. "
+            "metrics() shows the trust in each layer"
         )
+
+
+def _compared(feature: str, layer: str, value: float, low: float, high: float) -> str:
+    """What is observed and what was seen, as users know it where there is such a number."""
+    if (quantity := FEATURES[feature].quantity) is None:
+        return f"{feature} of {layer} ({FEATURES[feature].about}) is {value:.2f}, and was {low:.2f} to {high:.2f}"
+    word, back = quantity
+    return f"{word} {back(value):.3g}, where it was {back(low):.3g} to {back(high):.3g}"
 
 
 def _sent(tensor: Tensor, wait: bool) -> tuple[Tensor, torch.cuda.Event | None] | None:

@@ -96,7 +96,7 @@ def lay_out(groups: Sequence[dict[str, Any]], rule: BaseRule, control: str) -> t
 def _check_groups(groups: Sequence[dict[str, Any]]) -> None:
     """Warn of groups without names that do not begin with a layer of their own."""
     for i, group in enumerate(groups):
-        if i and group["params"][0].ndim < 2:
+        if i and group["params"] and group["params"][0].ndim < 2:
             warnings.warn(
                 f"PolicyOptimizer: the first tensor of group {i} is no matrix, so it counts as a part of the last "
                 "layer of the group before: give (name, parameter) pairs, as model.named_parameters() does",

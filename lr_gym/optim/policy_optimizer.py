@@ -171,7 +171,7 @@ class PolicyOptimizer(Optimizer):
                 f"base={base!r} and controls={spec.controls}: leave fused out"
             )
         self._fused = fused if kernels else False
-        self._warned = self._warned_of_rate = False
+        self._warned = self._warned_of_rate = self._warned_of_end = False
         self._live: Live | None = None  # None until the first step, and again after parameters or state change
         defaults = {
             "lr": lr,
@@ -191,12 +191,7 @@ class PolicyOptimizer(Optimizer):
         if loss is not None:
             self.observe(loss)
         live, step = self._prepare(), self.param_groups[0]["step"]
-        if step == self._total_steps and self._factor(step) == 0.0:
-            warnings.warn(
-                f"PolicyOptimizer: total_steps={step} are over and the learning rate is 0: give the number of "
-                "optimizer steps that the whole training takes",
-                stacklevel=4,
-            )
+        self._check_over(step)
         if step % self._interval == 0:
             self._decide(live, step)
         self._update(live, step)
@@ -233,7 +228,7 @@ class PolicyOptimizer(Optimizer):
         """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
         self._check_trains()
         live = self._prepare()
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), device="cpu")
         if value.numel() != 1:
             raise ValueError(f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass loss.mean()")
         live.control = live.control.add_loss(value.to(live.control.loss_sum, non_blocking=True).reshape(1))
@@ -281,16 +276,21 @@ class PolicyOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken; one of torch's AdamW starts the controller afresh."""
         said = [group.get("muon") for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        last: dict[str, Any] = {}  # what is loaded, after all hooks of the user's
+        hook = self.register_load_state_dict_pre_hook(lambda _, given: last.update(given))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
         for group, muon in zip(self.param_groups, said, strict=True):
             if muon is not None:  # a state of torch's does not know
                 group.setdefault("muon", muon)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        saved = [index for group in last["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
             for key in (*KEYS, "average", *MASSES):  # torch casts what it loads to the parameter's dtype
-                if key in state_dict["state"].get(index, {}):
-                    self.state[param][key] = state_dict["state"][index][key].to(param.device, copy=True)
+                if key in last["state"].get(index, {}):
+                    self.state[param][key] = last["state"][index][key].to(param.device, copy=True)
             drop_foreign(self.state[param], self._rule.family)
             if self._fused is not False and "step" in self.state[param]:  # torch moves it only where a group says fused
                 self.state[param]["step"] = self.state[param]["step"].to(param.device, torch.float32)
@@ -310,6 +310,7 @@ class PolicyOptimizer(Optimizer):
             "_sample",
             "_warned",
             "_warned_of_rate",
+            "_warned_of_end",
         )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
@@ -318,7 +319,7 @@ class PolicyOptimizer(Optimizer):
         super().__setstate__(state)
         for name in ("_steps_per_epoch", "_sample"):
             self.__dict__.setdefault(name, None)
-        for name in ("_fused", "_warned", "_warned_of_rate"):
+        for name in ("_fused", "_warned", "_warned_of_rate", "_warned_of_end"):
             self.__dict__.setdefault(name, False)
         self._live = None
         for group in self.param_groups:
@@ -460,6 +461,17 @@ class PolicyOptimizer(Optimizer):
         for slot in live.slots:
             if slot.param.requires_grad or "average" in self.state[slot.param]:
                 snapshot_(self.state[slot.param], slot.param, weight)
+
+    def _check_over(self, step: int) -> None:
+        """Warn once where steps are made, or gone on with from a checkpoint, that train nothing."""
+        if self._warned_of_end or self._total_steps is None or step < self._total_steps or self._factor(step) != 0.0:
+            return
+        self._warned_of_end = True
+        warnings.warn(
+            f"PolicyOptimizer: total_steps={self._total_steps} are over at step {step} and the learning rate is 0: "
+            "give the number of optimizer steps that the whole training takes, those before a checkpoint too",
+            stacklevel=5,
+        )
 
     def _check_trains(self) -> None:
         if not self.param_groups[0].get(_MODE, True):

@@ -61,8 +61,8 @@ def sampled_runs(elements: int, sample: int | None, device: torch.device) -> Ten
     count = 0 if sample is None else max(1, sample // RUN)
     if sample is None or elements <= 4 * sample or runs < 4 * count:
         return None
-    edges = torch.arange(count + 1) * runs // count
-    chosen = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    edges = torch.arange(count + 1, device="cpu") * runs // count
+    chosen = torch.rand(count, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu")
     places = edges[:-1] + (chosen * edges.diff()).long()
     return (places.pin_memory() if device.type == "cuda" else places).to(device, non_blocking=True)
 
