@@ -229,7 +229,6 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         show(results)
         print(f"report: {report} (complete; nothing was run again)")
         return results
-    tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
     earlier = [Path(folder) / CELLS for folder in args.reuse]
     with CellStore(args.output_dir / CELLS, earlier) as store, open_engine(args) as engine:
         tuning, failures = find_learning_rates(args, plan, engine, store)
@@ -247,6 +246,9 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         "environment": environment(),
     }
     write_report(results, report)
+    if args.wandb_cells:  # runs of their own, so not while that of the evaluation is open
+        log_cells(args.output_dir, outcomes, args.wandb)
+    tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
     tracker.log({f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0)
     columns = ["contestant", "score", "low", "high", "failed", "better than"]
     ranking = [
@@ -255,8 +257,6 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     ]
     tracker.save_table("ranking", columns, ranking)
     tracker.save_file(report, "report")
-    if args.wandb_cells:
-        log_cells(args.output_dir, outcomes, args.wandb)
     write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())  # with it all is complete
     tracker.save_file(file, "results")
     tracker.close()
@@ -280,7 +280,7 @@ def main(args: Args) -> None:
     except BrokenProcessPool:
         sys.exit(f"error: a worker process was killed, perhaps for its memory; {again} and fewer --workers")
     except OSError as error:  # a full disk, most likely
-        sys.exit(f"error: {error}; what was saved before is intact: make room, then {again}")
+        sys.exit(f"error: {error}; what was saved before is intact: mend that, then {again}")
     except KeyboardInterrupt:
         sys.exit(f"stopped; {again}")
     if failures:

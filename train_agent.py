@@ -30,7 +30,7 @@ from lr_gym.benchmark.pictures import draw
 from lr_gym.benchmark.scores import relative_loss
 from lr_gym.observed_range import observed_range
 from lr_gym.policy import POLICY_FILE, load_policy, save_policy
-from lr_gym.rollout import DIVERGED
+from lr_gym.rollout import divergence
 from lr_gym.tasks.cache import require
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
@@ -43,8 +43,15 @@ MAY_CHANGE = ("output_dir", "wandb", "tensorboard", "resume", "config", "data_di
 
 def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
     """Agent, its updates, output folder and the arguments as plain values; a ValueError says what is wrong."""
-    for name in ("timesteps", "num_envs", "slots", "workers", "selection_runs", "selection_every"):
+    for name in ("timesteps", "num_envs", "slots", "workers", "selection_runs", "selection_every", "decisions"):
         check_count(name, getattr(args, name))
+    if args.horizon is not None:
+        check_count("horizon", args.horizon)
+    for group in ("ppo", "dqn", "q_learning", "evolution", "sweep"):
+        options = getattr(args, group)
+        for field in dataclasses.fields(options):
+            if field.type == "int":
+                check_count(f"{group}.{field.name}", getattr(options, field.name))
     for name in ("certificate_runs", "guard_runs"):
         if getattr(args, name) < 0:
             raise ValueError(f"{name} must be at least 0; got {getattr(args, name)}")
@@ -76,27 +83,31 @@ def about(args: Args, update: int, selection_loss: float, seconds: float) -> dic
     }
 
 
-def select(learner: Learner, runs: int, before: NDArray[np.float64] | None = None) -> float:
-    """How good the policy is on the selection split, less is better; a diverged training counts as DIVERGED.
+def select(learner: Learner, before: NDArray[np.float64]) -> float:
+    """How good the policy is on the selection split, less is better.
 
-    On one task the mean loss; on several `relative_loss`, the statistic by which `evaluate.py` ranks.
+    On one task the mean loss; on several `relative_loss`, the statistic by which `evaluate.py` ranks. What a diverged
+    training counts as, `divergence` says.
 
     Args:
         learner: with a policy.
-        runs: trainings of each task.
-        before: (tasks, runs) losses before anything was learned, of which None is one task's.
+        before: (tasks, runs) losses of the same trainings before anything was learned.
     """
-    losses = np.minimum(learner.selection_losses([SELECTION_SEED + i for i in range(runs)]), DIVERGED)
-    return float(losses.mean()) if before is None else relative_loss(losses, before)
+    limit = divergence(before)
+    losses = np.minimum(selection_losses(learner, before.shape[1]), limit)
+    return float(losses.mean()) if len(before) == 1 else relative_loss(losses, np.minimum(before, limit))
+
+
+def selection_losses(learner: Learner, runs: int) -> NDArray[np.float64]:
+    """Losses (tasks, runs) of the trainings that select, inf where they diverged."""
+    return learner.selection_losses([SELECTION_SEED + i for i in range(runs)])
 
 
 def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any]) -> None:
     """Update after update, selecting and saving the policy on the way."""
     runs = max(1, args.selection_runs // len(selection_tasks(args)))
     progress: dict[str, Any] = {"updates": 0, "best": math.inf, "seconds": 0.0}
-    before = None
-    if len(selection_tasks(args)) > 1:  # known again after a resume: nothing here depends on what was learned
-        before = np.minimum(learner.selection_losses([SELECTION_SEED + i for i in range(runs)]), DIVERGED)
+    before = selection_losses(learner, runs)  # known again after a resume: nothing here depends on what was learned
     checkpoint = folder.load_checkpoint() if args.resume else None
     if checkpoint is not None:
         learner.load_state_dict(checkpoint["learner"])
@@ -112,7 +123,7 @@ def train(args: Args, learner: Learner, updates: int, folder: RunFolder, config:
         row = learner.update()
         progress |= {"updates": update, "seconds": before_that + time.monotonic() - start}
         if update % args.selection_every == 0 or update == updates:
-            row["selection_loss"] = select(learner, runs, before)
+            row["selection_loss"] = select(learner, before)
             if row["selection_loss"] < progress["best"]:
                 progress["best"] = row["selection_loss"]
                 learner.save(
@@ -172,7 +183,7 @@ def main(command: list[str]) -> None:
     try:
         train(args, *parts)
     except OSError as error:  # a full disk, most likely
-        sys.exit(f"error: {error}; what was saved before is intact: make room, then continue with --resume")
+        sys.exit(f"error: {error}; what was saved before is intact: mend that, then continue with --resume")
     except KeyboardInterrupt:
         sys.exit("stopped; continue with the same command and --resume")
 

@@ -105,6 +105,8 @@ def build_learner(args: Args) -> tuple[Learner, int]:
         return [make_env(args, *share, selection=False) for share in shares(args, generation)]
 
     twins = args.ppo.twins if args.agent == "ppo" else 1
+    if twins > 1 and args.suite != RANDOM:
+        raise ValueError(f"ppo.twins={twins} needs --suite {RANDOM}: elsewhere twins part when one of them diverges")
     env = LayerRowsVecEnv(make(0), args.workers, renew=make if args.suite == RANDOM else None, twins=twins)
     env.seed(args.seed << 20)  # row seeds of different seeds never meet
     selection = selection_envs(args)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.evolution import EvolutionConfig, Strategy
+from agents.learner import episode_means
 from lr_gym.inner_loop import InnerLoop, InnerState
 from lr_gym.optim.garo_cell import (
     GaroWeights,
@@ -185,7 +186,7 @@ class GaroPopulation:
     def figures(self) -> dict[str, float]:
         """Means over the trainings that ended since the last call."""
         ended, self._ended = self._ended, []
-        return {key: float(np.mean([row[key] for row in ended])) for key in ended[0]} if ended else {}
+        return episode_means(ended)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next decisions depend on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,15 @@ from lr_gym.policy import SavedPolicy, save_policy
 from lr_gym.rollout import final_losses
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["Learner", "PolicyLearner"]
+__all__ = ["Learner", "PolicyLearner", "episode_means"]
+
+
+def episode_means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean figures of trainings; reward_loss, which is anything where one diverged, over those that did not."""
+    means = {key: float(np.mean([episode[key] for episode in episodes])) for key in episodes[0]} if episodes else {}
+    losses = [episode["reward_loss"] for episode in episodes if not episode["diverged"]]
+    means.pop("reward_loss", None)
+    return means | ({"reward_loss": float(np.mean(losses))} if losses else {})
 
 
 class Learner(Protocol):

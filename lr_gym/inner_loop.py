@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lr_gym.captured import Captured, CudaCapture
 from lr_gym.compiled import Compiler
@@ -100,7 +100,7 @@ class InnerLoop:
             noise: whether `Hyperparams.noise` is looked at; drawing it costs more than the update.
             weight_decay: whether `Hyperparams.weight_decay` is looked at.
             device: where everything lives.
-            dtype: of parameters and inputs; float16 is too narrow for the rewards' logarithms.
+            dtype: of everything, float32 or float64: others are too narrow for bias corrections and log losses.
             compile: whether updates, gradients, statistics and evaluation are compiled for the number of runs of the
                 first `init`, which takes a minute the first time and seconds once torch's cache on disk knows the
                 task; other numbers of runs are computed as they stand, and equal results to rounding. On a CPU it is
@@ -109,13 +109,19 @@ class InnerLoop:
         """
         self.task = task
         self.device = check_device(device)
-        if dtype == torch.float16:
-            raise ValueError(f"dtype must be float32, float64 or bfloat16; got {dtype}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
         self.dtype = dtype
         self.data = check_data(task.name, task.data()).to(self.device, dtype)
         self.model = build_model(task)
         named = list(self.model.named_parameters())
+        if frozen := [name for name, param in named if not param.requires_grad]:
+            raise ValueError(
+                f"parameters of task {task.name!r} are frozen ({', '.join(frozen[:3])}), and all are trained: make "
+                "them buffers, or the data what the frozen part makes of it"
+            )
         self.names = (*(name for name, _ in named), *(name for name, _ in self.model.named_buffers()))
+        self._aliases = _aliases(self.model)
         self.layout: Layout = layout_of_named(named, control)
         self.rule = base_rule(base)
         groups = [([param for _, param in group["params"]], group.get("muon")) for group in muon_groups(self.model)]
@@ -299,8 +305,15 @@ class InnerLoop:
         """Mean loss of each run (B,); in training mode the buffers are updated in place."""
         if self.model.training != training:
             self.model.train(training)
-        outputs = stacked_forward(self.model, dict(zip(self.names, (*params, *buffers), strict=True)), inputs)
+        values = dict(zip(self.names, (*params, *buffers), strict=True))
+        values |= {alias: values[name] for alias, name in self._aliases.items()}
+        outputs = stacked_forward(self.model, values, inputs)
         each = self.task.loss(outputs.flatten(0, 1), targets.flatten(0, 1))
+        if each.ndim == 0 or len(each) % (targets.shape[0] * targets.shape[1]):
+            raise ValueError(
+                f"the loss of task {self.task.name!r} must keep one value for each example; got shape "
+                f"{tuple(each.shape)} for {targets.shape[0] * targets.shape[1]} examples: give it reduction='none'"
+            )
         return each.view(len(inputs), -1).mean(1)
 
     def _indices(self, state: InnerState, first: int, count: int) -> Tensor:
@@ -342,7 +355,7 @@ class InnerLoop:
         leaves = tuple(p.detach().requires_grad_() for p in params)
         with torch.enable_grad():
             loss = self._losses(leaves, buffers, inputs, targets, training=True)
-            grads = torch.autograd.grad(loss.sum(), leaves)
+            grads = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
         return loss.detach(), tuple(grad.contiguous() for grad in grads)  # one layout, compiled or not
 
     def _plain_measure(
@@ -399,6 +412,13 @@ class InnerLoop:
                 noise=noise[i] if noise else None,
             )
         return state.step + 1, torch.stack([scale.mass for scale in scales], dim=1), scales[0].second
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Further names of parameters and buffers that a model holds more than once -> the first one."""
+    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    first: dict[int, str] = {}
+    return {name: known for name, tensor in every if (known := first.setdefault(id(tensor), name)) != name}
 
 
 def _in_place(state: InnerState, now: InnerState) -> InnerState:

@@ -122,7 +122,8 @@ class Feature(NamedTuple):
         needs: "loss", "progress", "epoch" or "passes" where the feature is 0 unless that is known, else "".
         of_stats: whether it tells of more than the size of the pending gradient, so that weights and moments must be
             measured too.
-        quantity: a word for what is observed, and the way back to it from the feature, where users know it by a number.
+        quantity: a word for what is observed, perhaps of a {layer}, and the way back to it from the feature, where
+            users know it by a number.
         given: whether it is known before the training starts, and no learning rate changes it.
     """
 
@@ -261,7 +262,7 @@ FEATURES: dict[str, Feature] = {
     "peak_lr": Feature(
         lambda o: (_log10(o.hyper.lr / _column(o.outlook.schedule.clamp_min(1e-6))) - PEAK_CENTRE) / PEAK_WIDTH,
         "log10 of the learning rate without the base schedule, linear within 10^-6.5..10^0.5",
-        quantity=("learning rate", lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE)),
+        quantity=("learning rate of {layer}", lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE)),
     ),
     "loss_level": Feature(
         lambda o: _column(torch.tanh(o.memory.short_loss / LN_10)),

@@ -15,9 +15,20 @@ from lr_gym.policy import Policy
 from lr_gym.tasks import Task
 from lr_gym.vector_env import LRControlVectorEnv
 
-__all__ = ["DIVERGED", "controlled_env", "final_losses", "play"]
+__all__ = ["DIVERGED", "controlled_env", "divergence", "final_losses", "play"]
 
-DIVERGED = 1e3  # loss that a diverged training counts as, where losses are averaged
+DIVERGED = 1e3  # loss that a diverged training counts as, where losses are averaged and none comes near it
+
+
+def divergence(before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a diverged training counts as, and a loss at most, on each task: (T, 1).
+
+    Args:
+        before: losses (T, S) of the task without what is judged, inf where they diverged; ten times their median is
+            taken where that is above DIVERGED.
+    """
+    middle = [float(np.median(row[np.isfinite(row)])) if np.isfinite(row).any() else 0.0 for row in before]
+    return np.maximum(DIVERGED, 10.0 * np.array(middle))[:, None]
 
 
 def controlled_env(

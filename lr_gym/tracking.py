@@ -142,7 +142,7 @@ def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str, gro
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # takes our package `agents` for another and advertises
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds that an unreachable server can cost
     if mode == "auto":
-        mode = "online" if _logged_in() else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
     try:
         import wandb
     except ImportError as error:

@@ -167,8 +167,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         low, high = (check_number("initial_lr", lr, 0.0) for lr in initial_lr)
         if not 0.0 < low <= high:
             raise ValueError(f"initial_lr must be (low, high) with 0 < low <= high; got {initial_lr!r}")
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point type; got {dtype}")
         self.task = find_task(task)
         self.num_envs = check_count("num_envs", num_envs)
         self.horizon = check_count("horizon", self.task.horizon if horizon is None else horizon)
@@ -274,7 +272,13 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             self._episode_index += mask
         if mask.any():
             self._start(np.flatnonzero(mask))
-        return self._observation.copy(), self._infos(self.runs)
+        infos = self._infos(self.runs)
+        if (lowest := infos["reward_loss"][mask].min(initial=np.inf)) < self.task.optimum:
+            raise ValueError(
+                f"task {self.task.name!r} starts with a loss of {lowest:.4g}, below its optimum {self.task.optimum:g}, "
+                "where no decrease is rewarded: set Task.optimum to a lower bound of the loss"
+            )
+        return self._observation.copy(), infos
 
     def step(
         self, actions: Any
@@ -518,6 +522,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         reference_loss = runs.reference_loss
         if self._reference_loop is not None and isinstance(runs.reference, InnerState):
             reference_loss = self._reference_loop.evaluate(runs.reference, "reward")
+            reference_loss = torch.where(torch.isfinite(reference_loss), reference_loss, runs.reference_loss)
             gain = gain - decrease(runs.reference_loss, reference_loss)
         if not self.reward.dense:
             last = numbers_like(self._step >= self.horizon, loss)

@@ -312,10 +312,25 @@ def test_trials_that_raised_are_not_kept(open_store, tmp_path, cache, monkeypatc
     assert len(tuned(open_store("b"), here, 2, "broken")[1]) == 4
 
 
+TRIED = [0.01 * (number + 1) for number in range(12)]
+
+
 def _add_trials(path, numbers):
     study = Study(path, (1e-3, 1.0))
     for number in numbers:
-        study.add(number, Trial(0.01 * (number + 1), math.inf if number == 3 else float(number)))
+        study.add(number, Trial(TRIED[number], math.inf if number == 3 else float(number)))
+
+
+def test_the_device_and_bert_are_a_part_of_the_key(monkeypatch):
+    cell, bert = (Cell(Contestant("adam", 1e-3), task, 0) for task in ("cifar10-resnet18", "imdb-bert"))
+    keys = {fingerprint(cell)}
+    there = torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not there)
+    keys.add(fingerprint(cell))
+    for folder in ("one", "two"):
+        monkeypatch.setenv("LR_GYM_BERT", folder)
+        keys.add(fingerprint(bert))
+    assert len(keys) == 4
 
 
 def test_a_study_may_be_shared(tmp_path):
@@ -326,7 +341,7 @@ def test_a_study_may_be_shared(tmp_path):
     for writer in writers:
         writer.join()
     expected = {number: math.inf if number == 3 else float(number) for number in range(12)}
-    assert Study(path, (1e-3, 1.0)).losses() == expected
+    assert Study(path, (1e-3, 1.0)).losses(TRIED) == expected
 
 
 def test_a_line_that_was_never_written_to_its_end_spoils_no_study(tmp_path):
@@ -334,7 +349,15 @@ def test_a_line_that_was_never_written_to_its_end_spoils_no_study(tmp_path):
     _add_trials(path, range(3))
     path.write_bytes(path.read_bytes()[:-20])
     _add_trials(path, [2])
-    assert Study(path, (1e-3, 1.0)).losses() == {0: 0.0, 1: 1.0, 2: 2.0}
+    assert Study(path, (1e-3, 1.0)).losses(TRIED) == {0: 0.0, 1: 1.0, 2: 2.0}
+
+
+def test_a_trial_of_another_rate_is_none_of_ours(tmp_path):
+    """As where the list of learning rates has changed since."""
+    path = tmp_path / "study.journal"
+    _add_trials(path, range(3))
+    assert Study(path, (1e-3, 1.0)).losses([TRIED[0], 0.5, TRIED[2]]) == {0: 0.0, 2: 2.0}
+    assert Study(path, (1e-3, 1.0)).losses(TRIED[:1]) == {0: 0.0}
 
 
 # The grid

@@ -68,6 +68,14 @@ def test_intervals_without_spread_have_no_width():
     assert iqm_interval([[0.5], [0.7]]) == pytest.approx((0.6, 0.6, 0.6))
 
 
+def test_intervals_stay_within_the_values():
+    """As of speed-ups, which are 0 where the other's loss is never reached, and never less."""
+    values = [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.5, 2.0, 3.0, 1.2]] * 2
+    found = iqm_interval(values)
+    assert found.low == 0.0
+    assert found.mean < found.high <= 3.0
+
+
 def test_relative_loss_against_a_naive_twin():
     generator = np.random.default_rng(1)
     losses, before = generator.lognormal(size=(3, 8)), generator.lognormal(size=(3, 5))

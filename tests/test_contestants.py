@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, check_installed, entrants, torchs_matrices
+from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, check_installed, entrants
 from lr_gym.benchmark.hypergradient import HypergradientAdam
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.benchmark.schedulers import SCHEDULERS
@@ -85,10 +86,34 @@ def test_hypergradient_zero_is_adam():
     torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
 
 
-def test_muon_gets_the_torchs_matrices_only():
+def test_muon_has_the_hidden_matrices_and_convolutions():
+    """And steps on them as torch's own does on matrices, at the rate that a scheduler sets."""
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 2))
+    twin = copy.deepcopy(model)
+    optimizer = OPTIMIZERS["muon"].make(model, 0.02, 10)
+    flat = nn.Parameter(twin[0].weight.detach().view(3, -1))
+    matrices, options = [flat, twin[2].weight], {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+    others = [twin[0].bias, twin[2].bias, *twin[3].parameters()]
+    twins = torch.optim.Muon(matrices, 0.02, **options), torch.optim.AdamW(others, 0.02)
+    x = torch.randn(7, 2, 6, generator=torch.Generator().manual_seed(0))
+    for lr in (0.02, 0.01, 0.005):
+        for group in (*optimizer.param_groups, *twins[0].param_groups, *twins[1].param_groups):
+            group["lr"] = lr
+        for module in (model, twin):
+            module.zero_grad()
+            module(x).square().sum().backward()
+        flat.grad = twin[0].weight.grad.view(3, -1)
+        optimizer.step(), twins[0].step(), twins[1].step()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_muon_gets_hidden_matrices_only():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2))
-    assert [id(p) for p in torchs_matrices(model)] == [id(model[1].weight), id(model[3].weight)]
     optimizer = OPTIMIZERS["muon"].make(model, 0.01, 10)
+    assert [id(p) for p in optimizer.parts[0].param_groups[0]["params"]] == [id(model[1].weight), id(model[3].weight)]
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     before = [p.detach().clone() for p in model.parameters()]

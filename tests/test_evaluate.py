@@ -22,6 +22,7 @@ from lr_gym.benchmark.run import Cell, Contestant, Outcome, run_cell
 from lr_gym.benchmark.significance import Comparison, winner
 from lr_gym.control import ControlSpec
 from lr_gym.policy import constant_policy, save_policy
+from lr_gym.tracking import Tracker
 
 ROOT = Path(__file__).parent.parent
 GRID = [
@@ -217,6 +218,25 @@ def test_the_evaluation_is_a_wandb_run_with_its_table_and_files(tmp_path, cache)
         assert f'"type":"{kind}"' in text.replace(" ", "")
 
 
+def test_cells_are_wandb_runs_beside_that_of_the_evaluation(tmp_path, cache):
+    small = {"task": ("quadratic",), "policy": (), "optimizers": "adam", "misset": False, "seeds": 2}
+    evaluate.main(args(tmp_path / "out", wandb="offline", wandb_cells=True, **small))
+    runs = [file.read_bytes() for file in (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")]
+    assert len(runs) == 1 + 2
+    assert sum(b"evaluate-out" in run for run in runs) == 1
+    assert sum(b"out-quadratic" in run for run in runs) == 2
+
+
+@pytest.mark.parametrize(("environment", "mode"), [("offline", "offline"), ("disabled", "disabled"), ("", "online")])
+def test_the_users_wandb_mode_counts_where_none_is_asked_for(environment, mode, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", environment)
+    monkeypatch.setattr("wandb.init", lambda **options: asked.append(options["mode"]))
+    Tracker(tmp_path, {}, wandb="auto", name="run").close()
+    assert asked == [mode]
+
+
 def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
     cell = Cell(Contestant("adam", 1e-3), "quadratic", 3, test=True, horizon=10)
     outcome = run_cell(cell)
@@ -247,6 +267,8 @@ def test_the_summary_names_losses_as_it_names_wins():
     split = summarise(rows, {**across, "winner": "adam"}, 1, [], {})
     assert split[0].endswith("than every other entrant, though sgd leads the ranking by interquartile means.")
     assert not any("guard" in line for line in lines)
+    one = summarise(rows, across, 1, [], {("quadratic", "sgd"): [Outcome(1.0, 1.0, {}, [], [], [], [])]})
+    assert "of one seed, by which nothing can be tested" in one[0]
     free = Outcome(1.0, 1.0, {}, [], [], [], [])
     trained = {("a", "policy mnist1d"): [free, free._replace(guarded=True)], ("b", "policy mnist1d"): [free]}
     (said,) = (line for line in summarise(rows, across, 2, [], trained) if "guard" in line)

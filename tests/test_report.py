@@ -55,6 +55,13 @@ def test_losses_are_as_plain_as_wins(results, tmp_path):
     assert "-0.500" in html
 
 
+def test_one_seed_has_no_intervals_and_says_so(results, tmp_path):
+    row = {**results["ranking"][0], "score": {"mean": 0.25, "low": 0.25, "high": 0.25}}
+    write_report({**results, "ranking": [row, *results["ranking"][1:]]}, tmp_path / "one.html")
+    html = tables((tmp_path / "one.html").read_text())
+    assert "<td>+0.250</td><td>-</td>" in html
+
+
 def test_the_certificate_is_shown_or_missed(results, tmp_path):
     about = {key: value for key, value in results["policies"]["builtin:mnist1d"].items() if key != "certificate"}
     write_report({**results, "policies": {"builtin:mnist1d": about}}, tmp_path / "without.html")

@@ -19,6 +19,7 @@ import pytest
 
 import train_agent
 from lr_gym.policy import load_policy
+from lr_gym.rollout import DIVERGED
 from lr_gym.vector_env import INITIAL_LR
 
 ROOT = Path(__file__).parent.parent
@@ -242,6 +243,10 @@ def test_nothing_to_resume(tmp_path):
         (["--agent", "q_learning", "--action", "discrete"], ["continuous", "discrete"]),
         (["--agent", "es", "--evolution.window", "9"], ["window", "9"]),
         (["--timesteps", "0"], ["timesteps"]),
+        (["--decisions", "0"], ["decisions", "0"]),
+        (["--horizon", "0"], ["horizon", "0"]),
+        (["--ppo.minibatches", "0"], ["ppo.minibatches", "0"]),
+        (["--ppo.twins", "2"], ["twins=2", "--suite random"]),
         (["--guard-runs", "-1"], ["guard_runs", "-1"]),
         (["--agent", "es", "--init", "builtin:default"], ["--init", "ppo", "es"]),
         (["--init", "builtin:nobody"], ["built-in", "nobody"]),
@@ -293,15 +298,24 @@ class Judged:
 
 
 def test_selection_on_one_task_is_the_mean_loss():
-    assert train_agent.select(Judged([[1.0, 3.0]]), 2) == 2.0
-    assert train_agent.select(Judged([[1.0, np.inf]]), 2) == (1.0 + train_agent.DIVERGED) / 2
+    before = np.ones((1, 2))
+    assert train_agent.select(Judged([[1.0, 3.0]]), before) == 2.0
+    assert train_agent.select(Judged([[1.0, np.inf]]), before) == (1.0 + DIVERGED) / 2
+
+
+def test_where_losses_are_large_a_divergence_is_worse_than_they_are():
+    before, other = np.array([[1e4, 3e4]]), np.array([[1e4, 3e4], [1.0, 1.0]])
+    assert train_agent.select(Judged([[2e4, np.inf]]), before) == (2e4 + 2e5) / 2
+    assert train_agent.select(Judged([[np.inf] * 2]), before) > train_agent.select(Judged([[5e4] * 2]), before)
+    assert train_agent.select(Judged([[np.inf] * 2, [1.0] * 2]), other) > 1.0
+    assert train_agent.select(Judged([[np.inf] * 2]), np.full((1, 2), np.inf)) == DIVERGED
 
 
 def test_selection_on_several_tasks_is_what_the_benchmark_ranks_by():
     before = np.array([[2.0, 2.0, 1e3, 2.0], [1.0, 1e-3, 2.0, 1.0]])
 
     def judge(losses):
-        return train_agent.select(Judged(losses), 4, before)
+        return train_agent.select(Judged(losses), before)
 
     assert judge([[2.0] * 4, [1.0] * 4]) == pytest.approx(1.0)
     assert judge([[1.8] * 4, [0.9] * 4]) == pytest.approx(0.9)

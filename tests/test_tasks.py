@@ -16,7 +16,7 @@ from lr_gym.rows import flatten, take_rows
 from lr_gym.tasks import SPLITS, SUITES, TASKS, Data, Split, find_task
 from lr_gym.tasks import losses as L
 from lr_gym.tasks.architectures import cnn2d, dropout_mlp
-from lr_gym.tasks.models import PROBLEM, initial_buffers, plain_model
+from lr_gym.tasks.models import PROBLEM, initial_buffers, initial_parameters, plain_model
 from lr_gym.tasks.modules import GRU, LSTM, Dropout, Pair, Recurrent
 from lr_gym.tasks.random_tasks import RANGES
 from lr_gym.tasks.stacked import STACKED, stacked_forward
@@ -223,6 +223,98 @@ def test_modules_of_no_table_run_row_by_row_with_their_buffers():
 
 
 # Problems with a known optimum
+
+
+class Tied(nn.Module):
+    """A readout that shares its weights with the layer before; a head that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.unused = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
+
+
+def tied_in_sequence():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
+    model[2].weight = model[0].weight
+    return model
+
+
+def same_twice():
+    activation, norm, layer = nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 5)
+    return nn.Sequential(layer, activation, norm, nn.Linear(5, 5), activation, layer, norm)
+
+
+MODELS = {
+    "same module twice": same_twice,
+    "tied in sequence": tied_in_sequence,
+    "tied, and a part unused": Tied,
+    "layer norm without bias": lambda: nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5, bias=False), nn.Linear(5, 5)),
+    "layer norm without weights": lambda: nn.Sequential(nn.LayerNorm(5, elementwise_affine=False), nn.Linear(5, 5)),
+    "batch norm without weights": lambda: nn.Sequential(nn.BatchNorm1d(5, affine=False), nn.Linear(5, 5)),
+    "batch norm of the batch": lambda: nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 5)),
+    "batch norm of all batches": lambda: nn.Sequential(nn.BatchNorm1d(5, momentum=None), nn.Linear(5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_torch_allows_trains_as_in_the_plain_loop(name):
+    task = tiny_task(MODELS[name])
+    model, loss_at = plain_run(task, 3, torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loop = InnerLoop(task, base="adam", dtype=torch.float64)
+    layers = loop.layout.num_layers
+    ones = torch.ones(2, layers, dtype=torch.float64)
+    state = loop.init(torch.tensor([3, 4]))
+    state, losses = loop.advance(state, Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones), torch.ones(6, 2))
+    plain = []
+    for step in range(7):
+        optimizer.zero_grad()
+        loss = loss_at(step)
+        plain.append(loss.item())
+        loss.backward()
+        if step < 6:
+            optimizer.step()
+    np.testing.assert_allclose(losses[:, 0].numpy(), plain[1:], rtol=1e-9)
+    for p, q in zip(model.parameters(), state.params, strict=True):
+        torch.testing.assert_close(p.detach(), q[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_padding_row_of_an_embedding_stays_as_it_is():
+    module = nn.Embedding(6, 3, padding_idx=0)
+    weight = torch.randn(2, 6, 3, requires_grad=True)
+    x = torch.tensor([[[0, 1, 2]], [[3, 0, 0]]])
+    out = stacked_forward(module, {"weight": weight}, x)
+    torch.testing.assert_close(out, torch.stack([w[i] for w, i in zip(weight, x, strict=True)]))
+    (grad,) = torch.autograd.grad(out.sum(), weight)
+    assert (grad[:, 0] == 0).all()
+    assert (grad[0, 1] == 1).all()
+    assert (initial_parameters(module, torch.tensor([1]))[0][0, 0] == 0).all()
+    with pytest.raises(ValueError, match="max_norm"):
+        stacked_forward(nn.Embedding(6, 3, max_norm=1.0), {"weight": weight}, x)
+
+
+def test_frozen_parameters_are_refused():
+    def model():
+        built = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3))
+        built[0].weight.requires_grad_(False)
+        return built
+
+    with pytest.raises(ValueError, match=r"'tiny' are frozen \(0.weight\)"):
+        InnerLoop(tiny_task(model))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.functional.cross_entropy, lambda *x: nn.functional.cross_entropy(*x)[None], lambda x, y: x[:, :2].mean(0)],
+)
+def test_a_loss_that_is_no_loss_of_each_example_is_named(loss):
+    loop = InnerLoop(dataclasses.replace(TINY, loss=loss))
+    with pytest.raises(ValueError, match="one value for each example"):
+        loop.init(torch.tensor([1, 2]))
 
 
 def test_quadratic_has_its_condition_number_and_optimum():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 import pickle
@@ -27,6 +28,7 @@ from lr_gym.observation import FEATURES
 from lr_gym.reward import REWARDS, diverged_return
 from lr_gym.schedules import SCHEDULES, base_schedule
 from lr_gym.tasks import TASKS
+from lr_gym.tasks.losses import cross_entropy
 from lr_gym.vector_env import LRControlVectorEnv
 
 IDS = [f"lr_gym/{TASKS[name].env_id}" for name in SMALL]
@@ -377,6 +379,25 @@ def test_late_divergence_has_the_same_return(reward):
 # Rows do not touch each other
 
 
+def test_a_loss_below_the_optimum_is_named():
+    task = dataclasses.replace(TINY, loss=lambda outputs, targets: cross_entropy(outputs, targets) - 100.0)
+    with pytest.raises(ValueError, match=r"'tiny' starts with a loss of -9.*optimum 0.*Task.optimum"):
+        LRControlVectorEnv(task, 2).reset(seed=0)
+    LRControlVectorEnv(dataclasses.replace(task, optimum=-100.0), 2).reset(seed=0)
+
+
+def test_a_reference_that_breaks_spoils_no_reward(monkeypatch):
+    """Adam at 1e-3 comes to something that is no number; the run that is compared with it does not."""
+    env = LRControlVectorEnv(TINY, 2, reward="paired", horizon=12, decisions=3)
+    env.reset(seed=0)
+    evaluate = env._reference_loop.evaluate
+    monkeypatch.setattr(env._reference_loop, "evaluate", lambda *rest: evaluate(*rest) * torch.tensor([1.0, math.nan]))
+    for _ in range(2):
+        _, reward, terminated, _, _ = env.step(np.zeros(env.action_space.shape, np.float32))
+        assert np.isfinite(reward).all()
+        assert not terminated.any()
+
+
 @pytest.mark.parametrize("reward", ["log_loss", "paired"])
 def test_rows_of_64_equal_rows_alone_to_the_bit(reward):
     """Contract (b) of the environment: float32, restarts included, a third of the rows diverging."""
@@ -597,7 +618,8 @@ WRONG = [
     ("initial_lr", ("1e-3", "1e-2")), ("mask_passes", 1.5),
     ("weight_decay", -0.1), ("weight_decay", math.nan), ("weight_decay", None),
     ("reward", "accuracy"), ("mask_loss", -0.1), ("mask_loss", math.nan), ("mask_progress", 1.1),
-    ("mask_progress", "half"), ("dtype", torch.int64), ("dtype", torch.float16), ("render_mode", "human"),
+    ("mask_progress", "half"), ("dtype", torch.int64), ("dtype", torch.float16),
+    ("dtype", torch.bfloat16), ("render_mode", "human"),
     ("autoreset_mode", AutoresetMode.NEXT_STEP), ("max_episode_steps", 100),
 ]  # fmt: skip
 

@@ -130,7 +130,10 @@ class PPOLearner(PolicyLearner):
         model, env = self.model, rows_of(self.model)
         buffer = model.rollout_buffer
         buffer.rewards[:] = relative_rewards(
-            buffer.rewards, [e.num_layers for e in env.envs for _ in range(e.num_envs)], env.twins
+            buffer.rewards,
+            [e.num_layers for e in env.envs for _ in range(e.num_envs)],
+            env.twins,
+            buffer.episode_starts[1:].cumsum(0) > 0,
         )
         with torch.no_grad():
             values = model.policy.predict_values(torch.as_tensor(model._last_obs))
@@ -150,7 +153,9 @@ class PPOLearner(PolicyLearner):
         load_algorithm_state(self.model, state)
 
 
-def relative_rewards(rewards: NDArray[np.float32], layers: Sequence[int], twins: int) -> NDArray[np.float32]:
+def relative_rewards(
+    rewards: NDArray[np.float32], layers: Sequence[int], twins: int, restarted: NDArray[np.bool_]
+) -> NDArray[np.float32]:
     """Rewards less the twins' median, in units of the spread of their returns.
 
     What twins share, however much it matters, is no merit of the agent's; and every task counts alike, however far its
@@ -160,11 +165,16 @@ def relative_rewards(rewards: NDArray[np.float32], layers: Sequence[int], twins:
         rewards: (decisions, rows), a row for each layer of each run.
         layers: of each run, in order; equal among twins.
         twins: neighbouring runs that are compared.
+        restarted: (decisions - 1, rows) whether a row is in another training, after a divergence, from the second
+            decision on: that one has no twins, so it is left out of medians and rewarded with 0.
     """
     relative = rewards.copy()
+    relative[1:][restarted] = np.nan
     sizes = [twins * count for count in layers[::twins]]
     for rows in np.split(np.arange(rewards.shape[1]), np.cumsum(sizes)[:-1]):
-        own = rewards[:, rows] - np.median(rewards[:, rows], axis=1, keepdims=True)
+        twin = relative[:, rows]
+        present = ~np.isnan(twin).all(axis=1, keepdims=True)
+        own = np.nan_to_num(twin - np.nanmedian(np.where(present, twin, 0.0), axis=1, keepdims=True))
         returns = own.sum(0)
         spread = 1.4826 * np.median(np.abs(returns - np.median(returns))) + 1e-6
         relative[:, rows] = (own / spread).clip(-LIMIT, LIMIT)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
+from agents.learner import episode_means
 from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["LayerRowsVecEnv"]
@@ -182,9 +183,12 @@ class LayerRowsVecEnv(VecEnv):
         return rows
 
     def figures(self) -> dict[str, float]:
-        """Means over the trainings that ended since the last call: return, reward_loss, diverged; {} where none did."""
+        """Means over the trainings that ended since the last call; {} where none did.
+
+        return and diverged of all, reward_loss of those that did not diverge.
+        """
         episodes, self.episodes = self.episodes, []
-        return {key: float(np.mean([episode[key] for episode in episodes])) for key in episodes[0]} if episodes else {}
+        return episode_means(episodes)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows of all environments and what was counted of their trainings, as tensors."""

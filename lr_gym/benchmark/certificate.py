@@ -25,7 +25,7 @@ from torch import Tensor
 from lr_gym.benchmark.metrics import paired_difference
 from lr_gym.control import ControlSpec
 from lr_gym.policy import Policy, load_policy
-from lr_gym.rollout import DIVERGED, controlled_env, play
+from lr_gym.rollout import controlled_env, divergence, play
 from lr_gym.tasks import Task, find_task
 
 __all__ = ["COMPARED", "FIRST_SEED", "certificate", "certificate_losses", "describe"]
@@ -83,7 +83,8 @@ def certificate_losses(
         columns["replay"].append(play(env, seeds, lambda _, t: replayed[min(t, len(replayed) - 1)], split)[0])  # noqa: B023
         columns["shuffled"].append(play(env, seeds, lambda o, t: follow(np.roll(o, 1, axis=0), t), split)[0])
         columns["untrained"].append(play(env, seeds, lambda *_: torch.zeros_like(replayed[0]), split)[0])  # noqa: B023
-    return {name: np.minimum(np.stack(column), DIVERGED) for name, column in columns.items()}
+    limit = divergence(np.stack(columns["untrained"]))
+    return {name: np.minimum(np.stack(column), limit) for name, column in columns.items()}
 
 
 def certificate(policy: Policy, *tasks: str | Task, **options: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lr_gym.benchmark.hypergradient import HypergradientAdam
-from lr_gym.layers import muon_groups
+from lr_gym.layers import hidden_matrices, muon_groups
 from lr_gym.optim import AdaptiveUPGD, EnhancedSGD, GlobalAdaptiveSGD, GradientAgreementOptimizer, PolicyOptimizer
 from lr_gym.policy import load_policy
 from lr_gym.tasks.cache import require
@@ -98,21 +98,32 @@ class _Together(Optimizer):
             part.step()
 
 
-def torchs_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Two-dimensional weights but for embeddings and the last one, for torch's Muon, which takes no others."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
-    return matrices[:-1]
+class _FlatMuon(Optimizer):
+    """Torch's Muon, which takes matrices only, on views (rows, all others) of its parameters' memory."""
+
+    def __init__(self, params: Sequence[nn.Parameter], lr: float) -> None:
+        self._flat = [nn.Parameter(param.detach().view(len(param), -1)) for param in params]
+        self._muon = torch.optim.Muon(self._flat, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step with the gradients and the learning rate as they are now."""
+        (group,) = self.param_groups
+        for param, flat in zip(group["params"], self._flat, strict=True):
+            flat.grad = None if param.grad is None else param.grad.reshape(flat.shape)
+        self._muon.param_groups[0]["lr"] = group["lr"]
+        self._muon.step()  # type: ignore[no-untyped-call]
 
 
 def _muon(model: nn.Module, lr: float, horizon: int) -> Optimizer:
-    """Muon where it applies, AdamW elsewhere; updates of AdamW's size, so that one lr serves both (Liu et al. 2025)."""
-    hidden = torchs_matrices(model)
-    ids = {id(p) for p in hidden}
-    rest = torch.optim.AdamW([p for p in model.parameters() if id(p) not in ids], lr)
-    if not hidden:
-        return rest
-    return _Together(torch.optim.Muon(hidden, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), rest)
+    """Muon where `hidden_matrices` has it, as for policies, AdamW elsewhere.
+
+    Updates are of AdamW's size, so that one lr serves both (Liu et al. 2025).
+    """
+    matrices = hidden_matrices(([p for _, p in group["params"]], group.get("muon")) for group in muon_groups(model))
+    hidden = [p for p in model.parameters() if p in matrices]
+    rest = torch.optim.AdamW([p for p in model.parameters() if p not in matrices], lr)
+    return _Together(_FlatMuon(hidden, lr), rest) if hidden else rest
 
 
 def _schedule_free(model: nn.Module, lr: float, horizon: int) -> Optimizer:
@@ -161,8 +172,8 @@ OPTIMIZERS: dict[str, Baseline] = {
     "adamw-wsd": Baseline("AdamW, stable, then decay (WSD without warmup)", _ADAMW, "wsd"),
     "radam": Baseline("RAdam, constant", _plain(torch.optim.RAdam)),
     "nadam": Baseline("NAdam, constant", _plain(torch.optim.NAdam)),
-    "muon": Baseline("Muon on hidden matrices, AdamW on the rest, cosine", _muon, "cosine"),
-    "muon-wsd": Baseline("Muon on hidden matrices, AdamW on the rest, WSD", _muon, "wsd"),
+    "muon": Baseline("Muon on hidden matrices, AdamW on the rest, cosine", _muon, "cosine", code=("layers.py",)),
+    "muon-wsd": Baseline("Muon on hidden matrices, AdamW on the rest, WSD", _muon, "wsd", code=("layers.py",)),
     "schedule-free": Baseline("Schedule-free AdamW", _schedule_free, package="schedulefree"),
     "prodigy": Baseline("Prodigy, lr 1, cosine", _prodigy, "cosine", lr=1.0, package="prodigyopt"),
     "d-adaptation": Baseline("D-Adaptation of Adam, lr 1", _d_adaptation, lr=1.0, package="pytorch_optimizer"),

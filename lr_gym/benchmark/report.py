@@ -23,7 +23,7 @@ def _number(value: float | None, pattern: str = ".4f", missing: str = "diverged"
 
 def _interval(interval: dict[str, float | None], pattern: str = ".4f") -> str:
     """The two ends of an interval."""
-    if interval["low"] is None:
+    if interval["low"] is None or interval["low"] == interval["high"]:  # nothing to tell a spread by
         return "-"
     return f"{_number(interval['low'], pattern)} to {_number(interval['high'], pattern)}"
 

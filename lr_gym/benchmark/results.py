@@ -265,6 +265,8 @@ def summarise(
 ) -> list[str]:
     """The result in words, losses as plainly as wins."""
     where = "on this task" if tasks == 1 else f"over {tasks} tasks"
+    if {len(found) for found in outcomes.values()} == {1}:
+        where += ", of one seed, by which nothing can be tested"
     best = across["ranking"][0]["name"]
     if across["winner"]:
         ahead = f", though {best} leads the ranking by interquartile means" if best != across["winner"] else ""

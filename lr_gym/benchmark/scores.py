@@ -70,7 +70,7 @@ def _stratified(values: Array, statistic: Any, seed: int, resamples: int) -> tup
     """Percentile bootstrap interval of statistic(*rows, axis), seeds resampled within each row (T, S).
 
     The spread of resampled means is too small by sqrt((S - 1) / S), since resamples vary about the sample's own mean;
-    the interval is widened by that factor about the estimate (Hesterberg 2015, section 4.1).
+    the interval is widened by that factor about the estimate (Hesterberg 2015, section 4.1), but not beyond the values.
     """
     if values.shape[1] < 2 or np.ptp(values, axis=1).max() == 0.0:
         point = float(statistic(*values, axis=-1))
@@ -86,8 +86,9 @@ def _stratified(values: Array, statistic: Any, seed: int, resamples: int) -> tup
     )
     point = float(statistic(*values, axis=-1))
     widen = np.sqrt(values.shape[1] / (values.shape[1] - 1))
-    interval = result.confidence_interval
-    return point + widen * (float(interval.low) - point), point + widen * (float(interval.high) - point)
+    ends = point + widen * (np.array(result.confidence_interval) - point)
+    low, high = ends.clip(min(point, values.min()), max(point, values.max()))
+    return float(low), float(high)
 
 
 def iqm_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:

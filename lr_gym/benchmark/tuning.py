@@ -94,10 +94,12 @@ class Study:
         self._study = optuna.create_study(storage=storage, study_name="lr", load_if_exists=True)
         self._distribution = FloatDistribution(*space, log=True)
 
-    def losses(self) -> dict[int, float]:
-        """Trial number -> mean selection loss."""
+    def losses(self, lrs: Sequence[float]) -> dict[int, float]:
+        """Trial number -> mean selection loss, of those that tried just that one of the learning rates."""
         return {
-            trial.user_attrs[_NUMBER]: float(trial.value or 0.0) for trial in self._study.get_trials(deepcopy=False)
+            number: float(trial.value or 0.0)
+            for trial in self._study.get_trials(deepcopy=False)
+            if (number := trial.user_attrs[_NUMBER]) < len(lrs) and trial.params["lr"] == lrs[number]
         }
 
     def add(self, number: int, trial: Trial) -> None:
@@ -124,7 +126,7 @@ class _Search:
         name = fingerprint(Cell(entrant.at(0.0), task, seeds, horizon=horizon))
         low, high = entrant.space
         self.study = Study(cache_folder() / "tuning" / f"{name[:32]}-{low:g}-{high:g}.journal", entrant.space)
-        self.losses = self.study.losses()
+        self.losses = self.study.losses(self.lrs)
 
     def missing(self) -> list[Cell]:
         return [cell for number, cells in enumerate(self.cells) if number not in self.losses for cell in cells]

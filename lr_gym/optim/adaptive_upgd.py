@@ -43,6 +43,7 @@ from lr_gym.types import check_number
 
 __all__ = ["AdaptiveUPGD"]
 
+TINY = 1e-30  # of the largest utility: what lies below is divided by it instead, within the range of float32
 _MOMENTS = ("first", "second", "utility")
 
 
@@ -169,7 +170,7 @@ class AdaptiveUPGD(AdaptiveOptimizer):
                 for (group, params, grads), own in zip(work, states, strict=True)
             ]
         ).max()
-        per_utility = torch.where(largest > 0, 1 / largest, 0.0)
+        per_utility = torch.where(largest > 0, 1 / largest.clamp_min(TINY), 0.0)
         every = [grad for _, _, grads in work for grad in grads]
         for (group, params, grads), own in zip(work, states, strict=True):
             noises = self._scaled_noise(group, params, grads, own, every)

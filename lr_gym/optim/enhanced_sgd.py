@@ -168,7 +168,7 @@ class EnhancedSGD(AdaptiveOptimizer):
         super().add_param_group(param_group)
         self._layers = layers_of(self.param_groups)
         if self._options.bayesian_init:
-            draw_from_prior_(self.param_groups[-1]["params"], self.noise)
+            draw_from_prior_([p for p in self.param_groups[-1]["params"] if p.requires_grad], self.noise)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -57,7 +57,7 @@ def trust_in(seen: Seen, observation: Tensor) -> Tensor:
 
 
 def strange(seen: Seen, features: Sequence[str], observation: Tensor) -> Tensor:
-    """Whether what is given from the start, the size of the model or the length of the training, is not to be trusted.
+    """Whether what is given from the start is not to be trusted: the model's size, the training's length and passes.
 
     Args:
         seen: by the policy.
@@ -226,7 +226,8 @@ def _compared(feature: str, layer: str, value: float, low: float, high: float) -
     if (quantity := FEATURES[feature].quantity) is None:
         return f"{feature} of {layer} ({FEATURES[feature].about}) is {value:.2f}, and was {low:.2f} to {high:.2f}"
     word, back = quantity
-    return f"{word} {back(value):.3g}, where it was {back(low):.3g} to {back(high):.3g}"
+    here, least, most = (f"{max(0.0, back(x)):.3g}" for x in (value, low, high))
+    return f"{word.format(layer=layer)} {here}, where it was {least} to {most}"
 
 
 def _sent(tensor: Tensor, wait: bool) -> tuple[Tensor, torch.cuda.Event | None] | None:

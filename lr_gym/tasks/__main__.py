@@ -83,6 +83,9 @@ def document() -> str:
         for name, by in names.items()
         if name in TASKS
     ]
+    suites.insert(
+        sum(name in TASKS for name in SUITES["train"]), "| train | `random-0` to `random-7` | | below | below |"
+    )
     ranges = [
         f"| {name} | {', '.join(getattr(choice, '__name__', str(choice)) for choice in choices)} |"
         for name, choices in RANGES.items()

@@ -143,6 +143,8 @@ def initial_parameters(model: nn.Module, run_seed: Tensor, dtype: torch.dtype = 
                 )
             values[id(param)] = source.draw(INITIAL[type(module)](module, name), param.shape, start)
             start += param.numel()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                values[id(param)][:, module.padding_idx] = 0.0
     return tuple(values.values())
 
 

@@ -116,9 +116,9 @@ def _table(name: str) -> pd.DataFrame:
 @functools.cache
 def columns_of(name: str) -> tuple[Column, ...]:
     """The columns of a table of TABLES that are read."""
-    from pandas.api.types import is_numeric_dtype
-
     table, columns = _table(name), []
+    from pandas.api.types import is_numeric_dtype  # what `_table` has asked for
+
     for key in table:
         present = table[key].dropna()
         levels = tuple(sorted(present.unique()))

@@ -100,13 +100,14 @@ def _conv2d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
 def _batch_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     """Runs beside channels: (B, n, c, ...) is one batch norm of (n, B c, ...)."""
     assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+    if not (module.affine and module.track_running_stats and module.momentum is not None):
+        return _row_by_row(module, values, prefix, x)
     folded = x.transpose(0, 1).flatten(1, 2)
     mean, var, weight, bias = (
         values[prefix + name].flatten() for name in ("running_mean", "running_var", "weight", "bias")
     )
     if module.training:
         values[prefix + "num_batches_tracked"].add_(1)
-    assert module.momentum is not None
     out = nn.functional.batch_norm(folded, mean, var, weight, bias, module.training, module.momentum, module.eps)
     return out.view(x.transpose(0, 1).shape).transpose(0, 1)
 
@@ -114,8 +115,8 @@ def _batch_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 def _layer_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, nn.LayerNorm)
     out = nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-    weight, bias = (_spread(values[prefix + name], out) for name in ("weight", "bias"))
-    return torch.addcmul(bias, out, weight)
+    own = [_spread(values[prefix + name], out) for name, _ in module.named_parameters()]  # weight, bias; or less
+    return torch.addcmul(own[1], out, own[0]) if len(own) == 2 else out * own[0] if own else out
 
 
 def _spread(value: Tensor, like: Tensor) -> Tensor:
@@ -125,6 +126,13 @@ def _spread(value: Tensor, like: Tensor) -> Tensor:
 
 def _embedding(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     """One long table: row b of the batch looks up its indices after those of the rows before."""
+    assert isinstance(module, nn.Embedding)
+    if module.max_norm is not None:
+        raise ValueError(
+            f"{prefix.removesuffix('.') or 'the embedding'} has max_norm, which changes weights in passing"
+        )
+    if module.padding_idx is not None or module.scale_grad_by_freq:
+        return _row_by_row(module, values, prefix, x)
     weight = values[prefix + "weight"]
     first = torch.arange(len(weight), device=x.device) * weight.shape[1]
     return nn.functional.embedding(x + _spread(first, x), weight.flatten(0, 1))
@@ -283,7 +291,8 @@ def _folded(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
 
 
 def _sequential(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children() would leave out what is there twice
+        assert child is not None
         x = stacked_forward(child, values, x, f"{prefix}{name}.")
     return x
 
@@ -363,7 +372,8 @@ def stacked_forward(module: nn.Module, values: Values, x: Tensor, prefix: str = 
 
     Args:
         module: the architecture; its own parameters and buffers are ignored.
-        values: name -> (B, *shape) of every parameter and buffer, names as in the outermost module.
+        values: name -> (B, *shape) of every parameter and buffer, names as in the outermost module; of what it holds
+            twice, all names.
         x: (B, n, ...) inputs of each run.
         prefix: of this module's names within `values`.
 

@@ -58,13 +58,16 @@ class Task:
         name: key in TASKS.
         env_id: name of its Gymnasium environment, without namespace.
         about: one line for the documentation.
-        model: builds the torch module; its parameters are initialised by `initial_parameters`.
-        data: loads or makes the data; called once and cached.
-        loss: (outputs (n, ...), targets (n, ...)) -> (n,) loss of each example, in nats for cross-entropy.
+        model: builds the torch module, of one tensor to one tensor; its parameters are all trained, and are initialised
+            by `initial_parameters`, whatever they are built with (but see `lr_gym.tasks.modules.Pretrained`).
+        data: loads or makes the data, the same ones each time: every environment and every process calls it, so seed
+            what is random and cache what takes long (functools.cache).
+        loss: (outputs (n, ...), targets (n, ...)) -> (n,) loss of each example (reduction="none"), in nats for
+            cross-entropy.
         metrics: name -> (outputs, targets) -> 0-dim tensor.
         batch_size: examples of a minibatch, drawn uniformly with replacement.
         horizon: inner steps of a training.
-        optimum: lowest possible loss where known, else 0.
+        optimum: lowest possible loss where known, else a lower bound; 0 will not do where losses can be negative.
         family: of models, for the disjointness of suites.
         source: of data, likewise.
         chunk: examples of one forward pass in evaluation.

@@ -19,8 +19,31 @@ def rewards():
     return np.random.default_rng(0).normal(size=(5, sum(LAYERS))).astype(np.float32)
 
 
+def together(rewards):
+    """No row has begun another training."""
+    return np.zeros_like(rewards[1:], dtype=bool)
+
+
+def test_a_training_after_a_divergence_is_compared_with_none(rewards):
+    """Of three twins of two layers one restarts; the rest is judged as if there were two from there on."""
+    rewards = rewards[:, :6]
+    restarted = together(rewards)
+    restarted[1:, 4:] = True
+    found = relative_rewards(rewards, [2, 2, 2], 3, restarted)
+    assert (found[2:, 4:] == 0.0).all()
+    assert (found[:2, 4:] != 0.0).any()
+    medians = np.median(found[2:, :4], axis=1)
+    np.testing.assert_allclose(medians, 0.0, atol=0.05 * np.abs(found).max())
+    changed = rewards.copy()
+    changed[2:, 4:] = 99.0
+    np.testing.assert_array_equal(relative_rewards(changed, [2, 2, 2], 3, restarted), found)
+    restarted[2:] = True
+    assert (relative_rewards(rewards, [2, 2, 2], 3, restarted)[3:] == 0.0).all()
+    assert relative_rewards(rewards[:1], [2, 2, 2], 3, restarted[:0]).shape == (1, 6)
+
+
 def test_against_a_naive_twin(rewards):
-    found = relative_rewards(rewards, LAYERS, 2)
+    found = relative_rewards(rewards, LAYERS, 2, together(rewards))
     for first, size in ((0, 4), (4, 4), (8, 6), (14, 6)):
         task = rewards[:, first : first + size].astype(float)
         centred = np.array([[value - np.median(row) for value in row] for row in task])
@@ -34,15 +57,15 @@ def test_against_a_naive_twin(rewards):
 def test_scale_and_level_of_a_task_do_not_matter(rewards):
     other = rewards.copy()
     other[:, 8:] = 100.0 * other[:, 8:] + 7.0
-    found, expected = (relative_rewards(r, LAYERS, 4) for r in (other, rewards))
+    found, expected = (relative_rewards(r, LAYERS, 4, together(r)) for r in (other, rewards))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(found[:, :8], expected[:, :8])
 
 
 def test_equal_trainings_and_divergence_stay_finite(rewards):
-    np.testing.assert_array_equal(relative_rewards(np.ones_like(rewards), LAYERS, 2), 0.0)
+    np.testing.assert_array_equal(relative_rewards(np.ones_like(rewards), LAYERS, 2, together(rewards)), 0.0)
     rewards[2, 3] = -1e9
-    found = relative_rewards(rewards, LAYERS, 2)
+    found = relative_rewards(rewards, LAYERS, 2, together(rewards))
     assert found[2, 3] == -LIMIT
     assert np.isfinite(found).all()
 

@@ -132,6 +132,15 @@ def test_useful_weights_move_less() -> None:
     torch.testing.assert_close(moved, 0.1 * torch.tensor([1 - 1 / (1 + math.exp(-1)), 0.5]), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("utility", [1e-39, 1e-44, 0.0])
+def test_utilities_too_small_to_divide_by_stay_finite(utility: float) -> None:
+    param = torch.tensor([1.0, 0.0], requires_grad=True)
+    optimizer = AdaptiveUPGD([param], lr=0.1, sigma=0.0)
+    param.grad = torch.tensor([utility, 1.0])
+    optimizer.step()
+    assert param.isfinite().all()
+
+
 def realised_noise(optimizer: AdaptiveUPGD, grads: list[Tensor]) -> list[Tensor]:
     """Noise that the coming step adds to each gradient: replayed draws times the std that it reports."""
     draws = copy.deepcopy(optimizer.noise).normal(grads)

@@ -265,6 +265,15 @@ def test_bayesian_init_draws_from_the_documented_prior() -> None:
     assert not torch.equal(next(again.parameters()), weight)
 
 
+def test_bayesian_init_leaves_frozen_parameters_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    EnhancedSGD(model.parameters(), bayesian_init=True)
+    same = [bool((value == before[name]).all()) for name, value in model.state_dict().items()]
+    assert same == [True, True, False, False]
+
+
 def test_controller_is_rewarded_for_the_loss_and_the_entropy() -> None:
     table, scales = default_controller(), LearnedScales(2)
     flat = torch.tensor([2.0, 2.0])
