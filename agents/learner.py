@@ -19,10 +19,9 @@ __all__ = ["Learner", "PolicyLearner", "episode_means"]
 
 def episode_means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean figures of trainings; reward_loss, which is anything where one diverged, over those that did not."""
-    means = {key: float(np.mean([episode[key] for episode in episodes])) for key in episodes[0]} if episodes else {}
-    losses = [episode["reward_loss"] for episode in episodes if not episode["diverged"]]
-    means.pop("reward_loss", None)
-    return means | ({"reward_loss": float(np.mean(losses))} if losses else {})
+    survivors = [episode for episode in episodes if not episode["diverged"]]
+    of = {key: survivors if key == "reward_loss" else episodes for key in (episodes[0] if episodes else ())}
+    return {key: float(np.mean([episode[key] for episode in rows])) for key, rows in of.items() if rows}
 
 
 class Learner(Protocol):

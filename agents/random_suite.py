@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lr_gym.layers import hidden_matrices
+from lr_gym.layers import muon_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks import Task
 from lr_gym.tasks.random_tasks import random_task
@@ -64,7 +64,7 @@ def measured(number: int) -> Measured:
             if list(module.parameters(recurse=False)):
                 module.register_forward_hook(look)
         model(torch.zeros(1, drawn["inputs"]))
-    matrices = [p.flatten(1).shape for p in hidden_matrices([(list(model.parameters()), None)])]
+    matrices = [p.flatten(1).shape for p in muon_matrices(model)]
     orthogonal = sum(
         NEWTON_SCHULZ_STEPS * (2 * rows * columns + min(rows, columns) ** 2) * min(rows, columns)
         for rows, columns in matrices

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lr_gym.captured import Captured, CudaCapture
 from lr_gym.compiled import Compiler
 from lr_gym.layer_stats import measure
-from lr_gym.layers import Layout, hidden_matrices, layout_of_named, muon_groups
+from lr_gym.layers import Layout, layout_of_named, muon_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.rows import leaves_of, put_rows, slice_rows, take_rows
 from lr_gym.tasks.models import build_model, initial_buffers, initial_parameters
@@ -124,8 +124,7 @@ class InnerLoop:
         self._aliases = _aliases(self.model)
         self.layout: Layout = layout_of_named(named, control)
         self.rule = base_rule(base)
-        groups = [([param for _, param in group["params"]], group.get("muon")) for group in muon_groups(self.model)]
-        hidden = hidden_matrices(groups)
+        hidden = muon_matrices(self.model)
         self.rules = [self.rule.of(param in hidden) for _, param in named]
         self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
         self._noise = noise

@@ -21,6 +21,7 @@ __all__ = [
     "layout_of_named",
     "layout_of_tensors",
     "muon_groups",
+    "muon_matrices",
 ]
 
 CONTROLS = ("per_layer", "global")
@@ -146,3 +147,8 @@ def hidden_matrices(groups: Iterable[tuple[Sequence[Tensor], bool | None]]) -> s
         if said is not False:
             (wanted if said else unsaid).extend(param for param in params if param.ndim >= 2)
     return {param for param in (*wanted, *unsaid[:-1]) if 1 < len(param) < param.numel()}
+
+
+def muon_matrices(model: nn.Module) -> set[Tensor]:
+    """The parameters of a model that Muon is for: `hidden_matrices` of its `muon_groups`."""
+    return hidden_matrices(([param for _, param in group["params"]], group.get("muon")) for group in muon_groups(model))

@@ -19,7 +19,7 @@ from lr_gym.action import ACTIONS, CONTROLLED
 from lr_gym.control import ControlSpec
 from lr_gym.observed_range import main, observed_range
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.optim.guard import MARGIN, GuardState, inside, outside, restrain, strange, trust_in, watch
+from lr_gym.optim.guard import MARGIN, GuardState, alien_layers, inside, outside, restrain, trust_in, watch
 from lr_gym.policy import PolicyFileError, load_policy, save_policy
 from lr_gym.rollout import controlled_env
 from lr_gym.seen import Seen
@@ -221,11 +221,11 @@ def test_an_alien_training_has_the_users_rate_whichever_that_is(lr):
     assert restrained(1.0, lr, 0.5, 1.0, alien=True) == 1.0
 
 
-def test_strange_is_what_is_given_from_the_start_and_far_outside():
+def test_alien_is_what_is_given_from_the_start_and_far_outside():
     names, seen = ("cosine", "model_size", "horizon"), seen_of([0.0, -0.5, -0.5], [0.0, 0.5, 0.5])
     observations = torch.tensor([[[1.0, 0.5, 0.5]], [[0.0, 0.9, 0.0]], [[0.0, 0.0, -0.9]], [[0.0, 0.8, 0.8]]])
-    assert strange(seen, names, observations).tolist() == [[False], [True], [True], [False]]
-    assert not strange(seen_of([0.0], [0.0]), ("cosine",), observations[..., :1]).any()
+    assert alien_layers(seen, names, observations).tolist() == [[False], [True], [True], [False]]
+    assert not alien_layers(seen_of([0.0], [0.0]), ("cosine",), observations[..., :1]).any()
 
 
 def test_an_unknown_base_lr_keeps_the_other_controls():

@@ -168,13 +168,14 @@ def relative_rewards(
         restarted: (decisions - 1, rows) whether a row is in another training, after a divergence, from the second
             decision on: that one has no twins, so it is left out of medians and rewarded with 0.
     """
-    relative = rewards.copy()
-    relative[1:][restarted] = np.nan
+    relative, alone = rewards.copy(), np.zeros(rewards.shape, dtype=bool)
+    alone[1:] = restarted
+    together = np.ma.masked_array(rewards, alone)
     sizes = [twins * count for count in layers[::twins]]
     for rows in np.split(np.arange(rewards.shape[1]), np.cumsum(sizes)[:-1]):
-        twin = relative[:, rows]
-        present = ~np.isnan(twin).all(axis=1, keepdims=True)
-        own = np.nan_to_num(twin - np.nanmedian(np.where(present, twin, 0.0), axis=1, keepdims=True))
+        twins_rewards = together[:, rows]
+        middle = np.ma.median(twins_rewards, axis=1, keepdims=True)  # type: ignore[no-untyped-call]
+        own = (twins_rewards - middle).filled(0.0)
         returns = own.sum(0)
         spread = 1.4826 * np.median(np.abs(returns - np.median(returns))) + 1e-6
         relative[:, rows] = (own / spread).clip(-LIMIT, LIMIT)

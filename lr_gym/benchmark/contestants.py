@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lr_gym.benchmark.hypergradient import HypergradientAdam
-from lr_gym.layers import hidden_matrices, muon_groups
+from lr_gym.layers import muon_groups, muon_matrices
 from lr_gym.optim import AdaptiveUPGD, EnhancedSGD, GlobalAdaptiveSGD, GradientAgreementOptimizer, PolicyOptimizer
 from lr_gym.policy import load_policy
 from lr_gym.tasks.cache import require
@@ -116,11 +116,11 @@ class _FlatMuon(Optimizer):
 
 
 def _muon(model: nn.Module, lr: float, horizon: int) -> Optimizer:
-    """Muon where `hidden_matrices` has it, as for policies, AdamW elsewhere.
+    """Muon on `muon_matrices`, as for policies, AdamW elsewhere.
 
     Updates are of AdamW's size, so that one lr serves both (Liu et al. 2025).
     """
-    matrices = hidden_matrices(([p for _, p in group["params"]], group.get("muon")) for group in muon_groups(model))
+    matrices = muon_matrices(model)
     hidden = [p for p in model.parameters() if p in matrices]
     rest = torch.optim.AdamW([p for p in model.parameters() if p not in matrices], lr)
     return _Together(_FlatMuon(hidden, lr), rest) if hidden else rest

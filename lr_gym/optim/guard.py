@@ -18,7 +18,7 @@ from lr_gym.control import ControlSpec
 from lr_gym.observation import FEATURES
 from lr_gym.seen import Seen
 
-__all__ = ["Guard", "GuardState", "inside", "outside", "restrain", "safe_offsets", "strange", "trust_in", "watch"]
+__all__ = ["Guard", "GuardState", "alien_layers", "inside", "outside", "restrain", "safe_offsets", "trust_in", "watch"]
 
 MARGIN = 0.5  # a quarter of what a feature can span: a layer so far outside its range is not trusted at all
 ALLOWED = 0.2  # distrust that adds up to nothing; in trainings like those learned from it averages below 0.1
@@ -56,7 +56,7 @@ def trust_in(seen: Seen, observation: Tensor) -> Tensor:
     return 1.0 - (outside(seen, observation).amax(-1) / MARGIN).clamp_max(1.0).square()
 
 
-def strange(seen: Seen, features: Sequence[str], observation: Tensor) -> Tensor:
+def alien_layers(seen: Seen, features: Sequence[str], observation: Tensor) -> Tensor:
     """Whether what is given from the start is not to be trusted: the model's size, the training's length and passes.
 
     Args:
@@ -109,7 +109,7 @@ def safe_offsets(seen: Seen, lr: Tensor, before: Tensor, wanted: Tensor, alien: 
         lr: (B, L) learning rate of the base optimizer.
         before: (B, L, A) offsets before the decision, 0 at the first one.
         wanted: (B, L, A) offsets where the policy wants them.
-        alien: (B, L) as from `strange`.
+        alien: (B, L) as from `alien_layers`.
     """
     low, high = (seen.lr.view(2, 1, 1) / lr).log()  # (B, L) offsets that make it the lowest and the highest known
     start = before[..., 0]
@@ -176,7 +176,7 @@ class Guard:
         """Judge an observation (1, L, F) and return the offsets (1, L, A) of `restrain`; lr (1, L) is the base's."""
         self.state = watch(self._seen, self.state, observation, alive)
         self._report = torch.cat([self.state.trust[0].unsqueeze(1), observation[0]], dim=1)
-        alien = strange(self._seen, self._spec.features, observation)
+        alien = alien_layers(self._seen, self._spec.features, observation)
         return restrain(self._spec.mode, self._seen, self.state.trust, lr, before, wanted, alien)
 
     def metrics(self) -> dict[str, float]:

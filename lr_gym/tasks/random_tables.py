@@ -117,7 +117,7 @@ def _table(name: str) -> pd.DataFrame:
 def columns_of(name: str) -> tuple[Column, ...]:
     """The columns of a table of TABLES that are read."""
     table, columns = _table(name), []
-    from pandas.api.types import is_numeric_dtype  # what `_table` has asked for
+    from pandas.api.types import is_numeric_dtype  # comes with what `_table` requires
 
     for key in table:
         present = table[key].dropna()

@@ -115,8 +115,11 @@ def _batch_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 def _layer_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, nn.LayerNorm)
     out = nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-    own = [_spread(values[prefix + name], out) for name, _ in module.named_parameters()]  # weight, bias; or less
-    return torch.addcmul(own[1], out, own[0]) if len(own) == 2 else out * own[0] if own else out
+    weight, bias = values.get(prefix + "weight"), values.get(prefix + "bias")
+    if weight is None:
+        return out
+    weight = _spread(weight, out)
+    return out * weight if bias is None else torch.addcmul(_spread(bias, out), out, weight)
 
 
 def _spread(value: Tensor, like: Tensor) -> Tensor:
