@@ -3,9 +3,9 @@
     python evaluate.py --policy runs/ppo --task mnist1d-mlp --seeds 10 --output-dir runs/eval
     python evaluate.py --policy builtin:default --optimizers adam,muon,prodigy --suite test --output-dir runs/test
 
-Writes results.json and report.html. Every optimizer gets the same number of trials on the selection split; a policy is
-entered without any and, unless --no-tune-policies is said, with as many as a second row. The test split is looked at
-once.
+Writes results.json and report.html. Every optimizer gets the same number of trials on the selection
+split; a policy is entered without any and, unless --no-tune-policies is said, with as many as a
+second row. The test split is looked at once.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ import rich.table
 import tyro
 
 from agents.run_folder import RunFolder
+from lr_gym.analysis.certificate import describe
 from lr_gym.benchmark.cell_runs import log_cells
-from lr_gym.benchmark.certificate import describe
 from lr_gym.benchmark.contestants import Entrant, entrants
-from lr_gym.benchmark.engine import Engine, local_engine
 from lr_gym.benchmark.environment import environment
 from lr_gym.benchmark.grid import misset_cells, named_tasks, reported_cells, suite_tasks
 from lr_gym.benchmark.progress import CellProgress
-from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.report import write_report
 from lr_gym.benchmark.results import assemble, costs, plain
 from lr_gym.benchmark.run import Cell, Outcome
 from lr_gym.benchmark.store import CellStore, complete
 from lr_gym.benchmark.tuning import Tuning, tune
+from lr_gym.engine import Engine, local_engine, ray_engine
 from lr_gym.files import write_atomically
-from lr_gym.policy import load_policy
-from lr_gym.tasks.cache import require
+from lr_gym.optional import require
+from lr_gym.policies.policy import load_policy
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 
@@ -51,17 +50,29 @@ class Args:
     """Compare trained policies with optimizers, tuned at equal cost, in ordinary training scripts."""
 
     output_dir: Path
-    """New folder for results.json, report.html and cells.jsonl; one that holds results is never overwritten."""
+    """New folder for results.json, report.html and cells.jsonl.
+
+    One that holds results is never overwritten.
+    """
     policy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Policy file, output folder of train_agent.py, or builtin:NAME; give the option once for each."""
+    """Policy file, output folder of train_agent.py, or builtin:NAME.
+
+    Give the option once for each.
+    """
     optimizers: str = "adam,adam-constant,adam-cosine,adam-wsd"
     """What to compare with, names of lr_gym.benchmark.contestants.OPTIMIZERS separated by commas."""
     task: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """What is trained, a name of lr_gym.tasks.TASKS; give the option once for each. mnist1d-mlp without --suite."""
+    """What is trained, a name of lr_gym.tasks.TASKS; give the option once for each.
+
+    Mnist1d-mlp without --suite.
+    """
     suite: Literal["test", "validation", "train"] | None = None
     """All tasks of a suite that can run on this machine."""
     seeds: int = 10
-    """Trainings of each contestant on each task that are reported; none of their seeds was trained or tuned on."""
+    """Trainings of each contestant on each task that are reported.
+
+    None of their seeds was trained or tuned on.
+    """
     budget: int = 16
     """Learning rates that are tried for each tuned contestant on each task."""
     tuning_seeds: int = 3
@@ -79,11 +90,20 @@ class Args:
     ray_address: str = ""
     """Of a running Ray cluster; by default one of `workers` cores is started here."""
     data_dir: Path | None = None
-    """Folder with data that cannot be downloaded, such as cifar-10-batches-py; LR_GYM_DATA by default."""
+    """Folder with data that cannot be downloaded, such as cifar-10-batches-py.
+
+    LR_GYM_DATA by default.
+    """
     reuse: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Earlier evaluation from which trainings are taken over where they are the same; give the option once for each."""
+    """Earlier evaluation from which trainings are taken over where they are the same.
+
+    Give the option once for each.
+    """
     resume: bool = False
-    """Continue an evaluation that was stopped; no cell runs twice. One that is complete is only shown."""
+    """Continue an evaluation that was stopped; no cell runs twice.
+
+    One that is complete is only shown.
+    """
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto is online where you are logged in and offline elsewhere."""
     wandb_cells: bool = False
@@ -91,7 +111,17 @@ class Args:
 
 
 CELLS = "cells.jsonl"  # in the output folder
-MAY_CHANGE = ("output_dir", "workers", "data_dir", "engine", "ray_address", "wandb", "wandb_cells", "reuse", "resume")
+MAY_CHANGE = (
+    "output_dir",
+    "workers",
+    "data_dir",
+    "engine",
+    "ray_address",
+    "wandb",
+    "wandb_cells",
+    "reuse",
+    "resume",
+)
 
 
 class Plan(NamedTuple):
@@ -105,31 +135,46 @@ class Plan(NamedTuple):
 
 
 def build(args: Args) -> Plan:
-    """Rows, tasks and output folder; a ValueError or ImportError says what is wrong with the arguments."""
+    """Rows, tasks and output folder.
+
+    A ValueError or ImportError says what is wrong with the arguments.
+    """
     for name in ("seeds", "budget", "tuning_seeds", "workers"):
         check_count(name, getattr(args, name))
     for earlier in args.reuse:
         if not (Path(earlier) / CELLS).is_file():
-            raise ValueError(f"--reuse {earlier}: no {CELLS} there; name the output folder of an evaluation")
+            raise ValueError(
+                f"--reuse {earlier}: no {CELLS} there; name the output folder of an evaluation"
+            )
     if args.horizon is not None:
         check_count("horizon", args.horizon)
     if args.engine == "ray":
         require("ray", "ray")
     if args.task and args.suite:
         raise ValueError("give --task or --suite, not both")
-    rows = entrants([name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy)
+    rows = entrants(
+        [name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy
+    )
     if not args.tune_policies:
         rows = [row for row in rows if not (row.policy and row.lr is None)]
-    tasks, skipped = suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
+    tasks, skipped = (
+        suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
+    )
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     defaults = {field.name: field.default for field in dataclasses.fields(Args)}
-    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE, defaults=defaults)
+    folder = RunFolder(
+        args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE, defaults=defaults
+    )
     return Plan(rows, tasks, skipped, folder, config)
 
 
 def open_engine(args: Args) -> AbstractContextManager[Engine]:
     """Where cells run."""
-    return ray_engine(args.workers, args.ray_address) if args.engine == "ray" else local_engine(args.workers)
+    return (
+        ray_engine(args.workers, args.ray_address)
+        if args.engine == "ray"
+        else local_engine(args.workers)
+    )
 
 
 def find_learning_rates(
@@ -185,7 +230,9 @@ def compare(
         return {key: [outcomes[cell] for cell in group] for key, group in table.items()}
 
     missets = {factor: of(table) for factor, table in off.items()}
-    results = assemble(plan.rows, plan.tasks, of(grid), lrs, tuning, missets, [*tuning_failures, *failures])
+    results = assemble(
+        plan.rows, plan.tasks, of(grid), lrs, tuning, missets, [*tuning_failures, *failures]
+    )
     return results, outcomes
 
 
@@ -194,14 +241,25 @@ def show(results: dict[str, Any]) -> None:
     tasks = list(results["tasks"])
     reference = results["reference"]
     where = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
-    table = rich.table.Table(title=f"{where}, {results['seeds']} seeds: log of {reference}'s test loss over one's own")
+    table = rich.table.Table(
+        title=f"{where}, {results['seeds']} seeds: log of {reference}'s test loss over one's own"
+    )
     table.add_column("contestant")
-    for heading in ("score", "95 % interval", "failed", *(["lr", "test loss", "95 % interval"] * (len(tasks) == 1))):
+    for heading in (
+        "score",
+        "95 % interval",
+        "failed",
+        *(["lr", "test loss", "95 % interval"] * (len(tasks) == 1)),
+    ):
         table.add_column(heading, justify="right")
     alone = {row["name"]: row for row in results["tasks"][tasks[0]]["rows"]}
     for entry in results["ranking"]:
         score, row = entry["score"], alone[entry["name"]]
-        cells = [f"{score['mean']:+.3f}", f"{score['low']:+.3f} .. {score['high']:+.3f}", f"{entry['failed']:.0%}"]
+        cells = [
+            f"{score['mean']:+.3f}",
+            f"{score['low']:+.3f} .. {score['high']:+.3f}",
+            f"{entry['failed']:.0%}",
+        ]
         if len(tasks) == 1:
             mean, low, high = (
                 "diverged" if row["test_loss"][key] is None else f"{row['test_loss'][key]:.4f}"
@@ -248,16 +306,29 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     write_report(results, report)
     if args.wandb_cells:  # runs of their own, so not while that of the evaluation is open
         log_cells(args.output_dir, outcomes, args.wandb)
-    tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}")
-    tracker.log({f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0)
+    tracker = Tracker(
+        args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}"
+    )
+    tracker.log(
+        {f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0
+    )
     columns = ["contestant", "score", "low", "high", "failed", "better than"]
     ranking = [
-        [e["name"], e["score"]["mean"], e["score"]["low"], e["score"]["high"], e["failed"], ", ".join(e["beats"])]
+        [
+            e["name"],
+            e["score"]["mean"],
+            e["score"]["low"],
+            e["score"]["high"],
+            e["failed"],
+            ", ".join(e["beats"]),
+        ]
         for e in results["ranking"]
     ]
     tracker.save_table("ranking", columns, ranking)
     tracker.save_file(report, "report")
-    write_atomically(file, json.dumps(results, indent=1, allow_nan=False).encode())  # with it all is complete
+    write_atomically(
+        file, json.dumps(results, indent=1, allow_nan=False).encode()
+    )  # with it all is complete
     tracker.save_file(file, "results")
     tracker.close()
     plan.folder.close()
@@ -278,7 +349,10 @@ def main(args: Args) -> None:
     try:
         failures = evaluate(args, plan)["failures"]
     except BrokenProcessPool:
-        sys.exit(f"error: a worker process was killed, perhaps for its memory; {again} and fewer --workers")
+        sys.exit(
+            f"error: a worker process was killed, perhaps for its memory; {again} and fewer "
+            "--workers"
+        )
     except OSError as error:  # a full disk, most likely
         sys.exit(f"error: {error}; what was saved before is intact: mend that, then {again}")
     except KeyboardInterrupt:

@@ -1,1 +1,4 @@
-"""Agents that learn a controller in lr_gym's environments. Runs from the checkout; not part of the wheel."""
+"""Agents that learn a controller in lr_gym's environments. Runs from the checkout.
+
+Not part of the wheel.
+"""

@@ -14,9 +14,9 @@ from agents.q_learning import QLearner
 from agents.random_suite import random_batch
 from agents.sb3 import DQNLearner, LayerRowsVecEnv, PPOLearner
 from agents.sweep import SweepLearner
-from lr_gym.policy import load_policy
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import SUITES, Task, find_task
-from lr_gym.vector_env import LRControlVectorEnv
 
 __all__ = ["RANDOM", "build_learner", "learning_tasks", "make_env", "selection_tasks"]
 
@@ -28,9 +28,13 @@ def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
     if args.suite is None:
         return [find_task(args.task)]
     if args.suite == RANDOM:
-        return random_batch(args.seed, generation, args.slots, args.decisions, args.horizon, args.base)
+        return random_batch(
+            args.seed, generation, args.slots, args.decisions, args.horizon, args.base
+        )
     if args.suite != "train":
-        raise ValueError(f"suite must be train or {RANDOM}, those that agents may learn on; got {args.suite!r}")
+        raise ValueError(
+            f"suite must be train or {RANDOM}, those that agents may learn on; got {args.suite!r}"
+        )
     return [find_task(name) for name in SUITES[args.suite]]
 
 
@@ -38,25 +42,37 @@ def selection_tasks(args: Args) -> list[Task]:
     """The tasks by which the policy is selected: those learned on, or a suite of their own."""
     if args.selection_suite is None:
         if args.suite == RANDOM:
-            raise ValueError(f"--suite {RANDOM} needs --selection-suite validation: its own tasks are never seen twice")
+            raise ValueError(
+                f"--suite {RANDOM} needs --selection-suite validation: its own tasks are never "
+                "seen twice"
+            )
         return learning_tasks(args)
     if args.selection_suite not in ("train", "validation"):
-        raise ValueError(f"selection_suite must be train or validation; got {args.selection_suite!r}")
+        raise ValueError(
+            f"selection_suite must be train or validation; got {args.selection_suite!r}"
+        )
     return [find_task(name) for name in SUITES[args.selection_suite]]
 
 
 def shares(args: Args, generation: int = 0) -> list[tuple[Task, int]]:
-    """Task and number of trainings of each environment: one task is cut among the workers, a suite among its tasks."""
+    """Task and number of trainings of each environment.
+
+    One task is cut among the workers, a suite among its tasks.
+    """
     tasks = learning_tasks(args, generation)
     if len(tasks) == 1:
         if args.num_envs % args.workers:
-            raise ValueError(f"num_envs={args.num_envs} must be a multiple of workers={args.workers}")
+            raise ValueError(
+                f"num_envs={args.num_envs} must be a multiple of workers={args.workers}"
+            )
         return [(tasks[0], args.num_envs // args.workers)] * args.workers
     even = max(2, args.num_envs // len(tasks) // 2 * 2)
     return [(task, even) for task in tasks]
 
 
-def make_env(args: Args, task: Task, num_envs: int, *, selection: bool, once: bool = False) -> LRControlVectorEnv:
+def make_env(
+    args: Args, task: Task, num_envs: int, *, selection: bool, once: bool = False
+) -> LRControlVectorEnv:
     """The environment that the arguments describe; the one for selection masks nothing.
 
     That one plays each run once, as do those made with `once`.
@@ -64,7 +80,7 @@ def make_env(args: Args, task: Task, num_envs: int, *, selection: bool, once: bo
     return LRControlVectorEnv(
         task,
         num_envs,
-        control=args.control,
+        granularity=args.granularity,
         controls=args.controls,
         action=args.action,
         action_step=args.action_step,
@@ -106,8 +122,13 @@ def build_learner(args: Args) -> tuple[Learner, int]:
 
     twins = args.ppo.twins if args.agent == "ppo" else 1
     if twins > 1 and args.suite != RANDOM:
-        raise ValueError(f"ppo.twins={twins} needs --suite {RANDOM}: elsewhere twins part when one of them diverges")
-    env = LayerRowsVecEnv(make(0), args.workers, renew=make if args.suite == RANDOM else None, twins=twins)
+        raise ValueError(
+            f"ppo.twins={twins} needs --suite {RANDOM}: elsewhere twins part when one of them "
+            "diverges"
+        )
+    env = LayerRowsVecEnv(
+        make(0), args.workers, renew=make if args.suite == RANDOM else None, twins=twins
+    )
     env.seed(args.seed << 20)  # row seeds of different seeds never meet
     selection = selection_envs(args)
     window = args.evolution.window if args.agent == "es" else None
@@ -121,12 +142,16 @@ def build_learner(args: Args) -> tuple[Learner, int]:
         return DQNLearner(env, selection, args.dqn, seed=args.seed, updates=updates), updates
     if args.agent == "q_learning":
         return QLearner(env, selection, args.q_learning, seed=args.seed, updates=updates), updates
-    return EvolutionLearner(env, selection, args.evolution, seed=args.seed, updates=updates), updates
+    return EvolutionLearner(
+        env, selection, args.evolution, seed=args.seed, updates=updates
+    ), updates
 
 
 def sweep_env(args: Args, update: int, slot: int) -> LRControlVectorEnv:
     """Where a task is swept."""
-    return make_env(args, learning_tasks(args, update)[slot], args.sweep.rates, selection=False, once=True)
+    return make_env(
+        args, learning_tasks(args, update)[slot], args.sweep.rates, selection=False, once=True
+    )
 
 
 def _sweep(args: Args) -> tuple[Learner, int]:
@@ -134,17 +159,26 @@ def _sweep(args: Args) -> tuple[Learner, int]:
     updates = max(1, round(args.timesteps / (slots * args.sweep.rates * args.decisions)))
     make = functools.partial(sweep_env, args)
     learner = SweepLearner(
-        make, slots, selection_envs(args), args.sweep, seed=args.seed, updates=updates, workers=args.workers
+        make,
+        slots,
+        selection_envs(args),
+        args.sweep,
+        seed=args.seed,
+        updates=updates,
+        workers=args.workers,
     )
     return learner, updates
 
 
 def _garo(args: Args) -> tuple[Learner, int]:
     if args.suite == RANDOM:
-        raise ValueError(f"garo learns on tasks that stay: --suite {RANDOM} is for the other agents")
+        raise ValueError(
+            f"garo learns on tasks that stay: --suite {RANDOM} is for the other agents"
+        )
     if args.average is not None or args.base in ("adam", "muon"):
         raise ValueError(
-            f"garo sets the rates of plain SGD; got base={args.base!r}, average={args.average}: leave both out"
+            f"garo sets the rates of plain SGD; got base={args.base!r}, average={args.average}: "
+            "leave both out"
         )
     if args.device != "cpu":
         raise ValueError(f"garo trains on the CPU; got device={args.device!r}: leave it out")
@@ -152,8 +186,10 @@ def _garo(args: Args) -> tuple[Learner, int]:
     runs = max(1, args.selection_runs // len(tasks))
 
     def trainings(task: Task, count: int) -> GaroTrainings:
-        layerwise = args.control == "per_layer"
-        return GaroTrainings(task, count, layerwise=layerwise, horizon=args.horizon, compile=args.compile)
+        layerwise = args.granularity == "per_layer"
+        return GaroTrainings(
+            task, count, layerwise=layerwise, horizon=args.horizon, compile=args.compile
+        )
 
     learning = [trainings(*share) for share in shares(args)]
     selection = [trainings(task, runs) for task in tasks]

@@ -1,12 +1,15 @@
-"""Evolution strategies over the batched inner loop: each run of the batch is driven by weights of its own.
+"""Evolution strategies over the batched inner loop.
+
+Each run of the batch is driven by weights of its own.
 
     theta +- sigma eps_j   drive runs 2 j and 2 j + 1, which share initial weights and data (antithetic pairs)
     gradient = mean_i  u_i xi_i / sigma^2,   u: half the pair's difference in gain, in robust units, cut
     xi: sum of the perturbations since the training began
 
-With whole trainings per update, xi is one perturbation and this is the evolution strategy of Salimans et al. 2017; with
-windows it is persistent evolution (Vicol et al. 2021), whose gradient is unbiased although each update sees only a part
-of a training. What is driven is a `Population`: small policies in the environment (here), or GARO's cell (`garo`).
+With whole trainings per update, xi is one perturbation and this is the evolution strategy of
+Salimans et al. 2017; with windows it is persistent evolution (Vicol et al. 2021), whose gradient is
+unbiased although each update sees only a part of a training. What is driven is a `Population`:
+small policies in the environment (here), or GARO's cell (`garo`).
 """
 
 from __future__ import annotations
@@ -55,7 +58,10 @@ class Population(Protocol):
         ...
 
     def play(self, weights: Tensor, decisions: int) -> Tensor:
-        """Let weights (N, D) drive their runs for some decisions: gains (N,) of these, 0 for runs that are over."""
+        """Let weights (N, D) drive their runs for some decisions.
+
+        Gains (N,) of these, 0 for runs that are over.
+        """
         ...
 
     def figures(self) -> dict[str, float]:
@@ -72,7 +78,10 @@ class Population(Protocol):
 
 
 def pair_utilities(gains: Tensor, groups: NDArray[np.int64]) -> Tensor:
-    """Utilities (N,) of gains (N,): +-u/2 in each pair, u its difference over the group's median one, cut at +-3."""
+    """Utilities (N,) of gains (N,).
+
+    +-u/2 in each pair, u its difference over the group's median one, cut at +-3.
+    """
     difference = gains[0::2] - gains[1::2]
     scaled = torch.zeros_like(difference)
     for group in np.unique(groups):
@@ -90,16 +99,39 @@ class Strategy:
     """
 
     def __init__(
-        self, population: Population, theta: Tensor, config: EvolutionConfig, *, seed: int, updates: int
+        self,
+        population: Population,
+        theta: Tensor,
+        config: EvolutionConfig,
+        *,
+        seed: int,
+        updates: int,
     ) -> None:
-        """Start from `theta` (D,); the perturbations are drawn from `seed`, and row seeds are counted up from it."""
+        """Start from `theta` (D,).
+
+        The perturbations are drawn from `seed`, and row seeds are counted up from it.
+        """
         pairs = len(population.groups)
         window = population.decisions if config.window is None else config.window
         if not 1 <= window <= population.decisions:
-            raise ValueError(f"window must lie in [1, {population.decisions}], a training's decisions; got {window}")
+            raise ValueError(
+                f"window must lie in [1, {population.decisions}], a training's decisions; got "
+                f"{window}"
+            )
         self.theta = theta.clone()
-        self._population, self._config, self._updates, self._window = population, config, updates, window
-        self._row_seed, self._pairs, self._done, self._started, self._decision = seed << 20, pairs, 0, 0, 0
+        self._population, self._config, self._updates, self._window = (
+            population,
+            config,
+            updates,
+            window,
+        )
+        self._row_seed, self._pairs, self._done, self._started, self._decision = (
+            seed << 20,
+            pairs,
+            0,
+            0,
+            0,
+        )
         self._generator = torch.Generator().manual_seed(seed)
         self._optimizer = torch.optim.Adam([self.theta], lr=config.learning_rate)
         self._since_start = torch.zeros(2 * pairs, len(theta))
@@ -131,7 +163,10 @@ class Strategy:
         self._optimizer.step()
         self._done += 1
         self._decision = (self._decision + decisions) % self._population.decisions
-        return self._population.figures() | {"gradient_norm": float(gradient.norm()), "norm": float(self.theta.norm())}
+        return self._population.figures() | {
+            "gradient_norm": float(gradient.norm()),
+            "norm": float(self.theta.norm()),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

@@ -15,23 +15,31 @@ from torch import Tensor
 from agents.evolution import EvolutionConfig, Strategy
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
-from lr_gym.policy import MLPPolicy
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import MLPPolicy
 
 __all__ = ["EvolutionLearner", "PolicyPopulation"]
 
 
 def initial_theta(widths: Sequence[int], seed: int) -> Tensor:
-    """Flat weights (D,) of a network with these widths: normal over sqrt(inputs), zero biases, last layer 0."""
+    """Flat weights (D,) of a network with these widths.
+
+    Normal over sqrt(inputs), zero biases, last layer 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for inputs, outputs in itertools.pairwise(widths):
-        parts += [torch.randn(outputs * inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs)]
+        parts += [
+            torch.randn(outputs * inputs, generator=generator) / math.sqrt(inputs),
+            torch.zeros(outputs),
+        ]
     parts[-2].zero_()  # the last layer, or the only one
     return torch.cat(parts)
 
 
-def unflatten(theta: Tensor, widths: Sequence[int]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def unflatten(
+    theta: Tensor, widths: Sequence[int]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Weights (..., out, in) and biases (..., out) of each layer, from flat ones (..., D)."""
     weights, biases, begin = [], [], 0
     for inputs, outputs in itertools.pairwise(widths):
@@ -43,7 +51,10 @@ def unflatten(theta: Tensor, widths: Sequence[int]) -> tuple[tuple[Tensor, ...],
 
 
 class PolicyPopulation:
-    """Runs of the environment, each under a policy of its own; a diverged run waits for the next start."""
+    """Runs of the environment, each under a policy of its own.
+
+    A diverged run waits for the next start.
+    """
 
     def __init__(self, env: LayerRowsVecEnv, widths: Sequence[int]) -> None:
         for part in env.envs:
@@ -94,7 +105,11 @@ class PolicyPopulation:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next decisions depend on."""
         observation = torch.from_numpy(self._observation.copy())
-        return {"rows": self._env.state_dict(), "observation": observation, "over": self._over.clone()}
+        return {
+            "rows": self._env.state_dict(),
+            "observation": observation,
+            "over": self._over.clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
@@ -119,10 +134,14 @@ class EvolutionLearner(PolicyLearner):
         self._env = env
         spec = env.envs[0].control_spec
         if spec.mode.discrete:
-            raise ValueError(f"evolution needs action='recursive' or 'residual'; got {spec.action!r}")
+            raise ValueError(
+                f"evolution needs action='recursive' or 'residual'; got {spec.action!r}"
+            )
         self._widths = (len(spec.features), *config.hidden, len(spec.controls))
         theta = initial_theta(self._widths, seed)
-        self._strategy = Strategy(PolicyPopulation(env, self._widths), theta, config, seed=seed, updates=updates)
+        self._strategy = Strategy(
+            PolicyPopulation(env, self._widths), theta, config, seed=seed, updates=updates
+        )
 
     def update(self) -> dict[str, float]:
         """One step of the strategy."""

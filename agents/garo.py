@@ -1,7 +1,10 @@
-"""Meta-training of GARO's recurrent cell by evolution: it decides at every inner step, as its optimizer does.
+"""Meta-training of GARO's recurrent cell by evolution.
 
-The cell sets lr, momentum and weight decay of plain SGD, so it is trained on `InnerLoop` itself and not through the
-actions of the environment. What comes out is deployed by `lr_gym.optim.GlobalAdaptiveSGD(params, weights=FILE)`.
+It decides at every inner step, as its optimizer does.
+
+The cell sets lr, momentum and weight decay of plain SGD, so it is trained on `InnerLoop` itself and
+not through the actions of the environment. What comes out is deployed by
+`lr_gym.optim.GlobalAdaptiveSGD(params, weights=FILE)`.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from torch import Tensor
 
 from agents.evolution import EvolutionConfig, Strategy
 from agents.learner import episode_means
-from lr_gym.inner_loop import InnerLoop, InnerState
-from lr_gym.optim.garo_cell import (
+from lr_gym.envs.reward import REWARDS, diverged_return, loss_limit, potential
+from lr_gym.optim.contrib.garo_cell import (
     GaroWeights,
     GradientStatistics,
     garo_step,
@@ -27,10 +30,10 @@ from lr_gym.optim.garo_cell import (
     initial_weights,
     save_weights,
 )
-from lr_gym.reward import REWARDS, diverged_return, loss_limit, potential
 from lr_gym.rng import run_seeds
-from lr_gym.rows import flatten, unflatten
 from lr_gym.tasks import Task
+from lr_gym.training.inner_loop import InnerLoop, InnerState
+from lr_gym.tree import flatten, unflatten
 
 __all__ = ["GaroLearner", "GaroTrainings"]
 
@@ -41,13 +44,19 @@ def statistics(loop: InnerLoop, state: InnerState) -> GradientStatistics:
     """What the cell is fed, (B, L) each, of the pending gradient."""
 
     def pooled(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-        return loop.layout.pool(torch.stack([(x * y).flatten(1).sum(1) for x, y in zip(xs, ys, strict=True)], dim=1))
+        return loop.layout.pool(
+            torch.stack([(x * y).flatten(1).sum(1) for x, y in zip(xs, ys, strict=True)], dim=1)
+        )
 
     count = state.loss.new_tensor(loop.layout.layer_sizes())
     grad, buffer = pooled(state.grads, state.grads), pooled(state.firsts, state.firsts)
     length = (grad * buffer).sqrt()
-    cosine = torch.where(length > 0, pooled(state.grads, state.firsts) / length, 0.0).clamp(-1.0, 1.0)
-    return GradientStatistics((pooled(state.params, state.params) / count).sqrt(), (grad / count).sqrt(), cosine)
+    cosine = torch.where(length > 0, pooled(state.grads, state.firsts) / length, 0.0).clamp(
+        -1.0, 1.0
+    )
+    return GradientStatistics(
+        (pooled(state.params, state.params) / count).sqrt(), (grad / count).sqrt(), cosine
+    )
 
 
 class GaroTrainings:
@@ -62,10 +71,16 @@ class GaroTrainings:
         step: inner steps made.
     """
 
-    def __init__(self, task: Task, runs: int, *, layerwise: bool, horizon: int | None, compile: bool = False) -> None:
+    def __init__(
+        self, task: Task, runs: int, *, layerwise: bool, horizon: int | None, compile: bool = False
+    ) -> None:
         self.task, self.runs, self.horizon = task, runs, horizon or task.horizon
         self._loop = InnerLoop(
-            task, base="sgd", control="per_layer" if layerwise else "global", weight_decay=True, compile=compile
+            task,
+            base="sgd",
+            granularity="per_layer" if layerwise else "global",
+            weight_decay=True,
+            compile=compile,
         )
         self.start(torch.arange(runs))
 
@@ -73,7 +88,10 @@ class GaroTrainings:
         """Start a training for each run seed (B,)."""
         self._inner = self._loop.init(seeds)
         self._cell = initial_state((self.runs, self._loop.layout.num_layers), HIDDEN)
-        self._first, self._initial = self._inner.loss.clone(), self._loop.evaluate(self._inner, "reward")
+        self._first, self._initial = (
+            self._inner.loss.clone(),
+            self._loop.evaluate(self._inner, "reward"),
+        )
         self.loss, self._gain = self._initial.clone(), torch.zeros(self.runs)
         self.over, self.diverged = (torch.zeros(self.runs, dtype=torch.bool) for _ in range(2))
         self.step = 0
@@ -94,7 +112,9 @@ class GaroTrainings:
             worst = torch.maximum(worst, losses[0])  # NaN wins
         self.step += steps
         loss = self._loop.evaluate(self._inner, "reward")
-        alive = (worst <= loss_limit(self._first)) & (loss <= loss_limit(self._initial))  # False for NaN
+        alive = (worst <= loss_limit(self._first)) & (
+            loss <= loss_limit(self._initial)
+        )  # False for NaN
         gain = potential(self.loss, self.task.optimum) - potential(loss, self.task.optimum)
         floor = diverged_return(self._initial, self.task.optimum, REWARDS["log_loss"]) - self._gain
         gain = torch.where(self.over, 0.0, torch.where(alive, gain, floor))
@@ -120,7 +140,9 @@ class GaroTrainings:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self._inner = unflatten(self._inner, {k: v.clone() for k, v in state["inner"].items()}, "inner")
+        self._inner = unflatten(
+            self._inner, {k: v.clone() for k, v in state["inner"].items()}, "inner"
+        )
         self._cell = unflatten(self._cell, {k: v.clone() for k, v in state["cell"].items()}, "cell")
         own = [value.clone() for value in state["own"]]
         self._first, self._initial, self.loss, self._gain, self.over, self.diverged = own
@@ -135,19 +157,31 @@ def flatten_weights(weights: GaroWeights) -> Tensor:
 def unflatten_weights(theta: Tensor, like: GaroWeights) -> GaroWeights:
     """(..., D) -> weights with leading dimensions (...)."""
     parts = torch.split(theta, [value.numel() for value in like], dim=-1)
-    return GaroWeights(*(part.view(*theta.shape[:-1], *value.shape) for part, value in zip(parts, like, strict=True)))
+    return GaroWeights(
+        *(
+            part.view(*theta.shape[:-1], *value.shape)
+            for part, value in zip(parts, like, strict=True)
+        )
+    )
 
 
 class GaroPopulation:
     """Trainings of several tasks as one population; shares of them step in threads of their own."""
 
-    def __init__(self, shares: Sequence[GaroTrainings], like: GaroWeights, decisions: int, threads: int) -> None:
+    def __init__(
+        self, shares: Sequence[GaroTrainings], like: GaroWeights, decisions: int, threads: int
+    ) -> None:
         for share in shares:
             if share.runs % 2:
-                raise ValueError(f"evolution plays runs in pairs: each share needs an even number; got {share.runs}")
+                raise ValueError(
+                    "evolution plays runs in pairs: each share needs an even number; got "
+                    f"{share.runs}"
+                )
         self.shares = shares
         self._intervals = [max(1, share.horizon // decisions) for share in shares]
-        self.decisions = max(-(-s.horizon // steps) for s, steps in zip(shares, self._intervals, strict=True))
+        self.decisions = max(
+            -(-s.horizon // steps) for s, steps in zip(shares, self._intervals, strict=True)
+        )
         self._like, self._pool = like, ThreadPoolExecutor(threads)
         self._ended: list[dict[str, float]] = []
         self._bounds = np.cumsum([0] + [share.runs for share in shares])
@@ -162,10 +196,18 @@ class GaroPopulation:
         """Start a training in every run, the first of its row seed."""
         rows = torch.tensor(list(row_seeds), dtype=torch.int64)
         seeds = run_seeds(rows, torch.zeros_like(rows))
-        list(self._pool.map(lambda pair: pair[0].start(pair[1]), zip(self.shares, self._split(seeds), strict=True)))
+        list(
+            self._pool.map(
+                lambda pair: pair[0].start(pair[1]),
+                zip(self.shares, self._split(seeds), strict=True),
+            )
+        )
 
     def play(self, weights: Tensor, decisions: int) -> Tensor:
-        """Gains (N,); a decision is the same fraction of every task's horizon, the last one shorter."""
+        """Gains (N,).
+
+        A decision is the same fraction of every task's horizon, the last one shorter.
+        """
 
         def one(job: tuple[GaroTrainings, int, Tensor]) -> Tensor:
             share, interval, part = job
@@ -173,10 +215,16 @@ class GaroPopulation:
                 return share.play(unflatten_weights(part, self._like), interval * decisions)
 
         before = [share.over.clone() for share in self.shares]
-        gains = list(self._pool.map(one, zip(self.shares, self._intervals, self._split(weights), strict=True)))
+        gains = list(
+            self._pool.map(
+                one, zip(self.shares, self._intervals, self._split(weights), strict=True)
+            )
+        )
         for share, over in zip(self.shares, before, strict=True):
             new = share.over & ~over
-            for loss, diverged in zip(share.loss[new].tolist(), share.diverged[new].tolist(), strict=True):
+            for loss, diverged in zip(
+                share.loss[new].tolist(), share.diverged[new].tolist(), strict=True
+            ):
                 self._ended.append({"reward_loss": loss, "diverged": float(diverged)})
         return torch.cat(gains)
 
@@ -226,7 +274,9 @@ class GaroLearner:
         self._like = initial_weights(HIDDEN, torch.Generator().manual_seed(seed))
         self._selection = selection
         population = GaroPopulation(shares, self._like, decisions, threads)
-        self._strategy = Strategy(population, flatten_weights(self._like), config, seed=seed, updates=updates)
+        self._strategy = Strategy(
+            population, flatten_weights(self._like), config, seed=seed, updates=updates
+        )
 
     def update(self) -> dict[str, float]:
         """One step of the strategy."""
@@ -235,12 +285,16 @@ class GaroLearner:
     @property
     def weights(self) -> GaroWeights:
         """The unperturbed cell."""
-        return GaroWeights(*(value.clone() for value in unflatten_weights(self._strategy.theta, self._like)))
+        return GaroWeights(
+            *(value.clone() for value in unflatten_weights(self._strategy.theta, self._like))
+        )
 
     @torch.no_grad()
     def selection_losses(self, seeds: Sequence[int]) -> NDArray[np.float64]:
         """Final losses (tasks, seeds) on the selection split, inf where a training diverged."""
-        return np.stack([garo_losses(share, self.weights, seeds, "selection") for share in self._selection])
+        return np.stack(
+            [garo_losses(share, self.weights, seeds, "selection") for share in self._selection]
+        )
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """Write the cell's weights."""

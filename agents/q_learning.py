@@ -1,8 +1,9 @@
 """Tabular Q-learning in the environment, with the table that EnhancedSGD uses.
 
-With the preset enhanced_sgd the table has EnhancedSGD's own states and actions, and it goes on with it:
+With the preset enhanced_sgd the table has EnhancedSGD's own states and actions, and it goes on with
+it:
 
-    EnhancedSGD(params, q_controller=controller_of(load_policy("runs/q")))        (lr_gym.optim.lr_q_control)
+    EnhancedSGD(params, q_controller=controller_of(load_policy("runs/q")))        (lr_gym.optim.contrib.lr_q_control)
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import torch
 
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
-from lr_gym.control import ControlSpec
-from lr_gym.optim.lr_q_control import observed_edges
-from lr_gym.q_policy import QTablePolicy
-from lr_gym.q_table import QLearningController
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.optim.contrib.lr_q_control import observed_edges
+from lr_gym.policies.q_policy import QTablePolicy
+from lr_gym.policies.q_table import QLearningController
 
 __all__ = ["QConfig", "QLearner"]
 
 # Bins of a feature, all in [-1, 1]; those of update_ratio lie at 10^-4, 10^-3.5, ... 10^-1.
 EDGES = {
-    "update_ratio": tuple(float(np.tanh((x + 2.5) / 1.5)) for x in (-4, -3.5, -3, -2.5, -2, -1.5, -1)),
+    "update_ratio": tuple(
+        float(np.tanh((x + 2.5) / 1.5)) for x in (-4, -3.5, -3, -2.5, -2, -1.5, -1)
+    ),
     "update_ratio_among_layers": (-0.5, 0.5),
     "snr": (-0.5, 0.0, 0.5),
     "cosine": (-0.2, 0.2),
@@ -47,15 +50,24 @@ class QConfig:
     discount: float = 0.9
     """Per decision."""
     levels: tuple[float, ...] = (-1.0, -0.5, -0.15, 0.0, 0.15, 0.5, 1.0)
-    """Actions on the lr, fractions of `action_step`; momentum, where it is controlled, has -1, 0 and 1."""
+    """Actions on the lr, fractions of `action_step`.
+
+    Momentum, where it is controlled, has -1, 0 and 1.
+    """
     exploration: tuple[float, float] = (1.0, 0.05)
-    """Probability of a random action, at first and at last; falls linearly over `exploration_fraction`."""
+    """Probability of a random action, at first and at last.
+
+    Falls linearly over `exploration_fraction`.
+    """
     exploration_fraction: float = 0.5
     """Share of the updates over which it falls."""
 
 
 class QLearner(PolicyLearner):
-    """One table that all layers of all runs read and write; an update is one training of every run."""
+    """One table that all layers of all runs read and write.
+
+    An update is one training of every run.
+    """
 
     def __init__(
         self,
@@ -80,7 +92,8 @@ class QLearner(PolicyLearner):
         self._spec = env.envs[0].control_spec
         if self._spec.mode.discrete:
             raise ValueError(
-                f"tabular Q-learning has actions of its own: it needs a continuous action; got {self._spec.action!r}"
+                "tabular Q-learning has actions of its own: it needs a continuous action; got "
+                f"{self._spec.action!r}"
             )
         self._controller = QLearningController(
             edges(self._spec),
@@ -107,8 +120,12 @@ class QLearner(PolicyLearner):
         for _ in range(self._env.decisions):
             chosen = table.act(states)
             observation, rewards, dones = self._env.decide(table.actions[chosen].numpy())
-            following = self._states(observation)  # of a new training where one has ended: its value is not used
-            error = table.update(states, chosen, torch.from_numpy(rewards), following, torch.from_numpy(dones))
+            following = self._states(
+                observation
+            )  # of a new training where one has ended: its value is not used
+            error = table.update(
+                states, chosen, torch.from_numpy(rewards), following, torch.from_numpy(dones)
+            )
             errors.append(float(error.abs().mean()))
             states, self._observation = following, observation
         self._done += 1
@@ -143,15 +160,23 @@ class QLearner(PolicyLearner):
 
 
 def edges(spec: ControlSpec) -> list[tuple[float, ...]]:
-    """Bins of each feature, EnhancedSGD's where the spec has its features; a ValueError names one without bins."""
+    """Bins of each feature, EnhancedSGD's where the spec has its features.
+
+    A ValueError names one without bins.
+    """
     enhanced = observed_edges(spec.decisions)
     known = enhanced if spec.features == tuple(enhanced) else EDGES
     for name in spec.features:
         if name not in known:
-            raise ValueError(f"tabular Q-learning has no bins for the feature {name!r}; choose from {', '.join(known)}")
+            raise ValueError(
+                f"tabular Q-learning has no bins for the feature {name!r}; choose from "
+                f"{', '.join(known)}"
+            )
     return [known[name] for name in spec.features]
 
 
 def actions(spec: ControlSpec, levels: Sequence[float]) -> list[tuple[float, ...]]:
     """Every combination of the levels of each control."""
-    return list(itertools.product(*(levels if name == "lr" else (-1.0, 0.0, 1.0) for name in spec.controls)))
+    return list(
+        itertools.product(*(levels if name == "lr" else (-1.0, 0.0, 1.0) for name in spec.controls))
+    )

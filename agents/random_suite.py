@@ -1,9 +1,9 @@
 """An endless suite: every new batch of trainings is on random tasks that nobody has seen before.
 
-A batch has slots. Each slot keeps its number of layers, since a vector environment has a fixed number of rows; data,
-kind of network, width, activation, batch size and horizon are drawn anew. Horizons are rounded to whole intervals, so
-that all trainings have the same number of decisions and end together. Tasks that would take far longer than the others
-of their batch are passed over.
+A batch has slots. Each slot keeps its number of layers, since a vector environment has a fixed
+number of rows; data, kind of network, width, activation, batch size and horizon are drawn anew.
+Horizons are rounded to whole intervals, so that all trainings have the same number of decisions and
+end together. Tasks that would take far longer than the others of their batch are passed over.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from lr_gym.layers import muon_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks import Task
 from lr_gym.tasks.random_tasks import random_task
-from lr_gym.update import NEWTON_SCHULZ_STEPS, base_rule
+from lr_gym.updates.rules import NEWTON_SCHULZ_STEPS, base_rule
 
 __all__ = ["random_batch"]
 
 FIRST = 1 << 20  # smaller numbers are left to named suites
 COUNT = 1 << 30
-DEAREST = 5_000_000_000  # operations of a training: one task in four needs more, and those would take most of the time
+# operations of a training: one task in four needs more, and those would take most of the time
+DEAREST = 5_000_000_000
 UPDATE = 32  # products that cost as much as to move a weight
 IN_MATRICES = 5  # products of Muon's matrices that cost as much as one of a minibatch
 
@@ -53,7 +54,9 @@ def measured(number: int) -> Measured:
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         first, *_ = own = list(module.parameters(recurse=False))
-        times = inputs[0].shape[1] if isinstance(module, nn.RNNBase) else output.numel() // len(first)
+        times = (
+            inputs[0].shape[1] if isinstance(module, nn.RNNBase) else output.numel() // len(first)
+        )
         weights = sum(p.numel() for p in own)
         found.append((1, weights, times * weights))
 
@@ -77,7 +80,9 @@ def operations_of(number: int, horizon: int | None = None, base: str = "adamw") 
     """Products of weights in all forward passes of training on task `random-<number>`, and its updates as products."""
     task, sizes = random_task(number).task, measured(number)
     orthogonal = sizes.orthogonal // IN_MATRICES if base_rule(base).family == "muon" else 0
-    return (horizon or task.horizon) * (task.batch_size * sizes.products + UPDATE * sizes.weights + orthogonal)
+    return (horizon or task.horizon) * (
+        task.batch_size * sizes.products + UPDATE * sizes.weights + orthogonal
+    )
 
 
 def random_batch(
@@ -89,7 +94,9 @@ def random_batch(
     base: str = "adamw",
     dearest: int = DEAREST,
 ) -> list[Task]:
-    """The tasks of a batch, a function of its arguments; slot i has as many layers in every generation.
+    """The tasks of a batch, a function of its arguments.
+
+    Slot i has as many layers in every generation.
 
     Args:
         seed: of the suite.
@@ -104,12 +111,17 @@ def random_batch(
     for slot in range(slots):
         first = _number(seed, 0, slot, 0)
         number, attempt = _number(seed, generation, slot, 0), 0
-        while measured(number).layers != measured(first).layers or operations_of(number, horizon, base) > dearest:
+        while (
+            measured(number).layers != measured(first).layers
+            or operations_of(number, horizon, base) > dearest
+        ):
             attempt += 1
             number = _number(seed, generation, slot, attempt)
         task = random_task(number).task
         steps = task.horizon if horizon is None else horizon
-        tasks.append(dataclasses.replace(task, horizon=max(1, round(steps / decisions)) * decisions))
+        tasks.append(
+            dataclasses.replace(task, horizon=max(1, round(steps / decisions)) * decisions)
+        )
     return tasks
 
 

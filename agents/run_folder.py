@@ -1,4 +1,7 @@
-"""A training's output folder: who owns it, what was asked for, and checkpoints that survive a kill."""
+"""A training's output folder.
+
+Who owns it, what was asked for, and checkpoints that survive a kill.
+"""
 
 from __future__ import annotations
 
@@ -57,17 +60,26 @@ class RunFolder:
             raise
 
     def _claim(
-        self, args: dict[str, Any], resume: bool, may_change: tuple[str, ...], defaults: Mapping[str, Any]
+        self,
+        args: dict[str, Any],
+        resume: bool,
+        may_change: tuple[str, ...],
+        defaults: Mapping[str, Any],
     ) -> None:
         path = self.path
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunFolderError(f"{path} is in use by another process; choose another --output-dir") from error
+            raise RunFolderError(
+                f"{path} is in use by another process; choose another --output-dir"
+            ) from error
         remove_unfinished(path)
         others = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
         if not resume and others:
-            raise RunFolderError(f"{path} is not empty: choose another --output-dir, or continue its run with --resume")
+            raise RunFolderError(
+                f"{path} is not empty: choose another --output-dir, or continue its run with "
+                "--resume"
+            )
         if resume and ARGS not in others:
             raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
         if resume:
@@ -75,7 +87,8 @@ class RunFolder:
             for key, value in args.items():
                 if key not in may_change and old.get(key) != value:
                     raise RunFolderError(
-                        f"{path} was started with {key}={old.get(key)!r}, not {value!r}: resume with the same arguments"
+                        f"{path} was started with {key}={old.get(key)!r}, not {value!r}: resume "
+                        "with the same arguments"
                     )
         write_atomically(path / ARGS, json.dumps(args, indent=2).encode())
 
@@ -86,7 +99,10 @@ class RunFolder:
         write_atomically(self.path / CHECKPOINT, buffer.getvalue())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None where none was written yet; nothing is unpickled but tensors."""
+        """The last checkpoint, or None where none was written yet.
+
+        Nothing is unpickled but tensors.
+        """
         file = self.path / CHECKPOINT
         if not file.exists():
             return None

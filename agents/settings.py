@@ -1,7 +1,7 @@
 """Presets and config files: YAML mappings of argument names to values, laid under the command line.
 
-A preset file has a mapping per preset, as rl-baselines3-zoo has one per environment. The order is: defaults of the
-arguments, the agent's preset, the config file, the command line.
+A preset file has a mapping per preset, as rl-baselines3-zoo has one per environment. The order is:
+defaults of the arguments, the agent's preset, the config file, the command line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file that can be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of argument names to values; got {values!r:.80}")
+        raise ValueError(
+            f"{path} must hold a mapping of argument names to values; got {values!r:.80}"
+        )
     return values
 
 
@@ -46,7 +48,9 @@ def _number(value: Any, old: Any, name: str, source: str) -> Any:
 
 
 def apply(defaults: T, values: Mapping[str, Any], source: str) -> T:
-    """Defaults (a dataclass instance) with values laid over them; nested mappings reach into nested dataclasses.
+    """Defaults (a dataclass instance) with values laid over them.
+
+    Nested mappings reach into nested dataclasses.
 
     Raises:
         ValueError: for a name that is no field, naming it, the source and the valid names.
@@ -55,10 +59,14 @@ def apply(defaults: T, values: Mapping[str, Any], source: str) -> T:
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
-            raise ValueError(f"unknown setting {name!r} in {source}; choose from {', '.join(names)}")
+            raise ValueError(
+                f"unknown setting {name!r} in {source}; choose from {', '.join(names)}"
+            )
         old = getattr(defaults, name)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(old):
             changes[name] = apply(old, value, f"{source}, {name}")
         else:
-            changes[name] = tuple(value) if isinstance(value, list) else _number(value, old, name, source)
+            changes[name] = (
+                tuple(value) if isinstance(value, list) else _number(value, old, name, source)
+            )
     return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]

@@ -1,10 +1,13 @@
-"""Learning from sweeps: what learning rate would have been best, told from what is known of a training.
+"""Learning from sweeps.
 
-A sweep trains one task from the same weights on the same data at a row of learning rates, under the base schedule.
-Where each of them ended is a curve of the loss over the learning rate; who named one rate for the whole training would
-lose `regret` against the best of them, read off that curve. The network learns to name the rate of least expected
-regret from KNOWN features, those that no action can move; the policy goes there, and what it does there cannot lead it
-elsewhere. What a baseline pays for at every task, a sweep, is thus paid once, in training.
+What learning rate would have been best, told from what is known of a training.
+
+A sweep trains one task from the same weights on the same data at a row of learning rates, under the
+base schedule. Where each of them ended is a curve of the loss over the learning rate; who named one
+rate for the whole training would lose `regret` against the best of them, read off that curve. The
+network learns to name the rate of least expected regret from KNOWN features, those that no action
+can move; the policy goes there, and what it does there cannot lead it elsewhere. What a baseline
+pays for at every task, a sweep, is thus paid once, in training.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from agents.learner import PolicyLearner
-from lr_gym.benchmark.engine import process_pool
-from lr_gym.control import ControlSpec
-from lr_gym.observation import ENDLESS_FEATURES, PEAK_CENTRE, PEAK_WIDTH, TASK_FEATURES
-from lr_gym.policy import MLPPolicy
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.control.observation import ENDLESS_FEATURES, PEAK_CENTRE, PEAK_WIDTH, TASK_FEATURES
+from lr_gym.control.spec import ControlSpec
+from lr_gym.engine import process_pool
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import MLPPolicy
 
 __all__ = [
     "KNOWN",
@@ -42,7 +45,8 @@ __all__ = [
     "regret_of",
 ]
 
-WORST = 0.5  # regret in nats that counts at most, else tasks whose loss can go to 0 would be most of the mean
+# regret in nats that counts at most, else tasks whose loss can go to 0 would be most of the mean
+WORST = 0.5
 BATCH = 4096
 LINEAR = 0.01  # how little of tanh's curve the lr passes through
 PEAK = "peak_lr"
@@ -80,7 +84,9 @@ class SweepConfig:
 
 
 class Sweeps(NamedTuple):
-    """What was known in sweeps, n rows of one training at one moment each; every layer knows the same.
+    """What was known in sweeps, n rows of one training at one moment each.
+
+    Every layer knows the same.
 
     Attributes:
         observation: (n, F - 1) float16, without the learning rate.
@@ -100,7 +106,9 @@ class Sweeps(NamedTuple):
     def only(self, which: Tensor) -> Sweeps:
         """Those of some of the curves, (sweeps,) bool."""
         rows, index = which[self.sweep.long()], torch.cumsum(which, 0) - 1
-        return Sweeps(self.observation[rows], index[self.sweep[rows].long()].int(), self.curves[which])
+        return Sweeps(
+            self.observation[rows], index[self.sweep[rows].long()].int(), self.curves[which]
+        )
 
 
 def regrets(loss: Tensor, worst: Tensor) -> Tensor:
@@ -119,7 +127,9 @@ class RateNetwork(nn.Module):
     """
 
     def __init__(self, widths: Sequence[int], rates: Tensor, seed: int) -> None:
-        """Whatever it sees, it names the middle of `rates` (rates,), logarithms: the last layer starts at 0.
+        """Whatever it sees, it names the middle of `rates` (rates,), logarithms.
+
+        The last layer starts at 0.
 
         Args:
             widths: of the input and the hidden layers.
@@ -195,7 +205,11 @@ def learn(
 
 @torch.no_grad()
 def play(
-    make: Callable[[int, int], LRControlVectorEnv], update: int, slot: int, config: SweepConfig, seed: int
+    make: Callable[[int, int], LRControlVectorEnv],
+    update: int,
+    slot: int,
+    config: SweepConfig,
+    seed: int,
 ) -> tuple[Sweeps, dict[str, float]]:
     """Train a sweep to the end: what was known, with its curve, and figures.
 
@@ -220,7 +234,9 @@ def play(
             seen.append(torch.from_numpy(observation[alive, 0][:, columns]).half())
         observation, _, terminated, _, infos = env.step(still)
         alive &= ~infos["diverged"]
-        if decision < decisions - 1 and terminated.any():  # they diverged, start over, and are not looked at again
+        if (
+            decision < decisions - 1 and terminated.any()
+        ):  # they diverged, start over, and are not looked at again
             observation, _ = env.reset(options={"reset_mask": terminated, "initial_lr": lr})
     losses = np.where(alive, env.evaluate("reward"), np.inf)
     curve = regrets(_log(losses, env), worst)
@@ -236,11 +252,14 @@ def _log(loss: NDArray[np.float64], env: LRControlVectorEnv) -> Tensor:
     return torch.from_numpy(np.log(np.maximum(loss - env.task.optimum, 1e-12))).float()
 
 
-def policy_of(network: RateNetwork, spec: ControlSpec, interval: int, shift: float, about: dict[str, Any]) -> MLPPolicy:
+def policy_of(
+    network: RateNetwork, spec: ControlSpec, interval: int, shift: float, about: dict[str, Any]
+) -> MLPPolicy:
     """A network of rates as a policy.
 
-    Its action is (named + shift - present) / step, logarithms of learning rates. The present one, a feature, passes
-    beside the network through a unit of each layer of its own, in which tanh is linear to 1e-4.
+    Its action is (named + shift - present) / step, logarithms of learning rates. The present one, a
+    feature, passes beside the network through a unit of each layer of its own, in which tanh is
+    linear to 1e-4.
 
     Args:
         network: of the inputs that the spec names.
@@ -281,7 +300,10 @@ def policy_of(network: RateNetwork, spec: ControlSpec, interval: int, shift: flo
 
 
 class SweepLearner(PolicyLearner):
-    """Regression on where the learning rate should go; an update is a sweep of each of a batch of tasks."""
+    """Regression on where the learning rate should go.
+
+    An update is a sweep of each of a batch of tasks.
+    """
 
     def __init__(
         self,
@@ -294,33 +316,53 @@ class SweepLearner(PolicyLearner):
         updates: int,
         workers: int = 1,
     ) -> None:
-        """Start with a network whose last layer is 0: whatever it sees, it names the middle of the range.
+        """Start with a network whose last layer is 0.
+
+        Whatever it sees, it names the middle of the range.
 
         Args:
-            make: the environment of update 0, 1, ... and a slot, autoreset DISABLED, of `config.rates` runs; is sent to
-                other processes.
+            make: the environment of update 0, 1, ... and a slot, autoreset DISABLED, of
+                `config.rates` runs; is sent to other processes.
             slots: tasks of an update.
             selection: what it is judged in.
             config: hyperparameters.
             seed: of the network, of what is remembered, and of the trainings.
             updates: how many there will be.
-            workers: processes that play the environments of an update; the result does not depend on it.
+            workers: processes that play the environments of an update; the result does not depend
+                on it.
         """
         super().__init__(selection)
-        self._make, self._slots, self._config, self._seed, self._updates = make, slots, config, seed, updates
+        self._make, self._slots, self._config, self._seed, self._updates = (
+            make,
+            slots,
+            config,
+            seed,
+            updates,
+        )
         self._done = 0
         envs = [make(0, slot) for slot in range(slots)]
         self._spec = spec = envs[0].control_spec
         self._interval = int(np.median([env.inner_steps_per_decision for env in envs]))
-        if spec.mode.discrete or not spec.mode.recursive or spec.controls != ("lr",) or PEAK not in spec.features:
+        if (
+            spec.mode.discrete
+            or not spec.mode.recursive
+            or spec.controls != ("lr",)
+            or PEAK not in spec.features
+        ):
             raise ValueError(
-                f"sweep learns policies of action='recursive', controls=('lr',) and a feature {PEAK!r}; got action="
+                "sweep learns policies of action='recursive', controls=('lr',) and a feature "
+                f"{PEAK!r}; got action="
                 f"{spec.action!r}, controls={spec.controls}, features={spec.features}"
             )
         if not set(spec.features) <= {PEAK, *KNOWN} or len(spec.features) < 2:
-            raise ValueError(f"sweep sees {PEAK} and features of {', '.join(KNOWN)}; got {', '.join(spec.features)}")
+            raise ValueError(
+                f"sweep sees {PEAK} and features of {', '.join(KNOWN)}; got "
+                f"{', '.join(spec.features)}"
+            )
         if config.rates < 3 or not 0.0 < config.lowest < config.highest or not config.hidden:
-            raise ValueError(f"sweep needs 3 rates, 0 < lowest < highest and a hidden layer; got {config}")
+            raise ValueError(
+                f"sweep needs 3 rates, 0 < lowest < highest and a hidden layer; got {config}"
+            )
         self._generator = torch.Generator().manual_seed(seed)
         self._pool = None if workers == 1 else process_pool(workers)
         self._rates = config.logarithms
@@ -338,13 +380,25 @@ class SweepLearner(PolicyLearner):
     def update(self) -> dict[str, float]:
         """Sweep each task, remember, and learn from all that is remembered."""
         first = (self._seed << 44) + (self._done << 12)  # above every seed that judges
-        jobs = [(self._make, self._done, slot, self._config, first + slot) for slot in range(self._slots)]
-        played = list((map if self._pool is None else self._pool.map)(play, *zip(*jobs, strict=True)))
+        jobs = [
+            (self._make, self._done, slot, self._config, first + slot)
+            for slot in range(self._slots)
+        ]
+        played = list(
+            (map if self._pool is None else self._pool.map)(play, *zip(*jobs, strict=True))
+        )
         new = [seen for seen, _ in played]
         with torch.no_grad():
             regret = [float(self._regret(seen).mean()) for seen in new]
         self._seen = self._seen.joined(functools.reduce(Sweeps.joined, new))
-        learn(self._network, self._optimizer, self._seen, self._rates, self._learning_rates(), self._generator)
+        learn(
+            self._network,
+            self._optimizer,
+            self._seen,
+            self._rates,
+            self._learning_rates(),
+            self._generator,
+        )
         self._done += 1
         means = {
             key: float(np.mean([figures[key] for _, figures in played if key in figures]))
@@ -354,7 +408,9 @@ class SweepLearner(PolicyLearner):
         return {"regret": float(np.mean(regret)), **means}
 
     def _regret(self, seen: Sweeps) -> Tensor:
-        return regret_of(self._network(seen.observation.float()), seen.curves[seen.sweep.long()], self._rates)
+        return regret_of(
+            self._network(seen.observation.float()), seen.curves[seen.sweep.long()], self._rates
+        )
 
     def _learning_rates(self) -> list[float]:
         """Of the network, in the update to come."""
@@ -369,7 +425,9 @@ class SweepLearner(PolicyLearner):
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
         return {
-            "linears": {name: tensor.clone() for name, tensor in self._network.linears.state_dict().items()},
+            "linears": {
+                name: tensor.clone() for name, tensor in self._network.linears.state_dict().items()
+            },
             "optimizer": self._optimizer.state_dict(),
             "generator": self._generator.get_state(),
             "counts": [self._seed, self._done],

@@ -1,8 +1,11 @@
-"""Best known baseline of each task: Adam under the cosine schedule, learning rate tuned on the selection split.
+"""Best known baseline of each task.
+
+Adam under the cosine schedule, learning rate tuned on the selection split.
 
     python benchmarks/baselines.py --tasks mnist1d-mlp digits-cnn
 
-Prints what the `best` column of lr_gym.tasks.TASKS says: mean over seeds of the test split's metric, or loss.
+Prints what the `best` column of lr_gym.tasks.TASKS says: mean over seeds of the test split's
+metric, or loss.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ import statistics
 
 import tyro
 
-from lr_gym.benchmark.engine import run_cells
-from lr_gym.benchmark.run import Cell, Contestant
+from lr_gym.benchmark.run import Cell, Contestant, attempt
+from lr_gym.engine import local_engine
 from lr_gym.tasks import TASKS
 
 
@@ -36,12 +39,19 @@ def main(args: Args) -> None:
     for task in args.tasks:
         contestants = [Contestant("adam-cosine", lr) for lr in args.lrs]
         cells = [Cell(c, task, seed, test=True) for c in contestants for seed in range(args.seeds)]
-        outcomes = run_cells(cells, args.workers)
-        of = {c: [outcome for cell, outcome in outcomes.items() if cell.contestant == c] for c in contestants}
+        with local_engine(args.workers) as engine:
+            outcomes = dict(engine(attempt, cells))
+        of = {
+            c: [outcome for cell, outcome in outcomes.items() if cell.contestant == c]
+            for c in contestants
+        }
         best = min(contestants, key=lambda c: statistics.mean(o.selection_loss for o in of[c]))
         metric = next(iter(TASKS[task].metrics), "loss")
         values = [o.test_loss if metric == "loss" else o.metrics[metric] for o in of[best]]
-        print(f"{task}: {metric} {statistics.mean(values):.3g}, Adam, cosine from lr {best.lr:g}", flush=True)
+        print(
+            f"{task}: {metric} {statistics.mean(values):.3g}, Adam, cosine from lr {best.lr:g}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

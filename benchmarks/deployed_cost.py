@@ -4,11 +4,11 @@
     python benchmarks/deployed_cost.py --whole-step --batch-size 16
     python benchmarks/deployed_cost.py --muon --models MiniLM --rounds 2
 
-Each round steps every optimizer, in a new random order, on the same parameters and random gradients, and ratios are
-taken within a round. A round is one interval between two decisions: statistics fall on its first step, so a figure
-is that of INTERVAL steps. The built-in policies are as users get them, guarded; the others never act. With
---whole-step a round is one interval of whole training steps, forward and backward too. Memory is the bytes of the
-optimizer's state.
+Each round steps every optimizer, in a new random order, on the same parameters and random
+gradients, and ratios are taken within a round. A round is one interval between two decisions:
+statistics fall on its first step, so a figure is that of INTERVAL steps. The built-in policies are
+as users get them, guarded; the others never act. With --whole-step a round is one interval of whole
+training steps, forward and backward too. Memory is the bytes of the optimizer's state.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lr_gym.control import ControlSpec
+from lr_gym.control.spec import ControlSpec
 from lr_gym.layers import muon_groups
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.policy import constant_policy
+from lr_gym.policies.policy import constant_policy
 from lr_gym.tasks import architectures
 
 INTERVAL = 10
 
 
 def minilm() -> nn.Module:
-    """The shapes of all-MiniLM-L6: 30522 words, width 384, 6 blocks of 12 heads, 1536 hidden; torch's own layers."""
-    layer = nn.TransformerEncoderLayer(384, 12, 1536, batch_first=True, activation="gelu", dropout=0.0)
+    """The shapes of all-MiniLM-L6: 30522 words, width 384, 6 blocks of 12 heads, 1536 hidden.
+
+    Torch's own layers.
+    """
+    layer = nn.TransformerEncoderLayer(
+        384, 12, 1536, batch_first=True, activation="gelu", dropout=0.0
+    )
     encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
     return nn.Sequential(nn.Embedding(30522, 384), encoder, nn.Linear(384, 2))
 
@@ -54,15 +59,25 @@ def transformer() -> nn.Module:
 
 
 # Name -> (model, inputs of so many examples, how to get a loss of the outputs).
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callable[[Tensor], Tensor]]] = {
+MODELS: dict[
+    str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callable[[Tensor], Tensor]]
+] = {
     "ResNet-18": (
         torchvision.models.resnet18,
         lambda count: torch.randn(count, 3, 64, 64),
         lambda out: out.square().mean(),
     ),
-    "MiniLM": (minilm, lambda count: torch.randint(30522, (count, 32)), lambda out: out.mean(1).square().mean()),
+    "MiniLM": (
+        minilm,
+        lambda count: torch.randint(30522, (count, 32)),
+        lambda out: out.mean(1).square().mean(),
+    ),
     "MLP": (mlp, lambda count: torch.randn(count, 40), lambda out: out.square().mean()),
-    "transformer": (transformer, lambda count: torch.randn(count, 40), lambda out: out.square().mean()),
+    "transformer": (
+        transformer,
+        lambda count: torch.randn(count, 40),
+        lambda out: out.square().mean(),
+    ),
 }
 
 
@@ -84,8 +99,12 @@ def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         "PolicyOptimizer()": PolicyOptimizer(named, policy, 1e-9),
         "PolicyOptimizer(sample=None)": PolicyOptimizer(named, policy, 1e-9, sample=None),
         "PolicyOptimizer(fused=False)": PolicyOptimizer(named, policy, 1e-9, fused=False),
-        "PolicyOptimizer('builtin:default')": PolicyOptimizer(named, "builtin:default", 1e-9, 50 * INTERVAL),
-        "PolicyOptimizer('builtin:anytime')": PolicyOptimizer(named, "builtin:anytime", 1e-9, 50 * INTERVAL),
+        "PolicyOptimizer('builtin:default')": PolicyOptimizer(
+            named, "builtin:default", 1e-9, 50 * INTERVAL
+        ),
+        "PolicyOptimizer('builtin:anytime')": PolicyOptimizer(
+            named, "builtin:anytime", 1e-9, 50 * INTERVAL
+        ),
     }
 
 
@@ -99,7 +118,12 @@ def whole_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all tensors in the state, the controller's included."""
     optimizer.state_dict()  # writes the controller's state
-    tensors = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+    tensors = (
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -119,17 +143,25 @@ def contest(rounds: int, steps: dict[str, Callable[[], Any]]) -> dict[str, list[
 
 def ratio(times: dict[str, list[float]], one: str, other: str) -> str:
     """Median and quartiles of the ratio within rounds."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(times[one], times[other], strict=True)], n=4)
+    low, middle, high = statistics.quantiles(
+        [a / b for a, b in zip(times[one], times[other], strict=True)], n=4
+    )
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--whole-step", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=4, help="pictures, sequences of words, or rows")
-    parser.add_argument("--muon", action="store_true", help="a policy of Muon too, whose step takes far longer")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="pictures, sequences of words, or rows"
+    )
+    parser.add_argument(
+        "--muon", action="store_true", help="a policy of Muon too, whose step takes far longer"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -145,9 +177,13 @@ def main() -> None:
         for param in model.parameters():
             param.grad = 1e-3 * torch.randn_like(param)
 
-        loss = functools.partial(lambda model, inputs, loss_of: loss_of(model(inputs)), model, inputs, loss_of)
+        loss = functools.partial(
+            lambda model, inputs, loss_of: loss_of(model(inputs)), model, inputs, loss_of
+        )
         steps: dict[str, Callable[[], Any]] = {
-            key: functools.partial(whole_step, optimizer, loss) if args.whole_step else optimizer.step
+            key: functools.partial(whole_step, optimizer, loss)
+            if args.whole_step
+            else optimizer.step
             for key, optimizer in contestants.items()
         }
         times = contest(args.rounds, steps)

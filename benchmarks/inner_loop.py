@@ -20,9 +20,9 @@ import rich.table
 import torch
 import tyro
 
-from lr_gym.inner_loop import InnerLoop
 from lr_gym.tasks import TASKS, Task, find_task
-from lr_gym.tasks.models import plain_model
+from lr_gym.tasks.initial import plain_model
+from lr_gym.training.inner_loop import InnerLoop
 from lr_gym.types import Hyperparams
 
 INTERVAL = 10
@@ -36,7 +36,10 @@ class Args:
     task: str = "mnist1d-mlp"
     """A name of lr_gym.tasks.TASKS."""
     all: bool = False
-    """A table of every task whose data are there, at its own batch size: B = 1, 16, 64, or 1 where no more can help."""
+    """A table of every task whose data are there, at its own batch size.
+
+    B = 1, 16, 64, or 1 where no more can help.
+    """
     batch_size: int = 32
     """Examples per minibatch."""
     compile: bool = True
@@ -90,13 +93,19 @@ def batched(task: Task, runs: int, compile: bool) -> Callable[[], float]:
 
 
 def step_time(task: Task, runs: int, seconds: float) -> float:
-    """Processor seconds of one step of all runs, median, `runs` = 0 for the plain loop; statistics not included."""
+    """Processor seconds of one step of all runs, median, `runs` = 0 for the plain loop.
+
+    Statistics not included.
+    """
     data, indices = task.data().gradient, torch.arange(runs)
     if runs:
         loop = InnerLoop(task, base="adam")
         state = loop.init(indices)
         ones = torch.ones(runs, loop.layout.num_layers)
-        hyper, factor = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0), torch.ones(1, runs)
+        hyper, factor = (
+            Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0),
+            torch.ones(1, runs),
+        )
     else:
         model, generator = plain_model(task, torch.tensor([0])), torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -117,7 +126,10 @@ def step_time(task: Task, runs: int, seconds: float) -> float:
 
 
 def every_task(seconds: float = 0.7) -> None:
-    """Batched over plain loop for every task, in processor time: other programs take turns, they are not counted."""
+    """Batched over plain loop for every task, in processor time.
+
+    Other programs take turns, they are not counted.
+    """
     table = rich.table.Table(title="batched over plain loop, inner steps/s, 1 thread")
     for heading in ("task", "batch", "plain steps/s", "B = 1", "B = 16", "B = 64"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
@@ -146,18 +158,27 @@ def main(args: Args) -> None:
     }
     for runs in args.runs:
         for compile in (False, True) if args.compile else (False,):
-            contestants[f"{'compiled' if compile else 'eager'}, B = {runs}"] = batched(task, runs, compile)
+            contestants[f"{'compiled' if compile else 'eager'}, B = {runs}"] = batched(
+                task, runs, compile
+            )
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(args.repeats):
         for name, measure in contestants.items():
             speeds[name].append(measure())
     reference, fused = (speeds[name] for name in list(contestants)[:2])
-    table = rich.table.Table(title=f"{task.name}, batch {task.batch_size}, 1 thread, median of {args.repeats} rounds")
+    table = rich.table.Table(
+        title=f"{task.name}, batch {task.batch_size}, 1 thread, median of {args.repeats} rounds"
+    )
     for heading in ("contestant", "inner steps/s", "over plain", "over fused"):
         table.add_column(heading, justify="left" if heading == "contestant" else "right")
     for name, values in speeds.items():
-        ratios = [statistics.median(v / r for v, r in zip(values, other, strict=True)) for other in (reference, fused)]
-        table.add_row(name, f"{statistics.median(values):.0f}", *(f"{ratio:.2f}" for ratio in ratios))
+        ratios = [
+            statistics.median(v / r for v, r in zip(values, other, strict=True))
+            for other in (reference, fused)
+        ]
+        table.add_row(
+            name, f"{statistics.median(values):.0f}", *(f"{ratio:.2f}" for ratio in ratios)
+        )
     rich.console.Console(width=120).print(table)
 
 

@@ -49,21 +49,31 @@ def steps(params: list[Tensor]) -> dict[str, Callable[[], Any]]:
         "AdamW(foreach=False)": torch.optim.AdamW(params, lr=1e-6, foreach=False).step,
         "AdamW(fused=True)": torch.optim.AdamW(params, lr=1e-6, fused=True).step,
         "SGD(momentum=0.9)": torch.optim.SGD(params, lr=1e-6, momentum=0.9, foreach=False).step,
-        "GradientAgreement(AdamW, std)": agreement(torch.optim.AdamW(params, lr=1e-6, foreach=True), "std"),
+        "GradientAgreement(AdamW, std)": agreement(
+            torch.optim.AdamW(params, lr=1e-6, foreach=True), "std"
+        ),
         "GradientAgreement(AdamW, std, restore_grad=True)": GradientAgreementOptimizer(
             torch.optim.AdamW(params, lr=1e-6, foreach=True), restore_grad=True
         ).step,
         "GradientAgreement(AdamW, std_over_rms)": agreement(
             torch.optim.AdamW(params, lr=1e-6, foreach=True), "std_over_rms"
         ),
-        "GradientAgreement(AdamW, snr)": agreement(torch.optim.AdamW(params, lr=1e-6, foreach=True), "snr"),
+        "GradientAgreement(AdamW, snr)": agreement(
+            torch.optim.AdamW(params, lr=1e-6, foreach=True), "snr"
+        ),
         "AdaptiveUPGD(sigma=0)": AdaptiveUPGD(params, lr=1e-6, sigma=0.0).step,
-        "AdaptiveUPGD(sigma=0, foreach=True)": AdaptiveUPGD(params, lr=1e-6, sigma=0.0, foreach=True).step,
+        "AdaptiveUPGD(sigma=0, foreach=True)": AdaptiveUPGD(
+            params, lr=1e-6, sigma=0.0, foreach=True
+        ).step,
         "AdaptiveUPGD()": AdaptiveUPGD(params, lr=1e-6).step,
-        "AdaptiveUPGD(adaptive_noise=True)": AdaptiveUPGD(params, lr=1e-6, adaptive_noise=True).step,
+        "AdaptiveUPGD(adaptive_noise=True)": AdaptiveUPGD(
+            params, lr=1e-6, adaptive_noise=True
+        ).step,
         "VarianceGradientScaler": scaler.step,
         "GlobalAdaptiveSGD()": GlobalAdaptiveSGD(params, lr=1e-6).step,
-        "GlobalAdaptiveSGD(layerwise=True)": GlobalAdaptiveSGD(params, lr=1e-6, layerwise=True).step,
+        "GlobalAdaptiveSGD(layerwise=True)": GlobalAdaptiveSGD(
+            params, lr=1e-6, layerwise=True
+        ).step,
         "EnhancedSGD(noise and entropy off)": enhanced(**PLAIN),
         "EnhancedSGD()": enhanced(),
         "EnhancedSGD(noise_scale=0.01)": enhanced(noise_scale=0.01),
@@ -71,12 +81,17 @@ def steps(params: list[Tensor]) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    params = [p.detach().to(args.device).requires_grad_() for p in torchvision.models.resnet18().parameters()]
+    params = [
+        p.detach().to(args.device).requires_grad_()
+        for p in torchvision.models.resnet18().parameters()
+    ]
     for p in params:
         p.grad = 1e-3 * torch.randn_like(p)
     table = steps(params)
@@ -94,12 +109,18 @@ def main() -> None:
                 times[name].append(1e3 * (time.perf_counter() - start))
     elements = sum(p.numel() for p in params)
     print(f"{len(params)} tensors, {elements:,} elements, {args.device}, torch {torch.__version__}")
-    print("| optimizer | ms/step | over AdamW | quartiles | fastest over fastest |\n|---|---|---|---|---|")
+    print(
+        "| optimizer | ms/step | over AdamW | quartiles | fastest over fastest "
+        "|\n|---|---|---|---|---|"
+    )
     for name, values in times.items():
         ratios = [v / r for v, r in zip(values, times[REFERENCE], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         fastest = min(values) / min(times[REFERENCE])
-        print(f"| {name} | {statistics.median(values):.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | {fastest:.2f} |")
+        print(
+            f"| {name} | {statistics.median(values):.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | "
+            f"{fastest:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lr_gym.inner_loop import InnerLoop
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import find_task
 from lr_gym.tasks.task import Data, Split, Task
+from lr_gym.training.inner_loop import InnerLoop
 from lr_gym.types import Hyperparams
-from lr_gym.vector_env import LRControlVectorEnv
 
 PROGRAMS = Path(__file__).parent / "peer_programs"
 INTERVAL, INTERVALS = 10, 5
@@ -58,7 +58,12 @@ def dense(*widths: int) -> Layers:
 
 def conv(inputs: int, outputs: int, kernel: int, padding: int = 0) -> Layers:
     """A convolution and ReLU."""
-    options = {"in_channels": inputs, "out_channels": outputs, "kernel_size": kernel, "padding": padding}
+    options = {
+        "in_channels": inputs,
+        "out_channels": outputs,
+        "kernel_size": kernel,
+        "padding": padding,
+    }
     return [("CONV2D", options), ("RELU", {})]
 
 
@@ -69,7 +74,14 @@ FLAT: Layers = [("FLATTEN", {})]
 DACBENCH: dict[str, tuple[Layers, tuple[int, ...], tuple[int, ...]]] = {
     "MLP 40-100-100-10": (dense(40, 100, 100, 10), (40,), (1, 64)),
     "LeNet-5, 28 x 28": (
-        [*conv(1, 6, 5, padding=2), *HALVE, *conv(6, 16, 5), *HALVE, *FLAT, *dense(400, 120, 84, 10)],
+        [
+            *conv(1, 6, 5, padding=2),
+            *HALVE,
+            *conv(6, 16, 5),
+            *HALVE,
+            *FLAT,
+            *dense(400, 120, 84, 10),
+        ],
         (1, 28, 28),
         (1, 16),
     ),
@@ -89,12 +101,20 @@ MODULES = {
 
 
 def environment(folder: Path, packages: list[str]) -> Path:
-    """Make a venv that holds the packages; its python. What pip says goes to the error, where it fails."""
+    """Make a venv that holds the packages; its python.
+
+    What pip says goes to the error, where it fails.
+    """
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True
+    )
     if done.returncode:
-        sys.exit(f"{packages} cannot be installed for Python {sys.version.partition(' ')[0]}:\n{done.stderr[-1500:]}")
+        sys.exit(
+            f"{packages} cannot be installed for Python "
+            f"{sys.version.partition(' ')[0]}:\n{done.stderr[-1500:]}"
+        )
     return python
 
 
@@ -102,7 +122,11 @@ class Peer:
     """A program of PROGRAMS in a process of its own, which answers each line with a figure."""
 
     def __init__(self, python: Path, program: str, *args: object) -> None:
-        environ = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+        environ = {
+            **os.environ,
+            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+            "JAX_PLATFORMS": "cpu",
+        }
         command = [str(python), "-W", "ignore", str(PROGRAMS / program), *map(str, args)]
         self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environ)
         self.version = self._read().split()[1]
@@ -132,7 +156,9 @@ class Compiled:
     """Our side of JAX: the compiled loop on mnist1d-mlp."""
 
     def __init__(self, runs: int) -> None:
-        self.loop = InnerLoop(dataclasses.replace(find_task("mnist1d-mlp"), batch_size=BATCH), compile=True)
+        self.loop = InnerLoop(
+            dataclasses.replace(find_task("mnist1d-mlp"), batch_size=BATCH), compile=True
+        )
         self.state = self.loop.init(torch.arange(runs))
         ones = torch.ones(runs, self.loop.layout.num_layers)
         self.hyper = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)
@@ -160,12 +186,16 @@ class Env:
             about="random examples",
             model=lambda: nn.Sequential(*(MODULES[kind](**options) for kind, options in layers)),
             data=lambda: Data(split(BATCH * BATCHES), split(VALIDATION), split(1), split(1)),
-            loss=lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, reduction="none"),
+            loss=lambda outputs, targets: nn.functional.cross_entropy(
+                outputs, targets, reduction="none"
+            ),
             metrics={},
             batch_size=BATCH,
             horizon=BATCHES * 1000,
         )
-        self.env = LRControlVectorEnv(task, runs, decisions=1000, initial_lr=(1e-3, 1e-3), compile=compile)
+        self.env = LRControlVectorEnv(
+            task, runs, decisions=1000, initial_lr=(1e-3, 1e-3), compile=compile
+        )
         self.env.reset(seed=0)
         actions = self.env.action_space.shape
         assert actions is not None
@@ -193,29 +223,49 @@ def against_jax(python: Path, rounds: int) -> None:
     figures = [(ours.speed(), jax.figure()) for _ in range(rounds)]
     jax.close()
     mine, theirs = (statistics.median(column) for column in zip(*figures, strict=True))
-    print(f"B = {runs}, batch {BATCH}: compiled {mine:.0f}, JAX {jax.version} {theirs:.0f} inner steps/s;", end=" ")
+    print(
+        f"B = {runs}, batch {BATCH}: compiled {mine:.0f}, JAX {jax.version} {theirs:.0f} inner "
+        "steps/s;",
+        end=" ",
+    )
     print(f"ratio {quartiles([a / b for a, b in figures], '.2f')}")
 
 
 def against_dacbench(python: Path, rounds: int) -> None:
     """One table row for each model and number of runs; a ratio above 1 says that ours is faster."""
-    print("| model | ours | ms of a step: DACBench | ours | inner steps/s: DACBench | ours | ratio of inner steps/s |")
+    print(
+        "| model | ours | ms of a step: DACBench | ours | inner steps/s: DACBench | ours | ratio "
+        "of inner steps/s |"
+    )
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, (layers, shape, many) in DACBENCH.items():
             path = Path(folder) / "layers.json"
             path.write_text(json.dumps([*layers, ("LOGSOFTMAX", {"dim": 1})]))
-            peer = Peer(python, "dacbench_steps.py", path, "x".join(map(str, shape)), BATCH, BATCHES, VALIDATION)
+            peer = Peer(
+                python,
+                "dacbench_steps.py",
+                path,
+                "x".join(map(str, shape)),
+                BATCH,
+                BATCHES,
+                VALIDATION,
+            )
             for runs in many:
                 for compile in (False, True):
                     ours = Env(layers, shape, runs, compile)
                     ours.seconds(), peer.figure()
                     figures = [(peer.figure(), ours.seconds()) for _ in range(rounds)]
-                    theirs, mine = (statistics.median(column) for column in zip(*figures, strict=True))
+                    theirs, mine = (
+                        statistics.median(column) for column in zip(*figures, strict=True)
+                    )
                     ratio = quartiles([runs * a / b for a, b in figures], ".2f")
                     about = f"B = {runs}, {'compiled' if compile else 'eager'}"
                     print(f"| {name} | {about} | {1e3 * theirs:.0f} | {1e3 * mine:.0f} ", end="")
-                    print(f"| {BATCHES / theirs:.0f} | {runs * BATCHES / mine:.0f} | {ratio} |", flush=True)
+                    print(
+                        f"| {BATCHES / theirs:.0f} | {runs * BATCHES / mine:.0f} | {ratio} |",
+                        flush=True,
+                    )
             peer.close()
     print(f"DACBench {peer.version}, torch {torch.__version__}, one thread")
 
@@ -223,12 +273,17 @@ def against_dacbench(python: Path, rounds: int) -> None:
 # Name -> (what its venv holds, how it is measured).
 PEERS: dict[str, tuple[list[str], Callable[[Path, int], None]]] = {
     "jax": (["jax"], against_jax),
-    "dacbench": (["dacbench", f"torch=={torch.__version__.partition('+')[0]}", "torchvision"], against_dacbench),
+    "dacbench": (
+        ["dacbench", f"torch=={torch.__version__.partition('+')[0]}", "torchvision"],
+        against_dacbench,
+    ),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("peer", choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--python", type=Path, help="of a venv that already holds the peer")

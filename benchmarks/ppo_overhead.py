@@ -1,4 +1,6 @@
-"""Share of a training's time that is not the inner trainings: PPO's own, and that of checkpoints and logs.
+"""Share of a training's time that is not the inner trainings.
+
+PPO's own, and that of checkpoints and logs.
 
 PYTHONPATH=. python benchmarks/ppo_overhead.py
 """
@@ -54,7 +56,9 @@ def main(args: Args) -> None:
         start = time.perf_counter()
         for update in range(args.updates):
             run_folder.save_checkpoint({"ppo": ppo_state(model), "progress": {"updates": update}})
-            tracker.log({"reward_loss": 1.0, "return": 1.0, "diverged": 0.0, "inner_steps": update}, update)
+            tracker.log(
+                {"reward_loss": 1.0, "return": 1.0, "diverged": 0.0, "inner_steps": update}, update
+            )
         saving = time.perf_counter() - start
         tracker.close()
         env.close()
@@ -63,7 +67,8 @@ def main(args: Args) -> None:
     print(
         f"{args.updates} updates of {settings.num_envs} runs, {args.workers} workers: "
         f"{total / args.updates:.2f} s each, {steps / inside:.0f} inner steps/s, "
-        f"PPO itself {1 - inside / total:.1%} of the time, checkpoints and logs {saving / total:.1%}"
+        f"PPO itself {1 - inside / total:.1%} of the time, checkpoints and logs "
+        f"{saving / total:.1%}"
     )
 
 

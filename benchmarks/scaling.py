@@ -1,10 +1,12 @@
-"""How the cost of an inner step grows with runs, width, layers, batch and horizon: measured, tabled, plotted.
+"""How the cost of an inner step grows with runs, width, layers, batch and horizon.
+
+Measured, tabled, plotted.
 
     python benchmarks/scaling.py --output-dir docs/results
 
-Fully connected networks 40-w-...-w-10 on MNIST-1D, AdamW, statistics every 10 steps, one thread, processor time,
-median over rounds in which all points take turns. One variable moves at a time from B = 64, w = 100, 3 layers,
-batch 32, horizon 500. Writes scaling.png and scaling.json.
+Fully connected networks 40-w-...-w-10 on MNIST-1D, AdamW, statistics every 10 steps, one thread,
+processor time, median over rounds in which all points take turns. One variable moves at a time from
+B = 64, w = 100, 3 layers, batch 32, horizon 500. Writes scaling.png and scaling.json.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ import numpy as np
 import torch
 import tyro
 
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import find_task
-from lr_gym.tasks.models import mlp
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.tasks.initial import mlp
 
 AXES: dict[str, tuple[int, ...]] = {
     "runs": (1, 4, 16, 64, 256),
@@ -52,7 +54,10 @@ class Args:
 
 
 def contestant(point: dict[str, int], compile: bool) -> Callable[[], float]:
-    """An environment; a call is one decision, which gives seconds per inner step of one run, reward included."""
+    """An environment.
+
+    A call is one decision, which gives seconds per inner step of one run, reward included.
+    """
     widths = (40, *[point["width"]] * (point["layers"] - 1), 10)
     task = dataclasses.replace(
         find_task("mnist1d-mlp"), model=functools.partial(mlp, widths), batch_size=point["batch"]
@@ -75,7 +80,9 @@ def contestant(point: dict[str, int], compile: bool) -> Callable[[], float]:
 def main(args: Args) -> None:
     """Measure, write, plot."""
     torch.set_num_threads(1)
-    points = {(axis, value): BASE | {axis: value} for axis, values in AXES.items() for value in values}
+    points = {
+        (axis, value): BASE | {axis: value} for axis, values in AXES.items() for value in values
+    }
     measures = {key: contestant(point, args.compile) for key, point in points.items()}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in points}
     for _ in range(args.rounds):
@@ -89,12 +96,24 @@ def main(args: Args) -> None:
         panel.set_xticks(values, [str(value) for value in values])
         panel.minorticks_off()
         panel.set_xlabel(axis)
-        print(f"| {axis} | " + " | ".join(f"{value}: {medians[axis, value]:.1f}" for value in values) + " |")
+        print(
+            f"| {axis} | "
+            + " | ".join(f"{value}: {medians[axis, value]:.1f}" for value in values)
+            + " |"
+        )
     panels[0].set_ylabel("microseconds per step")
     figure.tight_layout()
     figure.savefig(args.output_dir / "scaling.png", dpi=120)
-    table = {axis: {str(value): medians[axis, value] for value in values} for axis, values in AXES.items()}
-    result = {"unit": "microseconds per inner step of one run", "base": BASE, "compile": args.compile, "medians": table}
+    table = {
+        axis: {str(value): medians[axis, value] for value in values}
+        for axis, values in AXES.items()
+    }
+    result = {
+        "unit": "microseconds per inner step of one run",
+        "base": BASE,
+        "compile": args.compile,
+        "medians": table,
+    }
     (args.output_dir / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,11 +1,13 @@
-"""What a second worker adds: inner steps per second of two workers over one, as threads and as processes.
+"""What a second worker adds.
+
+Inner steps per second of two workers over one, as threads and as processes.
 
     python benchmarks/two_cores.py
     python benchmarks/two_cores.py --no-compile
 
-Each worker trains its own half of the runs in an InnerLoop of its own. A round measures one worker, two threads and
-two processes in turn, wall clock, and ratios are taken within rounds. The last rows, the same with two intra-op
-threads, show why one a worker is the default.
+Each worker trains its own half of the runs in an InnerLoop of its own. A round measures one worker,
+two threads and two processes in turn, wall clock, and ratios are taken within rounds. The last
+rows, the same with two intra-op threads, show why one a worker is the default.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import rich.table
 import torch
 import tyro
 
-from lr_gym.inner_loop import InnerLoop, InnerState
 from lr_gym.tasks import find_task
+from lr_gym.training.inner_loop import InnerLoop, InnerState
 from lr_gym.types import Hyperparams
 
 INTERVAL = 10
@@ -85,7 +87,9 @@ def rounds_of(args: Args, threads: int) -> dict[str, list[float]]:
     speeds: dict[str, list[float]] = {"one worker": [], "two threads": [], "two processes": []}
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
         processes = [
-            stack.enter_context(ProcessPoolExecutor(1, context, initializer=_begin, initargs=(args, threads)))
+            stack.enter_context(
+                ProcessPoolExecutor(1, context, initializer=_begin, initargs=(args, threads))
+            )
             for _ in range(2)
         ]
         for process in processes:
@@ -108,7 +112,9 @@ def rounds_of(args: Args, threads: int) -> dict[str, list[float]]:
 
 def main(args: Args) -> None:
     """Measure in rounds, print medians and ratios."""
-    table = rich.table.Table(title=f"{args.task}, {args.runs} runs a worker, {os.cpu_count()} cores")
+    table = rich.table.Table(
+        title=f"{args.task}, {args.runs} runs a worker, {os.cpu_count()} cores"
+    )
     for heading in ("intra-op threads", "workers", "inner steps/s", "over one worker"):
         table.add_column(heading)
     for threads in args.intra_op:

@@ -1,10 +1,13 @@
-"""A learned controller against fixed Adam 0.001 on Titanic, IMDB or CIFAR-10: batch 32, 50 epochs, seed 42.
+"""A learned controller against fixed Adam 0.001 on Titanic, IMDB or CIFAR-10.
+
+Batch 32, 50 epochs, seed 42.
 
     python experiments/adaptive_lr.py --task titanic
 
-Titanic is an MLP with dropout, IMDB a classifier on the cached features of a frozen encoder, CIFAR-10 a ResNet-18. Both
-start from the same weights and see the same minibatches; an epoch is as many minibatches as cover the gradient split
-once. Accuracy along the training is read on the selection split, the final figures are those of the test split.
+Titanic is an MLP with dropout, IMDB a classifier on the cached features of a frozen encoder,
+CIFAR-10 a ResNet-18. Both start from the same weights and see the same minibatches; an epoch is as
+many minibatches as cover the gradient split once. Accuracy along the training is read on the
+selection split, the final figures are those of the test split.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from torch.optim import Optimizer
 from lr_gym.benchmark.contestants import Contestant, make_optimizer
 from lr_gym.benchmark.metrics import mean_interval, paired_difference
 from lr_gym.benchmark.run import BATCH_NORM_BATCHES, evaluated, evaluation_seed
-from lr_gym.inner_loop import minibatch
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.tasks import Split, Task, find_task
-from lr_gym.tasks.models import plain_model
+from lr_gym.tasks.initial import plain_model
+from lr_gym.training.inner_loop import minibatch
 
 TASKS = {"titanic": "titanic-mlp", "imdb": "imdb-head", "cifar10": "cifar10-resnet18"}
 FIGURES = ("accuracy", "loss", "f1", "precision", "recall")
@@ -47,11 +50,17 @@ class Args:
     seeds: tuple[int, ...] = (42,)
     """Of weights and minibatches; several give intervals."""
     target: float | None = None
-    """Accuracy on the selection split to reach; by default the best that Adam reaches, so that it is no easy one."""
+    """Accuracy on the selection split to reach.
+
+    By default the best that Adam reaches, so that it is no easy one.
+    """
 
 
 class Run(NamedTuple):
-    """A training: accuracy on the selection split after each epoch, and the figures of the test split at the end."""
+    """A training.
+
+    Accuracy on the selection split after each epoch, and the figures of the test split at the end.
+    """
 
     accuracy: list[float]
     test: dict[str, float]
@@ -59,19 +68,26 @@ class Run(NamedTuple):
 
 @torch.no_grad()
 def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
-    """FIGURES of a split; precision, recall and F1 of class 1, or their mean over classes where there are more."""
+    """FIGURES of a split.
+
+    Precision, recall and F1 of class 1, or their mean over classes where there are more.
+    """
     model.eval()
     outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
     model.train()
     guess, truth = outputs.argmax(1).cpu().numpy(), split.targets.cpu().numpy()
     average = "binary" if outputs.shape[1] == 2 else "macro"
-    precision, recall, f1, _ = precision_recall_fscore_support(truth, guess, average=average, zero_division=0.0)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        truth, guess, average=average, zero_division=0.0
+    )
     loss = float(task.loss(outputs, split.targets).mean())
     values = (float(accuracy_score(truth, guess)), loss, float(f1), float(precision), float(recall))
     return dict(zip(FIGURES, values, strict=True))
 
 
-def train(task: Task, make: Callable[[nn.Module, int, int], Optimizer], epochs: int, seed: int) -> Run:
+def train(
+    task: Task, make: Callable[[nn.Module, int, int], Optimizer], epochs: int, seed: int
+) -> Run:
     """One training in a plain loop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, run_seed = task.data().to(device, torch.float32), evaluation_seed(seed)
@@ -82,7 +98,9 @@ def train(task: Task, make: Callable[[nn.Module, int, int], Optimizer], epochs: 
     history = []
 
     def figures(split: Split) -> dict[str, float]:
-        some = minibatch(run_seed.expand(each), torch.arange(each), BATCH, len(inputs))[:BATCH_NORM_BATCHES]
+        some = minibatch(run_seed.expand(each), torch.arange(each), BATCH, len(inputs))[
+            :BATCH_NORM_BATCHES
+        ]
         with evaluated(model, optimizer, (inputs[rows] for rows in some.to(device))):
             return score(task, model, split)
 
@@ -125,10 +143,18 @@ def main(args: Args) -> None:
         "Adam, lr 0.001": lambda model, epoch, epochs: torch.optim.Adam(model.parameters(), 1e-3),
         f"controlled by {args.policy}": controlled(args.policy),
     }
-    runs = {name: [train(task, make, args.epochs, seed) for seed in args.seeds] for name, make in makers.items()}
+    runs = {
+        name: [train(task, make, args.epochs, seed) for seed in args.seeds]
+        for name, make in makers.items()
+    }
     adam, ours = runs.values()
-    target = float(np.mean([max(run.accuracy) for run in adam])) if args.target is None else args.target
-    print(f"{task.name}: {args.epochs} epochs, batch {BATCH}, seeds {', '.join(map(str, args.seeds))}\n")
+    target = (
+        float(np.mean([max(run.accuracy) for run in adam])) if args.target is None else args.target
+    )
+    print(
+        f"{task.name}: {args.epochs} epochs, batch {BATCH}, seeds "
+        f"{', '.join(map(str, args.seeds))}\n"
+    )
     print(f"| | {' | '.join(FIGURES)} | epochs to accuracy {target:.3f} | best epoch |")
     print("|---" * (len(FIGURES) + 3) + "|")
     for name, found in runs.items():
@@ -137,11 +163,16 @@ def main(args: Args) -> None:
         finite = [value for value in reached if math.isfinite(value)]
         median = f"{np.median(finite):.0f}" if finite else "never"
         best = f"{np.median([int(np.argmax(run.accuracy)) + 1 for run in found]):.0f}"
-        print(f"| {name} | {' | '.join(cells)} | {median} ({len(finite)} of {len(found)} reach it) | {best} |")
+        print(
+            f"| {name} | {' | '.join(cells)} | {median} ({len(finite)} of {len(found)} reach it) | "
+            f"{best} |"
+        )
     if len(args.seeds) > 1:
         print("\ncontrolled minus Adam, paired:")
         for figure in FIGURES:
-            gap = paired_difference([run.test[figure] for run in ours], [run.test[figure] for run in adam])
+            gap = paired_difference(
+                [run.test[figure] for run in ours], [run.test[figure] for run in adam]
+            )
             print(f"- {figure}: {gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
 
 

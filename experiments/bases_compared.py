@@ -1,10 +1,11 @@
 """What another step than AdamW's gains, each at its own best learning rate, over random tasks.
 
-A sweep of learning rates under WSD, without weight decay, for each base optimizer, from the same weights on the same
-data. The best rate is chosen on the reward split, smoothed over its neighbours, and the figure is the log of the
-selection loss there, mean over seeds, less AdamW's: below 0 is better. Beside it the same of one rate for all tasks,
-chosen on the reward split too, against AdamW's best for each. Intervals are over tasks. What is finished is kept in
-FOLDER, and a stopped run goes on there.
+A sweep of learning rates under WSD, without weight decay, for each base optimizer, from the same
+weights on the same data. The best rate is chosen on the reward split, smoothed over its neighbours,
+and the figure is the log of the selection loss there, mean over seeds, less AdamW's: below 0 is
+better. Beside it the same of one rate for all tasks, chosen on the reward split too, against
+AdamW's best for each. Intervals are over tasks. What is finished is kept in FOLDER, and a stopped
+run goes on there.
 
     PYTHONPATH=. python experiments/bases_compared.py runs/bases --tasks 48
 """
@@ -24,11 +25,11 @@ from rich.progress import track
 from scipy import stats
 
 from agents.random_suite import random_batch
-from lr_gym.benchmark.engine import process_pool
-from lr_gym.inner_loop import InnerLoop
-from lr_gym.schedules import base_schedule
+from lr_gym.engine import process_pool
 from lr_gym.tasks import Task
+from lr_gym.training.inner_loop import InnerLoop
 from lr_gym.types import Hyperparams
+from lr_gym.updates.schedules import base_schedule
 
 RATES = np.geomspace(1e-4, 1e-1, 9)
 SEEDS, FIRST_SEED = 3, 1 << 41  # as none that trains or judges
@@ -42,13 +43,19 @@ def tasks_of(batch: int) -> list[Task]:
 
 
 def sweep(batch: int, slot: int, base: str) -> list[list[float]]:
-    """Log losses on the reward and the selection split, means over seeds, for each rate: (2, RATES)."""
+    """Log losses on the reward and the selection split, means over seeds, for each rate.
+
+    (2, RATES).
+    """
     torch.set_num_threads(1)
     task = tasks_of(batch)[slot]
     loop, runs = InnerLoop(task, base=base), len(RATES) * SEEDS
     state = loop.init(torch.arange(FIRST_SEED, FIRST_SEED + SEEDS).repeat(len(RATES)))
     lr = torch.from_numpy(RATES).float().repeat_interleave(SEEDS)
-    lr, one = (value.unsqueeze(1).expand(runs, loop.layout.num_layers).clone() for value in (lr, torch.ones(runs)))
+    lr, one = (
+        value.unsqueeze(1).expand(runs, loop.layout.num_layers).clone()
+        for value in (lr, torch.ones(runs))
+    )
     hyper = Hyperparams(lr, one * loop.rule.momentum, 0.0 * one, 0.0 * one)
     factor = torch.from_numpy(base_schedule("wsd")(np.arange(task.horizon) / task.horizon)).float()
     for part in factor.split(100):
@@ -60,7 +67,10 @@ def sweep(batch: int, slot: int, base: str) -> list[list[float]]:
 
 
 def at_best(curves: NDArray[np.float64]) -> float:
-    """Log loss on the selection split at the rate that is best on the reward split, smoothed: curves (2, RATES)."""
+    """Log loss on the selection split at the rate that is best on the reward split, smoothed.
+
+    Curves (2, RATES).
+    """
     reward, selection = curves
     smooth = reward.copy()
     smooth[1:-1] = 0.25 * reward[:-2] + 0.5 * reward[1:-1] + 0.25 * reward[2:]
@@ -70,13 +80,17 @@ def at_best(curves: NDArray[np.float64]) -> float:
 def described(gain: NDArray[np.float64]) -> str:
     """Interquartile mean over tasks (T,) with its interval, median and share of gains."""
     iqm = functools.partial(stats.trim_mean, proportiontocut=0.25)
-    found = stats.bootstrap((gain,), iqm, vectorized=True, method="percentile", rng=np.random.default_rng(0))
+    found = stats.bootstrap(
+        (gain,), iqm, vectorized=True, method="percentile", rng=np.random.default_rng(0)
+    )
     low, high = found.confidence_interval
     return f"{iqm(gain):+.3f} ({low:+.3f} to {high:+.3f}) | {np.median(gain):+.3f} | {(gain < 0.0).mean():.0%}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bases", nargs="+", default=["muon"], help="held to AdamW")
     parser.add_argument("--tasks", type=int, default=48)
@@ -86,12 +100,20 @@ def main() -> None:
     file = args.folder / "sweeps.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["task"], row["base"]): row["curves"] for row in rows}
-    tasks = [task.name for i in range(-(-args.tasks // SLOTS)) for task in tasks_of(i)][: args.tasks]
+    tasks = [task.name for i in range(-(-args.tasks // SLOTS)) for task in tasks_of(i)][
+        : args.tasks
+    ]
     bases = ["adamw", *args.bases]
     jobs = [(i, base) for i, task in enumerate(tasks) for base in bases if (task, base) not in done]
     with process_pool(args.workers) as pool, file.open("a") as out:
-        found = pool.map(sweep, *zip(*((*divmod(i, SLOTS), base) for i, base in jobs), strict=True)) if jobs else []
-        for (i, base), curves in zip(jobs, track(found, total=len(jobs), disable=not jobs), strict=True):
+        found = (
+            pool.map(sweep, *zip(*((*divmod(i, SLOTS), base) for i, base in jobs), strict=True))
+            if jobs
+            else []
+        )
+        for (i, base), curves in zip(
+            jobs, track(found, total=len(jobs), disable=not jobs), strict=True
+        ):
             done[tasks[i], base] = curves
             out.write(json.dumps({"task": tasks[i], "base": base, "curves": curves}) + "\n")
             out.flush()

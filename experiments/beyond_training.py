@@ -18,8 +18,8 @@ import statistics
 from collections.abc import Sequence
 
 from lr_gym.benchmark.contestants import POLICY_LR
-from lr_gym.benchmark.engine import process_pool
 from lr_gym.benchmark.run import Cell, Contestant, Outcome, attempt
+from lr_gym.engine import process_pool
 from lr_gym.tasks import TASKS, Task
 from lr_gym.tasks.architectures import mlp
 
@@ -38,7 +38,9 @@ def summary(outcomes: list[Outcome]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--policy", default="builtin:default")
     parser.add_argument("--widths", type=int, nargs="+", default=[100, 400, 1600])
     parser.add_argument("--horizons", type=int, nargs="+", default=[500])
@@ -46,21 +48,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    print("| width | steps | policy | its lr | adam 1e-3 | wsd | tuned lr |\n|---|---|---|---|---|---|---|")
+    print(
+        "| width | steps | policy | its lr | adam 1e-3 | wsd | tuned lr "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     policy, adam = Contestant("", POLICY_LR, args.policy), Contestant("adam", 1e-3)
     with process_pool(args.workers) as pool:
 
-        def train(task: Task, contestants: Sequence[Contestant], seeds: range) -> dict[Contestant, list[Outcome]]:
+        def train(
+            task: Task, contestants: Sequence[Contestant], seeds: range
+        ) -> dict[Contestant, list[Outcome]]:
             cells = [Cell(c, task, seed, test=True) for c in contestants for seed in seeds]  # type: ignore[arg-type]
             outcomes = list(pool.map(attempt, cells))
-            return {c: [o for cell, o in zip(cells, outcomes, strict=True) if cell[0] == c] for c in contestants}
+            return {
+                c: [o for cell, o in zip(cells, outcomes, strict=True) if cell[0] == c]
+                for c in contestants
+            }
 
         for width, horizon in itertools.product(args.widths, args.horizons):
             task = variant(width, horizon)
             tried = train(task, [Contestant("adam-wsd", lr) for lr in args.lrs], range(-1, 0))
             best = min(tried, key=lambda c: tried[c][0].selection_loss)
             found = train(task, [policy, adam, best], range(args.seeds))
-            half = [statistics.median(outcome.lr[len(outcome.lr) // 2]) for outcome in found[policy]]
+            half = [
+                statistics.median(outcome.lr[len(outcome.lr) // 2]) for outcome in found[policy]
+            ]
             row = [width, horizon, summary(found[policy]), f"{statistics.median(half):.2g}"]
             row += [summary(found[adam]), summary(found[best]), f"{best.lr:g}"]
             print("|", " | ".join(map(str, row)), "|", flush=True)

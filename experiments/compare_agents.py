@@ -1,11 +1,15 @@
-"""Every agent at an equal budget of inner steps on mnist1d-mlp, against tuned baselines; and what to control, and how.
+"""Every agent at an equal budget of inner steps on mnist1d-mlp, against tuned baselines.
 
-Trains each variant from several seeds (train_agent.py, resumable), then deploys what was selected on trainings that
-nobody learned from, each from an initial learning rate of its own (log-uniform in 1e-4..3e-2), and takes the test loss.
-Baselines choose their learning rate out of 13 on the selection split of other trainings.
+And what to control, and how.
+
+Trains each variant from several seeds (train_agent.py, resumable), then deploys what was selected
+on trainings that nobody learned from, each from an initial learning rate of its own (log-uniform in
+1e-4..3e-2), and takes the test loss. Baselines choose their learning rate out of 13 on the
+selection split of other trainings.
 
     PYTHONPATH=. python experiments/compare_agents.py --output-dir runs/agents           # train what is missing, tables
-    PYTHONPATH=. python experiments/compare_agents.py --output-dir runs/agents --tables  # tables of what is there
+    # tables of what is there
+    PYTHONPATH=. python experiments/compare_agents.py --output-dir runs/agents --tables
 """
 
 from __future__ import annotations
@@ -23,11 +27,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from agents.garo import HIDDEN, GaroTrainings, garo_losses
-from lr_gym.benchmark.certificate import certificate, describe
-from lr_gym.control import ControlSpec
-from lr_gym.optim.garo_cell import initial_weights, load_weights
-from lr_gym.policy import POLICY_FILE, Policy, constant_policy, load_policy
-from lr_gym.rollout import DIVERGED, controlled_env, final_losses
+from lr_gym.analysis.certificate import certificate, describe
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.rollout import DIVERGED, controlled_env, final_losses
+from lr_gym.optim.contrib.garo_cell import initial_weights, load_weights
+from lr_gym.policies.policy import POLICY_FILE, Policy, constant_policy, load_policy
 from lr_gym.tasks import find_task
 
 TASK = "mnist1d-mlp"
@@ -40,9 +44,9 @@ AGENTS = {  # name -> arguments of train_agent.py
     "garo": ["--agent", "garo"],
 }
 ABLATION = {
-    "q_learning-per_layer": ["--agent", "q_learning", "--control", "per_layer"],
-    "garo-global": ["--agent", "garo", "--control", "global"],
-    "ppo-global": ["--agent", "ppo", "--control", "global"],
+    "q_learning-per_layer": ["--agent", "q_learning", "--granularity", "per_layer"],
+    "garo-global": ["--agent", "garo", "--granularity", "global"],
+    "ppo-global": ["--agent", "ppo", "--granularity", "global"],
     "ppo-residual": ["--agent", "ppo", "--action", "residual"],
     "ppo-momentum": ["--agent", "ppo", "--controls", "lr", "momentum"],
     "ppo-noise": ["--agent", "ppo", "--controls", "lr", "momentum", "noise"],
@@ -59,14 +63,20 @@ class RandomPolicy:
     def __init__(self, spec: ControlSpec) -> None:
         self.spec, self._generator = spec, torch.Generator().manual_seed(0)
 
-    def predict(self, observation: torch.Tensor, state: object = None) -> tuple[torch.Tensor, object]:
+    def predict(
+        self, observation: torch.Tensor, state: object = None
+    ) -> tuple[torch.Tensor, object]:
         """As Policy.predict."""
         shape = (*observation.shape[:-1], len(self.spec.controls))
         return torch.rand(shape, generator=self._generator) * 2 - 1, state
 
 
 def final(
-    policy: Policy | RandomPolicy, lr: float | tuple[float, float], runs: int, split: str, seed: int = FIRST_SEED
+    policy: Policy | RandomPolicy,
+    lr: float | tuple[float, float],
+    runs: int,
+    split: str,
+    seed: int = FIRST_SEED,
 ) -> NDArray[np.float64]:
     """Final losses (runs,); a diverged training counts as DIVERGED."""
     env = controlled_env(policy.spec, TASK, runs, lr)
@@ -82,7 +92,9 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
 
 
-def train_all(folder: Path, variants: dict[str, list[str]], seeds: int, timesteps: int, jobs: int) -> None:
+def train_all(
+    folder: Path, variants: dict[str, list[str]], seeds: int, timesteps: int, jobs: int
+) -> None:
     """Train what is missing, seed by seed, some at a time with one worker each."""
 
     def one(job: tuple[int, str, list[str]]) -> None:
@@ -91,7 +103,17 @@ def train_all(folder: Path, variants: dict[str, list[str]], seeds: int, timestep
         if (output / "done").exists():
             return
         resume = ["--resume"] if (output / "args.json").exists() else []
-        command = ["train_agent.py", *arguments, "--task", TASK, "--seed", str(seed), "--compile", "--workers", "1"]
+        command = [
+            "train_agent.py",
+            *arguments,
+            "--task",
+            TASK,
+            "--seed",
+            str(seed),
+            "--compile",
+            "--workers",
+            "1",
+        ]
         command += ["--timesteps", str(timesteps), "--certificate-runs", "0", "--wandb", "disabled"]
         command += ["--output-dir", str(output), *resume]
         print(" ".join(command), flush=True)
@@ -99,11 +121,19 @@ def train_all(folder: Path, variants: dict[str, list[str]], seeds: int, timestep
         (output / "done").touch()
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, [(seed, name, words) for seed in range(seeds) for name, words in variants.items()]))
+        list(
+            pool.map(
+                one,
+                [(seed, name, words) for seed in range(seeds) for name, words in variants.items()],
+            )
+        )
 
 
 def baseline(schedule: str, runs: int) -> tuple[str, NDArray[np.float64]]:
-    """Name and test losses (runs,) of Adam under a schedule; its learning rate is chosen on the selection split."""
+    """Name and test losses (runs,) of Adam under a schedule.
+
+    Its learning rate is chosen on the selection split.
+    """
     policy = constant_policy(ControlSpec(schedule=schedule), 10)
     lr = min(LRS, key=lambda lr: float(final(policy, lr, 20, "selection", TUNING_SEED).mean()))
     return f"AdamW, {schedule}, best of 13 lrs ({lr:.2g})", final(policy, lr, runs, "test")
@@ -126,22 +156,32 @@ def untrained(kind: str, runs: int) -> tuple[str, NDArray[np.float64]]:
 
 
 def garo(file: Path | None, layerwise: bool, runs: int) -> tuple[str, NDArray[np.float64]]:
-    """Name and test losses (runs,) of GARO: trained, or without a file the mean over five frozen random cells."""
+    """Name and test losses (runs,) of GARO.
+
+    Trained, or without a file the mean over five frozen random cells.
+    """
     trainings = GaroTrainings(find_task(TASK), runs, layerwise=layerwise, horizon=None)
     seeds = [FIRST_SEED + i for i in range(runs)]
     if file is not None:
-        return file.parent.name, np.minimum(garo_losses(trainings, load_weights(file), seeds, "test"), DIVERGED)
+        return file.parent.name, np.minimum(
+            garo_losses(trainings, load_weights(file), seeds, "test"), DIVERGED
+        )
     cells = [initial_weights(HIDDEN, torch.Generator().manual_seed(seed)) for seed in range(5)]
     losses = np.stack([garo_losses(trainings, cell, seeds, "test") for cell in cells])
     return "GARO, frozen random weights, mean of 5", np.minimum(losses, DIVERGED).mean(0)
 
 
 def plain_sgd(runs: int) -> tuple[str, NDArray[np.float64]]:
-    """Name and test losses (runs,) of SGD at lr 0.01 without momentum: GARO whose cell never moves."""
+    """Name and test losses (runs,) of SGD at lr 0.01 without momentum.
+
+    GARO whose cell never moves.
+    """
     trainings = GaroTrainings(find_task(TASK), runs, layerwise=True, horizon=None)
     cell = initial_weights(HIDDEN, torch.Generator().manual_seed(0))
     still = cell._replace(head=torch.zeros_like(cell.head))
-    return "sgd 1e-2, no momentum", garo_losses(trainings, still, [FIRST_SEED + i for i in range(runs)], "test")
+    return "sgd 1e-2, no momentum", garo_losses(
+        trainings, still, [FIRST_SEED + i for i in range(runs)], "test"
+    )
 
 
 def trained(file: Path, runs: int) -> tuple[str, NDArray[np.float64]]:
@@ -151,12 +191,19 @@ def trained(file: Path, runs: int) -> tuple[str, NDArray[np.float64]]:
 
 
 def table(folder: Path, variants: Sequence[str], runs: int, jobs: int) -> None:
-    """Markdown: test loss, and the difference to the best constant learning rate on the same trainings."""
-    files = [file for name in variants for file in sorted(folder.glob(f"{name}-[0-9]/{POLICY_FILE}"))]
+    """Markdown.
+
+    Test loss, and the difference to the best constant learning rate on the same trainings.
+    """
+    files = [
+        file for name in variants for file in sorted(folder.glob(f"{name}-[0-9]/{POLICY_FILE}"))
+    ]
     files = [file for file in files if (file.parent / "done").exists()]
     with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         calls = [pool.submit(fixed, name, runs) for name in ("adam 1e-3", "adamw 1e-3", "sgd 1e-2")]
-        calls += [pool.submit(baseline, schedule, runs) for schedule in ("constant", "cosine", "wsd")]
+        calls += [
+            pool.submit(baseline, schedule, runs) for schedule in ("constant", "cosine", "wsd")
+        ]
         calls += [pool.submit(untrained, kind, runs) for kind in ("random", "untrained")]
         calls += [pool.submit(plain_sgd, runs), pool.submit(garo, None, True, runs)]
         policies = [
@@ -168,18 +215,30 @@ def table(folder: Path, variants: Sequence[str], runs: int, jobs: int) -> None:
         rows = [call.result() for call in calls]
         learned = dict(call.result() for call in policies)
     constant = next(losses for name, losses in rows if "constant" in name)
-    print("| contestant | trainings | test loss | from lr 1e-3 | minus best constant lr |\n|---|---|---|---|---|")
+    print(
+        "| contestant | trainings | test loss | from lr 1e-3 | minus best constant lr "
+        "|\n|---|---|---|---|---|"
+    )
     for name, losses in rows:
         every = np.atleast_2d(losses)
         one = f"{every[1].mean():.3f}" if len(every) > 1 else ""
         gap = interval(list(every[0] - constant)) if losses is not constant else ""
         print(f"| {name} | | {every[0].mean():.3f} | {one} | {gap} |")
     for name in variants:
-        found = [np.atleast_2d(losses) for key, losses in learned.items() if key.rpartition("-")[0] == name]
+        found = [
+            np.atleast_2d(losses)
+            for key, losses in learned.items()
+            if key.rpartition("-")[0] == name
+        ]
         if found:
-            one = interval([float(losses[1].mean()) for losses in found]) if len(found[0]) > 1 else ""
+            one = (
+                interval([float(losses[1].mean()) for losses in found]) if len(found[0]) > 1 else ""
+            )
             gap = interval([float((losses[0] - constant).mean()) for losses in found])
-            print(f"| {name} | {len(found)} | {interval([float(x[0].mean()) for x in found])} | {one} | {gap} |")
+            print(
+                f"| {name} | {len(found)} | {interval([float(x[0].mean()) for x in found])} | "
+                f"{one} | {gap} |"
+            )
 
 
 def certificates(folder: Path, names: Sequence[str]) -> None:
@@ -187,15 +246,27 @@ def certificates(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         file = folder / f"{name}-0" / POLICY_FILE
         if file.exists() and not name.startswith("garo"):
-            print(f"\n{name}:", *describe(certificate(load_policy(file), TASK)), sep="\n  ", flush=True)
+            print(
+                f"\n{name}:",
+                *describe(certificate(load_policy(file), TASK)),
+                sep="\n  ",
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each agent")
     parser.add_argument("--ablation-seeds", type=int, default=3)
-    parser.add_argument("--timesteps", type=int, default=64_000, help="decisions of each training, 10 inner steps each")
+    parser.add_argument(
+        "--timesteps",
+        type=int,
+        default=64_000,
+        help="decisions of each training, 10 inner steps each",
+    )
     parser.add_argument("--runs", type=int, default=50, help="trainings of each row of the tables")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--tables", action="store_true", help="train nothing")

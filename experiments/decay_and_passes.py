@@ -1,8 +1,11 @@
-"""Where weight decay pays under Muon: random tasks ten times as long, by how often their examples are seen.
+"""Where weight decay pays under Muon.
 
-A sweep of learning rates under WSD for each decay, all weights decayed, one training each, from the same weights on the
-same data. Figures are the log of the selection loss less that without decay at the same rate, interquartile mean over
-the tasks of so many passes; below 0 is better. What is finished is kept in FOLDER, and a stopped run goes on there.
+Random tasks ten times as long, by how often their examples are seen.
+
+A sweep of learning rates under WSD for each decay, all weights decayed, one training each, from the
+same weights on the same data. Figures are the log of the selection loss less that without decay at
+the same rate, interquartile mean over the tasks of so many passes; below 0 is better. What is
+finished is kept in FOLDER, and a stopped run goes on there.
 
     PYTHONPATH=. python experiments/decay_and_passes.py runs/decay --tasks 51
 """
@@ -23,10 +26,10 @@ from rich.progress import track
 from scipy import stats
 
 from agents.random_suite import random_batch
-from lr_gym.benchmark.engine import process_pool
-from lr_gym.inner_loop import InnerLoop
-from lr_gym.schedules import base_schedule
+from lr_gym.engine import process_pool
+from lr_gym.training.inner_loop import InnerLoop
 from lr_gym.types import Hyperparams
+from lr_gym.updates.schedules import base_schedule
 
 RATES, DECAYS = np.geomspace(3e-4, 1e-2, 5), (0.0, 0.03, 0.1, 0.3, 1.0)
 SUITE, SLOTS, DECISIONS, SEED = 780, 4, 50, 1 << 42  # as none that trains or judges
@@ -46,17 +49,27 @@ def sweep(number: int) -> dict[str, Any]:
     lr = torch.from_numpy(RATES).float().repeat(len(DECAYS))
     decay = torch.tensor(DECAYS).repeat_interleave(len(RATES))
     ones = torch.ones(runs, loop.layout.num_layers)
-    hyper = Hyperparams(ones * lr.unsqueeze(1), ones * loop.rule.momentum, 0.0 * ones, ones * decay.unsqueeze(1))
+    hyper = Hyperparams(
+        ones * lr.unsqueeze(1), ones * loop.rule.momentum, 0.0 * ones, ones * decay.unsqueeze(1)
+    )
     factor = torch.from_numpy(base_schedule("wsd")(np.arange(task.horizon) / task.horizon)).float()
     for part in factor.split(100):
         state, _ = loop.advance(state, hyper, part.unsqueeze(1).expand(-1, runs))
-    losses = loop.evaluate(state, "selection").nan_to_num(nan=1e6, posinf=1e6).clamp(1e-6, 1e6).log()
+    losses = (
+        loop.evaluate(state, "selection").nan_to_num(nan=1e6, posinf=1e6).clamp(1e-6, 1e6).log()
+    )
     passes = task.horizon * task.batch_size / len(loop.data.gradient.inputs)
-    return {"number": number, "passes": passes, "losses": losses.view(len(DECAYS), len(RATES)).tolist()}
+    return {
+        "number": number,
+        "passes": passes,
+        "losses": losses.view(len(DECAYS), len(RATES)).tolist(),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tasks", type=int, default=51)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -71,15 +84,24 @@ def main() -> None:
             out.write(json.dumps(row) + "\n")
             out.flush()
     rows = [row for row in rows if row["number"] < args.tasks]
-    passes, losses = np.array([row["passes"] for row in rows]), np.array([row["losses"] for row in rows])
+    passes, losses = (
+        np.array([row["passes"] for row in rows]),
+        np.array([row["losses"] for row in rows]),
+    )
     gain = np.clip(losses - losses[:, :1], -WORST, WORST)
-    print("| passes | tasks | decay |", " | ".join(f"{rate:.1e}" for rate in RATES), "|\n" + "|---" * 8 + "|")
+    print(
+        "| passes | tasks | decay |",
+        " | ".join(f"{rate:.1e}" for rate in RATES),
+        "|\n" + "|---" * 8 + "|",
+    )
     for low, high in itertools.pairwise(PASSES):
         those = gain[(passes >= low) & (passes < high)]
         if not len(those):
             continue
         for i, decay in enumerate(DECAYS[1:], 1):
-            means = " | ".join(f"{mean:+.3f}" for mean in stats.trim_mean(those[:, i], 0.25, axis=0))
+            means = " | ".join(
+                f"{mean:+.3f}" for mean in stats.trim_mean(those[:, i], 0.25, axis=0)
+            )
             print(f"| {low} to {high} | {len(those)} | {decay} | {means} |")
 
 

@@ -1,8 +1,9 @@
 """EnhancedSGD with each feature switched off (or on) in turn, and what its Q-table does.
 
-Five tasks, paired seeds: initial weights and data order of a seed are the same in all variants. The score of
-a run is the log10 of its final training loss (the last tenth of the steps, averaged); a variant's effect is
-its score minus that of the defaults, so a positive number says that the default is better.
+Five tasks, paired seeds: initial weights and data order of a seed are the same in all variants. The
+score of a run is the log10 of its final training loss (the last tenth of the steps, averaged); a
+variant's effect is its score minus that of the defaults, so a positive number says that the default
+is better.
 
     python experiments/enhanced_sgd_ablation.py --seeds 5
 """
@@ -82,14 +83,25 @@ def tasks() -> dict[str, Task]:
     return {
         "logistic": Task(x, labels, _net(16, 1), bce),
         "regression": Task(x, target, _net(16, 32, 1), functional.mse_loss),
-        "ill-conditioned": Task(uneven, uneven @ torch.ones(16, 1), _net(16, 1), functional.mse_loss),
-        "digits": Task(pixels, torch.as_tensor(digits.target).long(), _net(64, 32, 10), functional.cross_entropy),
+        "ill-conditioned": Task(
+            uneven, uneven @ torch.ones(16, 1), _net(16, 1), functional.mse_loss
+        ),
+        "digits": Task(
+            pixels,
+            torch.as_tensor(digits.target).long(),
+            _net(64, 32, 10),
+            functional.cross_entropy,
+        ),
         "mnist1d": Task(mnist.x, mnist.y, lambda seed: mlp(seed, 64), functional.cross_entropy),
     }
 
 
 def run(
-    task: Task, seed: int, steps: int, options: dict[str, Any], table: QLearningController | None = None
+    task: Task,
+    seed: int,
+    steps: int,
+    options: dict[str, Any],
+    table: QLearningController | None = None,
 ) -> tuple[float, EnhancedSGD]:
     """Score and optimizer of one training."""
     model, generator = task.model(seed), torch.Generator().manual_seed(seed)
@@ -103,13 +115,18 @@ def run(
         detached = loss.detach()
         optimizer.step(closure=lambda loss=detached: loss, current_epoch=step // 50)  # type: ignore[misc]
         losses.append(detached)
-    return float(torch.stack(losses[-last:]).mean().clamp(1e-12, 1e6).nan_to_num(1e6).log10()), optimizer
+    return float(
+        torch.stack(losses[-last:]).mean().clamp(1e-12, 1e6).nan_to_num(1e6).log10()
+    ), optimizer
 
 
 def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
     """Visits, policy and rewards within one run, and for one table carried through many runs."""
     print("\nQ-table within one run, mean over seeds:\n")
-    print("| task | cells updated | updates | states visited | more than once | greedy action changed in |")
+    print(
+        "| task | cells updated | updates | states visited | more than once | greedy action "
+        "changed in |"
+    )
     print("|---|---|---|---|---|---|")
     for name, task in table_of.items():
         lines = []
@@ -129,7 +146,10 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
         print(f"| {name} | " + " | ".join(f"{v:.1f}" for v in np.mean(lines, axis=0)) + " |")
 
     print("\nOne table carried through 30 trainings, tasks in turn:\n")
-    print("| training | mean reward | visits | states visited | greedy actions changed since the last row |")
+    print(
+        "| training | mean reward | visits | states visited | greedy actions changed since the "
+        "last row |"
+    )
     print("|---|---|---|---|---|")
     table, old = None, None
     rewards = []
@@ -147,7 +167,9 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
             first, visits = number - len(table_of) + 2, int(table.visits.sum())
             print(f"| {first}-{number + 1} | {mean:.4f} | {visits} | {states} | {moved} |")
     assert table is not None
-    print("\nA fresh run with that table, exploration at its floor, minus the defaults, log10 loss:\n")
+    print(
+        "\nA fresh run with that table, exploration at its floor, minus the defaults, log10 loss:\n"
+    )
     table.epsilon = table.min_epsilon
     for name, task in table_of.items():
         gains = []
@@ -159,7 +181,9 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
@@ -167,11 +191,17 @@ def main() -> None:
     table_of = tasks()
     scores = {
         variant: np.array(
-            [[run(t, seed, args.steps, options)[0] for seed in range(args.seeds)] for t in table_of.values()]
+            [
+                [run(t, seed, args.steps, options)[0] for seed in range(args.seeds)]
+                for t in table_of.values()
+            ]
         )
         for variant, options in VARIANTS.items()
     }
-    print("log10 of the final training loss minus that of the defaults: positive favours the defaults\n")
+    print(
+        "log10 of the final training loss minus that of the defaults: positive favours the "
+        "defaults\n"
+    )
     print("| variant | " + " | ".join(table_of) + " | all tasks, mean and 95 % interval |")
     print("|---" * (len(table_of) + 2) + "|")
     for variant, values in scores.items():
@@ -181,7 +211,9 @@ def main() -> None:
             continue
         effect = values - scores["defaults"]
         cells = [f"{v:+.2f}" for v in effect.mean(1)]
-        print(f"| {variant} | {' | '.join(cells)} | {interval(list(effect.flatten()))} |", flush=True)
+        print(
+            f"| {variant} | {' | '.join(cells)} | {interval(list(effect.flatten()))} |", flush=True
+        )
     q_table(args.steps, args.seeds, table_of)
 
 

@@ -1,4 +1,6 @@
-"""GARO with frozen random weights against SGD at lr 0.01: equal at step 0, and over training on mnist1d.
+"""GARO with frozen random weights against SGD at lr 0.01.
+
+Equal at step 0, and over training on mnist1d.
 
 For each seed: data, initial weights and data order are shared; GARO's random cell has the seed too.
 
@@ -22,7 +24,9 @@ from lr_gym.optim import GlobalAdaptiveSGD
 METHODS: dict[str, Callable[[Any, int], Optimizer]] = {
     "SGD(lr=0.01)": lambda params, seed: SGD(params, lr=0.01),
     "GARO, global, frozen": lambda params, seed: GlobalAdaptiveSGD(params, seed=seed),
-    "GARO, layer-wise, frozen": lambda params, seed: GlobalAdaptiveSGD(params, seed=seed, layerwise=True),
+    "GARO, layer-wise, frozen": lambda params, seed: GlobalAdaptiveSGD(
+        params, seed=seed, layerwise=True
+    ),
     "GARO, lr=0.1, frozen": lambda params, seed: GlobalAdaptiveSGD(params, lr=0.1, seed=seed),
     "SGD(lr=0.1)": lambda params, seed: SGD(params, lr=0.1),
     "Adam(lr=0.001)": lambda params, seed: Adam(params, lr=1e-3),
@@ -43,7 +47,9 @@ def first_step_difference(seed: int, data: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=50)
     args = parser.parse_args()
@@ -58,14 +64,24 @@ def main() -> None:
             model = mlp(seed)
             optimizer = make(model.parameters(), seed)
             train(model, lambda *_, o=optimizer: o.step(), data[0], epochs=args.epochs, seed=seed)
-            results[name].append((loss_and_accuracy(model, data[0])[0], *loss_and_accuracy(model, data[2])))
+            results[name].append(
+                (loss_and_accuracy(model, data[0])[0], *loss_and_accuracy(model, data[2]))
+            )
             if name == "GARO, global, frozen" and isinstance(optimizer, GlobalAdaptiveSGD):
                 emitted.append(optimizer.metrics())
-    print(f"after step 0, largest difference to SGD over largest step: {max(first):.1e} ({args.seeds} seeds)")
+    print(
+        f"after step 0, largest difference to SGD over largest step: {max(first):.1e} "
+        f"({args.seeds} seeds)"
+    )
     for key in ("lr", "momentum", "weight_decay"):
         values = [line[key] for line in emitted]
-        print(f"{key} emitted at the last step: {min(values):.3g} to {max(values):.3g} over the seeds")
-    print(f"| method | train loss after {args.epochs} epochs | test loss | minus SGD(lr=0.01) | test accuracy |")
+        print(
+            f"{key} emitted at the last step: {min(values):.3g} to {max(values):.3g} over the seeds"
+        )
+    print(
+        f"| method | train loss after {args.epochs} epochs | test loss | minus SGD(lr=0.01) | test "
+        "accuracy |"
+    )
     print("|---|---|---|---|---|")
     base = results["SGD(lr=0.01)"]
     for name, rows in results.items():

@@ -1,8 +1,10 @@
-"""Gradient Agreement on mnist1d: each method tunes its lr on validation data; reported on test data.
+"""Gradient Agreement on mnist1d: each method tunes its lr on validation data.
 
-For each seed: its own data set, initial weights and data order, the same for all methods; 20 Optuna trials of
-10 epochs (lr log-uniform in 1e-5..1e-1, lowest validation loss), then 50 epochs from the same initial
-weights.
+Reported on test data.
+
+For each seed: its own data set, initial weights and data order, the same for all methods; 20 Optuna
+trials of 10 epochs (lr log-uniform in 1e-5..1e-1, lowest validation loss), then 50 epochs from the
+same initial weights.
 
     python experiments/gradient_agreement.py --seeds 10
 """
@@ -28,7 +30,9 @@ from lr_gym.optim import GradientAgreementOptimizer
 METHODS: dict[str, Callable[[Any, float], Optimizer]] = {
     "Adam": lambda params, lr: Adam(params, lr=lr),
     "agreement std": lambda params, lr: GradientAgreementOptimizer(Adam(params, lr=lr), "std"),
-    "agreement std/rms": lambda params, lr: GradientAgreementOptimizer(Adam(params, lr=lr), "std_over_rms"),
+    "agreement std/rms": lambda params, lr: GradientAgreementOptimizer(
+        Adam(params, lr=lr), "std_over_rms"
+    ),
     "agreement snr": lambda params, lr: GradientAgreementOptimizer(Adam(params, lr=lr), "snr"),
 }
 
@@ -45,7 +49,14 @@ def run(method: str, lr: float, data: Any, seed: int, epochs: int) -> dict[str, 
         curves["test"].append(loss)
         curves["accuracy"].append(accuracy)
 
-    train(model, lambda loss, epoch: optimizer.step(), data[0], epochs=epochs, seed=seed, after_epoch=record)
+    train(
+        model,
+        lambda loss, epoch: optimizer.step(),
+        data[0],
+        epochs=epochs,
+        seed=seed,
+        after_epoch=record,
+    )
     return curves
 
 
@@ -81,7 +92,9 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/gradient_agreement"))
@@ -95,16 +108,23 @@ def main() -> None:
         for method, rows in results.items():
             lr = tune(method, data, seed, args.trials)
             rows.append({"lr": lr, **run(method, lr, data, seed, 50)})
-        print(f"seed {seed}", {m: round(rows[-1]["lr"], 5) for m, rows in results.items()}, flush=True)
+        print(
+            f"seed {seed}", {m: round(rows[-1]["lr"], 5) for m, rows in results.items()}, flush=True
+        )
         (args.out / "results.json").write_text(json.dumps(results))
-    print("| method | lr, geometric mean | test loss, best-validation epoch | minus Adam | accuracy there |")
+    print(
+        "| method | lr, geometric mean | test loss, best-validation epoch | minus Adam | accuracy "
+        "there |"
+    )
     print("|---|---|---|---|---|")
 
     def chosen(method: str, what: str) -> list[float]:
         return [float(row[what][int(np.argmin(row["validation"]))]) for row in results[method]]
 
     for method, rows in results.items():
-        difference = [a - b for a, b in zip(chosen(method, "test"), chosen("Adam", "test"), strict=True)]
+        difference = [
+            a - b for a, b in zip(chosen(method, "test"), chosen("Adam", "test"), strict=True)
+        ]
         lr = float(np.exp(np.mean([np.log(row["lr"]) for row in rows])))
         against = "" if method == "Adam" else interval(difference)
         loss, accuracy = (interval(chosen(method, what)) for what in ("test", "accuracy"))

@@ -47,13 +47,17 @@ SHAPES: dict[str, Callable[[np.random.Generator, int, int], Array]] = {
 }
 
 
-def coverage(shape: str, draws: int, tasks: int, seeds: int, resamples: int, seed: int = 0) -> float:
+def coverage(
+    shape: str, draws: int, tasks: int, seeds: int, resamples: int, seed: int = 0
+) -> float:
     """Fraction of draws whose interval holds the interquartile mean of the distribution itself."""
     generator = np.random.default_rng(seed)
     truth = iqm(SHAPES[shape](generator, 200_000, tasks))
     hits = 0
     for draw in range(draws):
-        _, low, high = iqm_interval(SHAPES[shape](generator, seeds, tasks), seed=draw, resamples=resamples)
+        _, low, high = iqm_interval(
+            SHAPES[shape](generator, seeds, tasks), seed=draw, resamples=resamples
+        )
         hits += low <= truth <= high
     return hits / draws
 
@@ -61,12 +65,18 @@ def coverage(shape: str, draws: int, tasks: int, seeds: int, resamples: int, see
 def false_verdicts(
     shape: str, draws: int, tasks: int, seeds: int, contestants: int = 9, seed: int = 0
 ) -> tuple[float, float]:
-    """Fractions of draws with any verdict among equals, with and without correction; half the noise is shared."""
+    """Fractions of draws with any verdict among equals, with and without correction.
+
+    Half the noise is shared.
+    """
     generator = np.random.default_rng(seed)
     corrected = alone = 0
     for _ in range(draws):
         shared = SHAPES[shape](generator, seeds, tasks)
-        rows = {str(i): 0.5 * shared + 0.5 * SHAPES[shape](generator, seeds, tasks) for i in range(contestants)}
+        rows = {
+            str(i): 0.5 * shared + 0.5 * SHAPES[shape](generator, seeds, tasks)
+            for i in range(contestants)
+        }
         pairs = compare_all(list(rows), lambda first, second, rows=rows: rows[first] - rows[second])
         corrected += any(pair.better for pair in pairs)
         alone += any(pair.p < ALPHA for pair in pairs)
@@ -88,13 +98,20 @@ class Args:
 
 
 def main(args: Args) -> None:
-    print("| scores | coverage of the 95 % interval | its 95 % interval | false verdict, Holm | uncorrected |")
+    print(
+        "| scores | coverage of the 95 % interval | its 95 % interval | false verdict, Holm | "
+        "uncorrected |"
+    )
     print("|---|---|---|---|---|")
     for shape in SHAPES:
         covered = coverage(shape, args.draws, args.tasks, args.seeds, args.resamples)
         low, high = stats.binomtest(round(covered * args.draws), args.draws).proportion_ci()
         corrected, alone = false_verdicts(shape, args.draws, args.tasks, args.seeds)
-        print(f"| {shape} | {covered:.3f} | {low:.3f} to {high:.3f} | {corrected:.3f} | {alone:.3f} |", flush=True)
+        print(
+            f"| {shape} | {covered:.3f} | {low:.3f} to {high:.3f} | {corrected:.3f} | {alone:.3f} "
+            "|",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""mnist1d, the MLP 40-128-128-10 and one plain training loop: what the optimizer experiments share."""
+"""mnist1d, the MLP 40-128-128-10 and one plain training loop.
+
+What the optimizer experiments share.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ class Split(NamedTuple):
 
 
 def load(samples: int = 4000, seed: int = 42) -> tuple[Split, Split, Split]:
-    """Training (64 %), validation (16 %) and test (20 %) data; numpy's global generator is left as it was."""
+    """Training (64 %), validation (16 %) and test (20 %) data.
+
+    Numpy's global generator is left as it was.
+    """
     arguments = mnist1d.data.get_dataset_args()
     arguments.num_samples, arguments.seed = samples, seed
     state = np.random.get_state()  # noqa: NPY002 - make_dataset seeds the global generator
@@ -44,14 +50,22 @@ def mlp(seed: int, width: int = 128) -> nn.Sequential:
     """40-width-width-10 with ReLU, its weights a function of the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(40, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+        return nn.Sequential(
+            nn.Linear(40, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
+        )
 
 
 @torch.no_grad()
 def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy."""
     logits = model(split.x)
-    return float(functional.cross_entropy(logits, split.y)), float((logits.argmax(1) == split.y).float().mean())
+    return float(functional.cross_entropy(logits, split.y)), float(
+        (logits.argmax(1) == split.y).float().mean()
+    )
 
 
 def train(

@@ -50,53 +50,87 @@ class Recorder:
         draws = copy.deepcopy(self.optimizer.noise).normal(grads)
         self.optimizer.step()
         stds = [float(self.optimizer._stds[p]) for p in self.params]
-        self.std.append([s * g.numel() ** 0.5 / float(g.norm()) for s, g in zip(stds, grads, strict=True)])
-        self.norm.append([float(s * d.norm() / g.norm()) for s, d, g in zip(stds, draws, grads, strict=True)])
+        self.std.append(
+            [s * g.numel() ** 0.5 / float(g.norm()) for s, g in zip(stds, grads, strict=True)]
+        )
+        self.norm.append(
+            [float(s * d.norm() / g.norm()) for s, d, g in zip(stds, draws, grads, strict=True)]
+        )
         self.update.append(self.optimizer.metrics()["noise/update"])
 
 
 def record(variant: str, alpha: float | None, epochs: int, seed: int, data: Any) -> Recorder:
     model = mlp(seed)
     optimizer = AdaptiveUPGD(model.parameters(), seed=seed, **VARIANTS[variant])
-    scaler = None if alpha is None else VarianceGradientScaler(model.parameters(), alpha=alpha, warmup_steps=100)
+    scaler = (
+        None
+        if alpha is None
+        else VarianceGradientScaler(model.parameters(), alpha=alpha, warmup_steps=100)
+    )
     recorder = Recorder(optimizer, scaler)
     train(model, recorder.step, data, epochs=epochs, seed=seed)
     return recorder
 
 
 def per_layer(epochs: int, seed: int, data: Any) -> None:
-    print("\nRange over the run of noise std / gradient rms in percent, by elements of the tensor:\n")
+    print(
+        "\nRange over the run of noise std / gradient rms in percent, by elements of the tensor:\n"
+    )
     for i, (variant, options) in enumerate(VARIANTS.items()):
         for alpha in (None, 0.3):
             r = record(variant, alpha, epochs, seed, data)
             std, counts = 100 * np.array(r.std), [p.numel() for p in r.params]
             if i == 0 and alpha is None:
-                print("| noise | VGS | " + " | ".join(f"{n:,}" for n in counts) + " | noise / update, median |")
+                print(
+                    "| noise | VGS | "
+                    + " | ".join(f"{n:,}" for n in counts)
+                    + " | noise / update, median |"
+                )
                 print("|---" * (len(counts) + 3) + "|")
             cells = [f"{lo:.3g}-{hi:.3g}" for lo, hi in zip(std.min(0), std.max(0), strict=True)]
-            print(f"| {variant} | {'off' if alpha is None else 'on'} | " + " | ".join(cells), end="")
+            print(
+                f"| {variant} | {'off' if alpha is None else 'on'} | " + " | ".join(cells), end=""
+            )
             print(f" | {100 * np.median(r.update):.2g} % |")
             if variant == "adaptive, rms":
                 worst = abs(std / (100 * options["sigma"]) - 1).max()
                 bound = 4 / np.sqrt(2 * np.array(counts))
-                inside = (abs(np.array(r.norm) / options["sigma"] - 1) <= bound)[:, np.array(counts) >= 100]
+                inside = (abs(np.array(r.norm) / options["sigma"] - 1) <= bound)[
+                    :, np.array(counts) >= 100
+                ]
                 print(f"    largest deviation of the std from sigma {100 * worst:.4f} %; ", end="")
-                print(f"realised norm within 4/sqrt(2n) in {100 * inside.mean():.2f} % of {inside.size} cases")
+                print(
+                    f"realised norm within 4/sqrt(2n) in {100 * inside.mean():.2f} % of "
+                    f"{inside.size} cases"
+                )
 
 
 def amplification(epochs: int, seeds: int, data: Any) -> None:
-    print("\nFixed noise under VGS, after its warm-up: factor and amplification 1/factor, mean [range]:\n")
+    print(
+        "\nFixed noise under VGS, after its warm-up: factor and amplification 1/factor, mean "
+        "[range]:\n"
+    )
     print("| alpha | factor | amplification |\n|---|---|---|")
     for alpha in (0.1, 0.2, 0.3, 0.5):
-        factors = np.array([record("fixed", alpha, epochs, seed, data).factor[100:] for seed in range(seeds)])
+        factors = np.array(
+            [record("fixed", alpha, epochs, seed, data).factor[100:] for seed in range(seeds)]
+        )
         gain = 1 / factors
-        print(f"| {alpha} | {factors.mean():.3f} [{factors.min():.3f}, {factors.max():.3f}] ", end="")
+        print(
+            f"| {alpha} | {factors.mean():.3f} [{factors.min():.3f}, {factors.max():.3f}] ", end=""
+        )
         print(f"| {gain.mean():.2f} [{gain.min():.2f}, {gain.max():.2f}] |")
 
 
 def decay() -> None:
-    print("\nQuadratic whose gradient is made to shrink 1000 times over 300 steps, n = 1000, sigma 0.05:\n")
-    print("| noise | std / rms, first step | last step | largest relative deviation |\n|---|---|---|---|")
+    print(
+        "\nQuadratic whose gradient is made to shrink 1000 times over 300 steps, n = 1000, sigma "
+        "0.05:\n"
+    )
+    print(
+        "| noise | std / rms, first step | last step | largest relative deviation "
+        "|\n|---|---|---|---|"
+    )
     for variant in (
         "fixed",
         "adaptive, rms",
@@ -111,12 +145,17 @@ def decay() -> None:
             param.grad = direction * 1000 ** (-step / 299)
             recorder.step()
         std = 100 * np.array(recorder.std)[:, 0]
-        print(f"| {variant} | {std[0]:.3g} % | {std[-1]:.3g} % | {abs(std / std[0] - 1).max():.3g} |")
+        print(
+            f"| {variant} | {std[0]:.3g} % | {std[-1]:.3g} % | {abs(std / std[0] - 1).max():.3g} |"
+        )
 
 
 def start_up() -> None:
     print("\nEMA of a constant gradient norm 0.01, beta 0.999, over its true value:\n")
-    print("| step | started at 1 and divided by 1 - beta^t (source) | started at 0 (ours) |\n|---|---|---|")
+    print(
+        "| step | started at 1 and divided by 1 - beta^t (source) | started at 0 (ours) "
+        "|\n|---|---|---|"
+    )
     source, ours = 1.0, 0.0
     for t in range(1, 10_001):
         source, ours = 0.999 * source + 0.001 * 0.01, 0.999 * ours + 0.001 * 0.01
@@ -126,7 +165,9 @@ def start_up() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()

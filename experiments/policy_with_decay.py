@@ -1,7 +1,10 @@
-"""A policy with weight decay over a training that memorises: mnist1d-mlp, some 640 passes over 3,000 examples.
+"""A policy with weight decay over a training that memorises.
 
-From 1e-3, untuned, with the guard; losses are of the selection split. Under Muon 0.1 is what PolicyOptimizer takes
-there by default. `experiments/beyond_training.py` has Adam, tuned WSD and the policy without decay.
+Mnist1d-mlp, some 640 passes over 3,000 examples.
+
+From 1e-3, untuned, with the guard; losses are of the selection split. Under Muon 0.1 is what
+PolicyOptimizer takes there by default. `experiments/beyond_training.py` has Adam, tuned WSD and the
+policy without decay.
 
     PYTHONPATH=. python experiments/policy_with_decay.py --decays 0 0.01 0.1
 """
@@ -15,10 +18,10 @@ import torch
 from experiments.beyond_training import variant
 from lr_gym.benchmark.contestants import POLICY_LR
 from lr_gym.benchmark.run import evaluation_seed
-from lr_gym.inner_loop import minibatch
 from lr_gym.optim import PolicyOptimizer, muon_groups
-from lr_gym.policy import load_policy
-from lr_gym.tasks.models import plain_model
+from lr_gym.policies.policy import load_policy
+from lr_gym.tasks.initial import plain_model
+from lr_gym.training.inner_loop import minibatch
 
 
 def final_loss(policy: str, decay: float, horizon: int, index: int) -> float:
@@ -45,7 +48,9 @@ def final_loss(policy: str, decay: float, horizon: int, index: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--policy", default="builtin:muon")
     parser.add_argument("--decays", type=float, nargs="+", default=[0.0, 0.01, 0.1])
     parser.add_argument("--horizon", type=int, default=30_000)

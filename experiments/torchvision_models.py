@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torchvision import models
 
-from lr_gym.observed_range import RUNS, observed_range
+from lr_gym.analysis.measure_ranges import RUNS, observed_range
+from lr_gym.envs.rollout import controlled_env
+from lr_gym.envs.vector_env import INITIAL_LR
 from lr_gym.optim import PolicyOptimizer, muon_groups
-from lr_gym.policy import SavedPolicy, load_policy
-from lr_gym.rollout import controlled_env
-from lr_gym.vector_env import INITIAL_LR
+from lr_gym.policies.policy import SavedPolicy, load_policy
 
 # name -> side of its images, and what else it takes to be built for them
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -74,14 +74,24 @@ def train(
             losses.append(loss.item())
     with torch.no_grad():
         losses.append(loss_of().item())
-    return losses, optimizer, sum(str(warning.message).startswith("PolicyOptimizer") for warning in caught)
+    return (
+        losses,
+        optimizer,
+        sum(str(warning.message).startswith("PolicyOptimizer") for warning in caught),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--policy", default="builtin:default")
-    parser.add_argument("--tasks", nargs="+", default=["mnist1d-mlp"], help="what the policy has learned on")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["mnist1d-mlp"], help="what the policy has learned on"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -89,7 +99,10 @@ def main() -> None:
     if policy.seen is None:
         envs = (controlled_env(policy.spec, task, RUNS, INITIAL_LR) for task in args.tasks)
         policy = dataclasses.replace(policy, seen=observed_range(policy, envs))
-    print("| model | layers | loss before | after 10 steps | finite | guard acted | lowest trust | mean trust |")
+    print(
+        "| model | layers | loss before | after 10 steps | finite | guard acted | lowest trust | "
+        "mean trust |"
+    )
     print("|---" * 8 + "|")
     for name in args.models:
         side, options = MODELS[name]
@@ -97,11 +110,25 @@ def main() -> None:
         model = getattr(models, name)(weights=None, num_classes=CLASSES, **options)
         generator = torch.Generator().manual_seed(args.seed)
         losses, optimizer, warned = train(model, side, policy, args.lr, generator)
-        finite = all(map(math.isfinite, losses)) and all(bool(p.isfinite().all()) for p in model.parameters())
+        finite = all(map(math.isfinite, losses)) and all(
+            bool(p.isfinite().all()) for p in model.parameters()
+        )
         trust = [value for key, value in optimizer.metrics().items() if key.startswith("trust/")]
         acted = ["no", "yes, warned once"][warned] if warned < 2 else f"warned {warned} times"
-        row = [name, len(trust), f"{losses[0]:.3f}", f"{losses[-1]:.3f}", "yes" if finite else "NO", acted]
-        print("|", " | ".join(map(str, [*row, f"{min(trust):.2f}", f"{sum(trust) / len(trust):.2f}"])), "|", flush=True)
+        row = [
+            name,
+            len(trust),
+            f"{losses[0]:.3f}",
+            f"{losses[-1]:.3f}",
+            "yes" if finite else "NO",
+            acted,
+        ]
+        print(
+            "|",
+            " | ".join(map(str, [*row, f"{min(trust):.2f}", f"{sum(trust) / len(trust):.2f}"])),
+            "|",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

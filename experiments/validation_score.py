@@ -1,8 +1,11 @@
-"""How policies, and fixed learning rates, do on the tasks of the suite `validation`: what chooses between candidates.
+"""How policies, and fixed learning rates, do on the tasks of the suite `validation`.
 
-Score: interquartile mean, over tasks and trainings, of log(loss / the task's median loss under the base schedule
-alone), back from the logarithm; 1 is no better than not to control. Each training of a policy starts from a learning
-rate of its own, log-uniform in 3e-5..1e-1; SCHEDULE:LR is AdamW under that schedule at that rate, which favours it.
+What chooses between candidates.
+
+Score: interquartile mean, over tasks and trainings, of log(loss / the task's median loss under the
+base schedule alone), back from the logarithm; 1 is no better than not to control. Each training of
+a policy starts from a learning rate of its own, log-uniform in 3e-5..1e-1; SCHEDULE:LR is AdamW
+under that schedule at that rate, which favours it.
 
     python experiments/validation_score.py builtin:default runs/ppo wsd:3e-3 wsd:1e-2:sgd constant:3e-3:adamw:16
     python experiments/validation_score.py builtin:muon --runs 24 --tasks mnist1d-cnn titanic-mlp titanic-mlp-long \
@@ -19,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from lr_gym.benchmark.scores import relative_loss
-from lr_gym.control import ControlSpec
-from lr_gym.policy import Policy, constant_policy, load_policy
-from lr_gym.rollout import DIVERGED, controlled_env, final_losses
-from lr_gym.schedules import SCHEDULES
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.rollout import DIVERGED, controlled_env, final_losses
+from lr_gym.envs.vector_env import INITIAL_LR
+from lr_gym.policies.policy import Policy, constant_policy, load_policy
 from lr_gym.tasks import SUITES
-from lr_gym.vector_env import INITIAL_LR
+from lr_gym.updates.schedules import SCHEDULES
 
 FIRST_SEED = 1 << 40  # as train_agent.py's selection
 SUITE = tuple(SUITES["validation"])
@@ -36,7 +39,9 @@ def losses(
     """Final selection losses (tasks, runs)."""
     seeds = [FIRST_SEED + i for i in range(runs)]
     envs = (controlled_env(policy.spec, task, runs, lr) for task in tasks)
-    return np.stack([np.minimum(final_losses(env, policy, seeds, "selection"), DIVERGED) for env in envs])
+    return np.stack(
+        [np.minimum(final_losses(env, policy, seeds, "selection"), DIVERGED) for env in envs]
+    )
 
 
 def alone(runs: int, tasks: Sequence[str] = SUITE) -> NDArray[np.float64]:
@@ -45,10 +50,17 @@ def alone(runs: int, tasks: Sequence[str] = SUITE) -> NDArray[np.float64]:
 
 
 def scheduled(
-    runs: int, tasks: Sequence[str], schedule: str, lr: str, base: str = "adamw", average: str | None = None
+    runs: int,
+    tasks: Sequence[str],
+    schedule: str,
+    lr: str,
+    base: str = "adamw",
+    average: str | None = None,
 ) -> NDArray[np.float64]:
     """`losses` of a base optimizer under a schedule, of averaged weights or the last."""
-    spec = ControlSpec(schedule=schedule, base=base, average=None if average is None else float(average))
+    spec = ControlSpec(
+        schedule=schedule, base=base, average=None if average is None else float(average)
+    )
     return losses(constant_policy(spec, 10), float(lr), runs, tasks)
 
 
@@ -60,10 +72,14 @@ def candidate(name: str, runs: int, tasks: Sequence[str]) -> NDArray[np.float64]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR[:BASE[:AVERAGE]]")
     parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
-    parser.add_argument("--tasks", nargs="+", default=SUITE, help="other tasks than those of the suite")
+    parser.add_argument(
+        "--tasks", nargs="+", default=SUITE, help="other tasks than those of the suite"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     before = alone(args.runs, args.tasks)

@@ -1,7 +1,10 @@
-"""lr_gym: learn learning-rate controllers in a Gymnasium environment and deploy them as PyTorch optimizers.
+"""lr_gym.
 
-Importing the package registers one environment per task, `lr_gym/<env_id>`. The optimizers of `lr_gym.optim` need
-neither gymnasium nor stable-baselines3: where gymnasium is absent, registration is skipped.
+Learn learning-rate controllers in a Gymnasium environment and deploy them as PyTorch optimizers.
+
+Importing the package registers one environment per task, `lr_gym/<env_id>`. The optimizers of
+`lr_gym.optim` need neither gymnasium nor stable-baselines3: where gymnasium is absent, registration
+is skipped.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ def _register() -> None:
     for task in TASKS.values():
         gymnasium.register(
             id=f"lr_gym/{task.env_id}",
-            entry_point="lr_gym.env:LRControlEnv",
-            vector_entry_point="lr_gym.vector_env:LRControlVectorEnv",
+            entry_point="lr_gym.envs.env:LRControlEnv",
+            vector_entry_point="lr_gym.envs.vector_env:LRControlVectorEnv",
             kwargs={"task": task.name},
         )
 

@@ -1,7 +1,8 @@
 """Which parameter tensor belongs to which layer.
 
-A layer is what one row of control acts on. By default it is one module that owns parameters directly, so a weight and
-its bias share a row; with control="global" the whole model is one layer.
+A layer is what one row of control acts on. By default it is one module that owns parameters
+directly, so a weight and its bias share a row; with granularity="global" the whole model is one
+layer.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "CONTROLS",
+    "GRANULARITIES",
     "Layout",
-    "check_control",
+    "check_granularity",
     "hidden_matrices",
     "layout_of_named",
     "layout_of_tensors",
@@ -24,7 +25,7 @@ __all__ = [
     "muon_matrices",
 ]
 
-CONTROLS = ("per_layer", "global")
+GRANULARITIES = ("per_layer", "global")
 
 
 class Layout(NamedTuple):
@@ -61,27 +62,32 @@ class Layout(NamedTuple):
         return torch.stack([value for value in sums if value is not None], dim=-1)
 
 
-def check_control(control: str) -> str:
-    """Return `control` or raise a ValueError that lists the valid ones."""
-    if control not in CONTROLS:
-        raise ValueError(f"control must be one of {', '.join(CONTROLS)}; got {control!r}")
-    return control
+def check_granularity(granularity: str) -> str:
+    """Return `granularity` or raise a ValueError that lists the valid ones."""
+    if granularity not in GRANULARITIES:
+        raise ValueError(
+            f"granularity must be one of {', '.join(GRANULARITIES)}; got {granularity!r}"
+        )
+    return granularity
 
 
-def _layout(keys: Sequence[str], sizes: Sequence[int], control: str) -> Layout:
+def _layout(keys: Sequence[str], sizes: Sequence[int], granularity: str) -> Layout:
     if not keys:
         raise ValueError("there is no parameter to control: the list of parameters is empty")
-    if check_control(control) == "global":
+    if check_granularity(granularity) == "global":
         return Layout(("model",), (0,) * len(keys), tuple(sizes))
     names = tuple(dict.fromkeys(keys))
     index = {name: i for i, name in enumerate(names)}
     return Layout(names, tuple(index[key] for key in keys), tuple(sizes))
 
 
-def layout_of_named(named: Iterable[tuple[str, Tensor]], control: str = "per_layer") -> Layout:
-    """Group named parameters by the module that owns them: everything before the last dot of the name.
+def layout_of_named(named: Iterable[tuple[str, Tensor]], granularity: str = "per_layer") -> Layout:
+    """Group named parameters by the module that owns them.
 
-    Those that the model itself owns, without a dot, are one layer, `root`, if they are more than one.
+    Everything before the last dot of the name.
+
+    Those that the model itself owns, without a dot, are one layer, `root`, if they are more than
+    one.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
@@ -92,11 +98,13 @@ def layout_of_named(named: Iterable[tuple[str, Tensor]], control: str = "per_lay
     own = [name for name, _ in named if "." not in name]
     root = "root" if len(own) > 1 else "".join(own)
     keys = [name.rpartition(".")[0] or root for name, _ in named]
-    return _layout(keys, [p.numel() for _, p in named], control)
+    return _layout(keys, [p.numel() for _, p in named], granularity)
 
 
-def layout_of_tensors(tensors: Iterable[Tensor], control: str = "per_layer") -> Layout:
-    """Group nameless parameters: each tensor of two or more dimensions opens a layer, smaller ones join the last.
+def layout_of_tensors(tensors: Iterable[Tensor], granularity: str = "per_layer") -> Layout:
+    """Group nameless parameters.
+
+    Each tensor of two or more dimensions opens a layer, smaller ones join the last.
 
     >>> import torch
     >>> layout_of_tensors(torch.nn.Linear(2, 3).parameters()).layer_of
@@ -107,7 +115,7 @@ def layout_of_tensors(tensors: Iterable[Tensor], control: str = "per_layer") -> 
     for i, tensor in enumerate(tensors):
         layer += int(i > 0 and tensor.ndim >= 2)
         keys.append(f"layer{layer}")
-    return _layout(keys, [p.numel() for p in tensors], control)
+    return _layout(keys, [p.numel() for p in tensors], granularity)
 
 
 def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -120,10 +128,18 @@ def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     >>> [group.get("muon") for group in muon_groups(model)]
     [False, None]
     """
-    owners = (module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
+    owners = (
+        module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    )
     tables = {id(param) for module in owners for param in module.parameters(recurse=False)}
-    others = (module for module in model.modules() if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
-    tied = any(id(param) in tables for module in others for param in module.parameters(recurse=False))
+    others = (
+        module
+        for module in model.modules()
+        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    )
+    tied = any(
+        id(param) in tables for module in others for param in module.parameters(recurse=False)
+    )
     runs = itertools.groupby(model.named_parameters(), key=lambda named: id(named[1]) in tables)
     said = {True: {"muon": False}, False: {"muon": True} if tied else {}}
     return [{"params": list(members), **said[table]} for table, members in runs]
@@ -151,4 +167,6 @@ def hidden_matrices(groups: Iterable[tuple[Sequence[Tensor], bool | None]]) -> s
 
 def muon_matrices(model: nn.Module) -> set[Tensor]:
     """The parameters of a model that Muon is for: `hidden_matrices` of its `muon_groups`."""
-    return hidden_matrices(([param for _, param in group["params"]], group.get("muon")) for group in muon_groups(model))
+    return hidden_matrices(
+        ([param for _, param in group["params"]], group.get("muon")) for group in muon_groups(model)
+    )

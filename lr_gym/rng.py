@@ -1,11 +1,13 @@
 """Counter-based random numbers: every number is a function of (row seed, stream, step, index).
 
-No generator is carried along, so a row of a batch draws what it would draw alone, a resumed run draws what the
-uninterrupted one would have drawn, and environment and optimizer share their noise. One hash serves all rows.
+No generator is carried along, so a row of a batch draws what it would draw alone, a resumed run
+draws what the uninterrupted one would have drawn, and environment and optimizer share their noise.
+One hash serves all rows.
 
-The hash is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) used as a counter-based generator in the sense of
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011): output i is `mix(key + i * GOLDEN)`. Torch's
-int64 multiplication wraps, which is all that 64-bit arithmetic modulo 2^64 needs.
+The hash is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) used as a counter-based generator in the
+sense of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011): output i is
+`mix(key + i * GOLDEN)`. Torch's int64 multiplication wraps, which is all that 64-bit arithmetic
+modulo 2^64 needs.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def random_bits(seed: Tensor, stream: Stream, step: Tensor | int, count: int, start: int = 0) -> Tensor:
+def random_bits(
+    seed: Tensor, stream: Stream, step: Tensor | int, count: int, start: int = 0
+) -> Tensor:
     """Draw 64 random bits for each seed and index.
 
     Args:
@@ -68,8 +72,11 @@ def random_bits(seed: Tensor, stream: Stream, step: Tensor | int, count: int, st
     key = _mix(_mix(seed + _GOLDEN) ^ _mix(torch.full_like(seed, int(stream) + 1)))
     step = torch.full_like(seed, step) if isinstance(step, int) else step
     key = _mix(key + step * _GOLDEN)
-    # "| 0": a compiler would fold a bare arange and GOLDEN into one signed index, whose overflow is undefined in C++.
-    index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=seed.device).bitwise_or(0)
+    # "| 0": a compiler would fold a bare arange and GOLDEN into one signed index, whose overflow is
+    # undefined in C++.
+    index = torch.arange(
+        start + 1, start + count + 1, dtype=torch.int64, device=seed.device
+    ).bitwise_or(0)
     return _mix(key.unsqueeze(-1) + index * _GOLDEN)
 
 
@@ -82,14 +89,20 @@ def uniform(
     start: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform numbers in [0, 1): as many of the top bits as the dtype holds; arguments as `random_bits`."""
+    """Uniform numbers in [0, 1): as many of the top bits as the dtype holds.
+
+    Arguments as `random_bits`.
+    """
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))
     bits = random_bits(seed, stream, step, count, start)
     return _shift_right(bits, 64 - digits).to(dtype) * 2.0**-digits
 
 
 def integers(seed: Tensor, stream: Stream, step: Tensor | int, count: int, high: int) -> Tensor:
-    """Integers in [0, high), high below 2^31, by multiply and shift (Lemire 2019); arguments as `random_bits`."""
+    """Integers in [0, high), high below 2^31, by multiply and shift (Lemire 2019).
+
+    Arguments as `random_bits`.
+    """
     return _shift_right(_shift_right(random_bits(seed, stream, step, count), 32) * high, 32)
 
 
@@ -102,8 +115,14 @@ def normal(
     start: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal numbers, Box-Muller on the two halves of each 64-bit word; arguments as `random_bits`."""
-    bits, wide = random_bits(seed, stream, step, count, start), torch.promote_types(dtype, torch.float32)
+    """Standard normal numbers, Box-Muller on the two halves of each 64-bit word.
+
+    Arguments as `random_bits`.
+    """
+    bits, wide = (
+        random_bits(seed, stream, step, count, start),
+        torch.promote_types(dtype, torch.float32),
+    )
     radius = ((_shift_right(bits, 32) + 1).to(wide) * 2.0**-32).log_().mul_(-2.0).sqrt_()
     angle = (bits & 0xFFFFFFFF).to(wide) * (2.0 * math.pi * 2.0**-32)
     return (radius * angle.cos_()).to(dtype)

@@ -1,4 +1,7 @@
-"""Figures while something runs: a JSON-lines file always, wandb where wanted. Only this file imports wandb."""
+"""Figures while something runs: a JSON-lines file always, wandb where wanted.
+
+Only this file imports wandb.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ WANDB_MODES = ("auto", "online", "offline", "disabled")
 class Tracker:
     """Logs rows of figures to `progress.jsonl` and, unless disabled, to wandb.
 
-    wandb never asks anything and never stops a run: "auto" is online where the user is logged in and offline elsewhere,
-    and a wandb that cannot start is reported once and then left alone.
+    wandb never asks anything and never stops a run: "auto" is online where the user is logged in
+    and offline elsewhere, and a wandb that cannot start is reported once and then left alone.
     """
 
     def __init__(
@@ -42,12 +45,17 @@ class Tracker:
             wandb: one of WANDB_MODES.
             tensorboard: write the curves to `tensorboard/` too.
             name: of the wandb run.
-            resume_step: continue the log after this step and drop what came later; None starts a new one.
+            resume_step: continue the log after this step and drop what came later; None starts a
+                new one.
         """
         if wandb not in WANDB_MODES:
             raise ValueError(f"wandb must be one of {', '.join(WANDB_MODES)}; got {wandb!r}")
         path = folder / PROGRESS
-        kept = [] if resume_step is None else [row for row in read_progress(path) if row["step"] <= resume_step]
+        kept = (
+            []
+            if resume_step is None
+            else [row for row in read_progress(path) if row["step"] <= resume_step]
+        )
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = path.open("a", encoding="utf-8")
         self._start = time.monotonic()
@@ -78,7 +86,9 @@ class Tracker:
         if self._run is not None:
             import wandb
 
-            self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            self._run.log(
+                {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}
+            )
 
     def save_pictures(self, paths: Sequence[Path]) -> None:
         """Show pictures and films (.png, .gif) with the wandb run."""
@@ -138,8 +148,12 @@ def log_run(
     run.finish()
 
 
-def _start_wandb(folder: Path, config: dict[str, Any], mode: str, name: str, group: str | None = None) -> Any:
-    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # takes our package `agents` for another and advertises
+def _start_wandb(
+    folder: Path, config: dict[str, Any], mode: str, name: str, group: str | None = None
+) -> Any:
+    os.environ.setdefault(
+        "WANDB_DISABLE_WEAVE", "true"
+    )  # takes our package `agents` for another and advertises
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds that an unreachable server can cost
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
@@ -167,7 +181,9 @@ def _start_tensorboard(folder: Path, resume_step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("TensorBoard is not installed: pip install 'lr-gym[tensorboard]'") from error
+        raise ImportError(
+            "TensorBoard is not installed: pip install 'lr-gym[tensorboard]'"
+        ) from error
     purge = None if resume_step is None else resume_step + 1
     return SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 

@@ -3,7 +3,7 @@
 Dimension letters, used in every shape comment of the package:
 
     B  runs: independent inner trainings, advanced in lock-step
-    L  layers: rows of control; one with control="global", else one per module that owns parameters
+    L  layers: rows of control; one with granularity="global", else one per module that owns parameters
     F  features of one observation row
     A  controls: the hyperparameters a policy sets ("lr", "momentum", "noise")
     R  rows of a policy's input, R = B * L
@@ -20,7 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Hyperparams", "LayerStats", "check_count", "check_device", "check_number", "numbers_like"]
+__all__ = [
+    "Hyperparams",
+    "LayerStats",
+    "check_count",
+    "check_device",
+    "check_number",
+    "numbers_like",
+]
 
 
 class Hyperparams(NamedTuple):
@@ -29,7 +36,8 @@ class Hyperparams(NamedTuple):
     Attributes:
         lr: (B, L) effective learning rate, the base schedule included.
         momentum: (B, L) SGD's mu or Adam's beta1.
-        noise: (B, L) std of the gradient noise over the root mean square of that tensor's gradient; 0 is off.
+        noise: (B, L) std of the gradient noise over the root mean square of that tensor's gradient;
+            0 is off.
         weight_decay: (B, L) coefficient of weight decay.
     """
 
@@ -42,16 +50,19 @@ class Hyperparams(NamedTuple):
 class LayerStats(NamedTuple):
     """Root mean squares over the elements of each layer, taken from the pending gradient.
 
-    The momentum is bias-corrected, the update is the one that the base rule would make *now* at lr 1: both
-    are therefore defined at the first step too.
+    The momentum is bias-corrected, the update is the one that the base rule would make *now* at lr
+    1: both are therefore defined at the first step too.
 
     Attributes:
         param_rms: (B, L) of the parameters.
         grad_rms: (B, L) of the pending gradient.
-        momentum_rms: (B, L) of the bias-corrected first moment, before the pending gradient joins it.
-        second_moment_rms: (B, L) root of the mean bias-corrected second moment; the gradient's own for SGD.
+        momentum_rms: (B, L) of the bias-corrected first moment, before the pending gradient joins
+            it.
+        second_moment_rms: (B, L) root of the mean bias-corrected second moment; the gradient's own
+            for SGD.
         update_rms: (B, L) of the next update at lr 1.
-        cosine: (B, L) cosine between the pending gradient and the first moment; 0 where either vanishes.
+        cosine: (B, L) cosine between the pending gradient and the first moment; 0 where either
+            vanishes.
     """
 
     param_rms: Tensor
@@ -69,7 +80,9 @@ def check_count(name: str, value: Any) -> int:
     return int(value)
 
 
-def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False) -> float:
+def check_number(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False
+) -> float:
     """Return `value` as a float if `low <= value <= high`, or with `below` if `low <= value < high`.
 
     Raises:
@@ -96,11 +109,15 @@ def check_device(device: torch.device | str) -> torch.device:
         torch.empty(0, device=found)
     except (AssertionError, RuntimeError) as error:  # torch was built without it, or finds none
         cause = str(error).strip().partition("\n")[0][:200]
-        raise ValueError(f"device {str(device)!r} cannot be used here: {cause} (cpu always can)") from None
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here: {cause} (cpu always can)"
+        ) from None
     return found
 
 
-def numbers_like(values: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any], like: Tensor) -> Tensor:
+def numbers_like(
+    values: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any], like: Tensor
+) -> Tensor:
     """Numbers of the host as a tensor of the dtype and on the device of `like`, which need not be waited for."""
     # pageable memory may be waited for
     host = torch.tensor(values, dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)

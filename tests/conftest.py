@@ -1,4 +1,7 @@
-"""One thread for the whole session: results do not depend on it, run time on shared machines does."""
+"""One thread for the whole session.
+
+Results do not depend on it, run time on shared machines does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""PolicyOptimizer in plain training loops, for the tests of it: policies, torch's twins of it, a loop, comparisons."""
+"""PolicyOptimizer in plain training loops, for the tests of it.
+
+Policies, torch's twins of it, a loop, comparisons.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from naive_muon import NaiveMuon
 from tiny import random_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lr_gym.action import CONTROLLED
-from lr_gym.control import ControlSpec
-from lr_gym.policy import MLPPolicy, constant_policy
+from lr_gym.control.action import CONTROLLED
+from lr_gym.control.spec import ControlSpec
+from lr_gym.policies.policy import MLPPolicy, constant_policy
 
 TORCH = {
     "sgd": lambda params, **options: torch.optim.SGD(params, lr=0.01, momentum=0.9, **options),
@@ -52,8 +55,17 @@ class NoSync(TorchDispatchMode):
     """Fails on every operation that reads a number back from the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        forbidden = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal")
-        assert not any(func.__name__.startswith(name + ".") or func.__name__ == name for name in forbidden), func
+        forbidden = (
+            "_local_scalar_dense",
+            "is_nonzero",
+            "nonzero",
+            "masked_select",
+            "unique",
+            "equal",
+        )
+        assert not any(
+            func.__name__.startswith(name + ".") or func.__name__ == name for name in forbidden
+        ), func
         return func(*args, **(kwargs or {}))
 
 

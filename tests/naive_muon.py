@@ -17,7 +17,9 @@ def direction(matrix: torch.Tensor) -> torch.Tensor:
     flat = matrix.flatten(1)
     if flat.numel() == 0:
         return matrix
-    left, values, right = torch.linalg.svd(flat.double() / max(float(flat.double().norm()), 1e-7), full_matrices=False)
+    left, values, right = torch.linalg.svd(
+        flat.double() / max(float(flat.double().norm()), 1e-7), full_matrices=False
+    )
     way = left @ torch.diag(bent(values)) @ right
     return (0.2 * max(flat.shape) ** 0.5 * way).to(matrix.dtype).reshape(matrix.shape)
 
@@ -26,14 +28,18 @@ class NaiveMuon(torch.optim.Optimizer):
     """One group; the last matrix is none of its own unless `last` is said."""
 
     def __init__(self, params, lr=0.01, weight_decay=0.01, maximize=False, beta1=0.9, last=False):
-        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+        super().__init__(
+            list(params), {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        )
         params = self.param_groups[0]["params"]
         matrices = [p for p in params if p.ndim >= 2]
         self.matrices, self.beta1 = matrices if last else matrices[:-1], beta1
         others = [p for p in params if all(p is not matrix for matrix in self.matrices)]
         empty = [torch.zeros(0, requires_grad=True)]
         betas = (beta1, 0.999)
-        self.rest = torch.optim.AdamW(others or empty, lr, betas, weight_decay=weight_decay, maximize=maximize)
+        self.rest = torch.optim.AdamW(
+            others or empty, lr, betas, weight_decay=weight_decay, maximize=maximize
+        )
 
     @torch.no_grad()
     def step(self):
@@ -45,4 +51,6 @@ class NaiveMuon(torch.optim.Optimizer):
                 old = self.state[matrix].get("m", torch.zeros_like(matrix))
                 self.state[matrix]["m"] = old + (1.0 - self.beta1) * (matrix.grad - old)
                 way = direction(self.state[matrix]["m"]) * (-1.0 if group["maximize"] else 1.0)
-                matrix.copy_((1.0 - group["lr"] * group["weight_decay"]) * matrix - group["lr"] * way)
+                matrix.copy_(
+                    (1.0 - group["lr"] * group["weight_decay"]) * matrix - group["lr"] * way
+                )

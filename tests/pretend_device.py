@@ -1,7 +1,10 @@
-"""A device that is none: its tensors lie in the host's memory and compute there, and behave as if they did not.
+"""A device that is none.
 
-They refuse to be mixed with tensors of the host or to become arrays, as a GPU's do, and whatever would make the host
-wait for a GPU is noted. So what runs here stays on its device, and where it waits is known, on a machine without one.
+Its tensors lie in the host's memory and compute there, and behave as if they did not.
+
+They refuse to be mixed with tensors of the host or to become arrays, as a GPU's do, and whatever
+would make the host wait for a GPU is noted. So what runs here stays on its device, and where it
+waits is known, on a machine without one.
 """
 
 from __future__ import annotations
@@ -57,7 +60,10 @@ class _Python(TorchFunctionMode):
 
 
 class PretendDevice(TorchDispatchMode):
-    """While it lasts, tensors are made on NAME and moved there and back; `waits` has what the host waited for."""
+    """While it lasts, tensors are made on NAME and moved there and back.
+
+    `waits` has what the host waited for.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +87,11 @@ class PretendDevice(TorchDispatchMode):
         if packet is aten._to_copy and goes not in (None, tensors[0].device.type):
             self._moved(func, kwargs.get("non_blocking", False), back=goes == "cpu")
         elif packet is aten.copy_ and args[0].device != args[1].device:
-            self._moved(func, bool(kwargs.get("non_blocking") or True in args[2:]), back=args[0].device.type == "cpu")
+            self._moved(
+                func,
+                bool(kwargs.get("non_blocking") or True in args[2:]),
+                back=args[0].device.type == "cpu",
+            )
         elif remote and any(x.ndim for x in tensors if not isinstance(x, Remote)):
             raise RuntimeError(f"{func}: expected all tensors to be on the same device")
         if remote and packet in (aten._local_scalar_dense, aten.nonzero, aten.equal):
@@ -96,7 +106,11 @@ class PretendDevice(TorchDispatchMode):
         if not wrap:
             return out
         out = tree_map_only(torch.Tensor, Remote, out)
-        return return_and_correct_aliasing(func, args, kwargs, out) if tree_any(torch.is_tensor, args) else out
+        return (
+            return_and_correct_aliasing(func, args, kwargs, out)
+            if tree_any(torch.is_tensor, args)
+            else out
+        )
 
     def _moved(self, func, later: bool, *, back: bool) -> None:
         if back or not later:

@@ -8,10 +8,18 @@ import math
 import pytest
 import torch
 
-from lr_gym.action import ACTIONS, CONTROLLED, action_mode, action_table, check_controls, decode, move
+from lr_gym.control.action import (
+    ACTIONS,
+    CONTROLLED,
+    action_mode,
+    action_table,
+    check_controls,
+    decode,
+    move,
+)
 from lr_gym.types import Hyperparams
 
-CONTROLS = [("lr",), ("lr", "momentum"), ("lr", "noise"), CONTROLLED]
+GRANULARITIES = [("lr",), ("lr", "momentum"), ("lr", "noise"), CONTROLLED]
 BASE = Hyperparams(
     lr=torch.tensor([[1e-4, 3e-3], [0.1, 1.0]]),
     momentum=torch.tensor([[0.9, 0.0], [0.5, 0.99]]),
@@ -20,7 +28,7 @@ BASE = Hyperparams(
 )
 
 
-@pytest.mark.parametrize("controls", CONTROLS)
+@pytest.mark.parametrize("controls", GRANULARITIES)
 def test_offset_zero_is_exactly_the_base(controls):
     hyper = decode(controls, torch.zeros(2, 2, len(controls)), BASE)
     assert torch.equal(hyper.lr, BASE.lr)
@@ -32,7 +40,9 @@ def test_offset_zero_is_exactly_the_base(controls):
 
 def test_offset_zero_leaves_every_momentum_to_the_bit():
     momentum = torch.arange(0, 999, dtype=torch.float32).unsqueeze(0) / 1000
-    base = Hyperparams(torch.ones_like(momentum), momentum, torch.zeros_like(momentum), torch.zeros_like(momentum))
+    base = Hyperparams(
+        torch.ones_like(momentum), momentum, torch.zeros_like(momentum), torch.zeros_like(momentum)
+    )
     assert torch.equal(decode(CONTROLLED, torch.zeros(1, 999, 3), base).momentum, momentum)
 
 
@@ -44,7 +54,9 @@ def test_decode_equals_its_formulas(offset):
         assert hyper.lr[row, layer].item() == pytest.approx(lr * math.exp(offset), rel=1e-5)
         expected = min(0.999, max(0.0, 1 - (1 - momentum) * math.exp(-offset)))
         assert hyper.momentum[row, layer].item() == pytest.approx(expected, abs=1e-6)
-        assert hyper.noise[row, layer].item() == pytest.approx(min(1.0, max(0.0, 0.2 * offset)), abs=1e-6)
+        assert hyper.noise[row, layer].item() == pytest.approx(
+            min(1.0, max(0.0, 0.2 * offset)), abs=1e-6
+        )
 
 
 def test_each_control_moves_only_itself():
@@ -52,14 +64,20 @@ def test_each_control_moves_only_itself():
         offset = torch.zeros(2, 2, 3)
         offset[..., i] = 1.0
         hyper = decode(CONTROLLED, offset, BASE)._asdict()
-        changed = [key for key, value in hyper.items() if not torch.allclose(value, getattr(BASE, key), atol=1e-7)]
+        changed = [
+            key
+            for key, value in hyper.items()
+            if not torch.allclose(value, getattr(BASE, key), atol=1e-7)
+        ]
         assert changed == [name]
 
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_move_equals_a_loop_over_numbers(name):
     mode = ACTIONS[name]
-    actions = torch.rand(60, 2, 3, 1, generator=torch.Generator().manual_seed(0)) * 4 - 1  # some above 1, drifting up
+    actions = (
+        torch.rand(60, 2, 3, 1, generator=torch.Generator().manual_seed(0)) * 4 - 1
+    )  # some above 1, drifting up
     offset, twin = torch.zeros(2, 3, 1), [0.0] * 6
     for action in actions:
         offset = move(mode, offset, action)
@@ -95,7 +113,7 @@ def test_move_keeps_the_dtype_of_the_offset():
     assert move(ACTIONS["recursive"], offset, torch.ones(1, 1, 1)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("controls", CONTROLS)
+@pytest.mark.parametrize("controls", GRANULARITIES)
 def test_action_table_is_a_grid_within_bounds_that_holds_zero(controls):
     table = action_table(controls)
     assert table.shape == (7 * 3 ** (len(controls) - 1), len(controls))
@@ -108,7 +126,15 @@ def test_action_table_is_a_grid_within_bounds_that_holds_zero(controls):
 
 @pytest.mark.parametrize(
     "controls",
-    [(), ("momentum",), ("momentum", "lr"), ("lr", "lr"), ("noise", "momentum", "lr"), ("lr", "beta2"), "lr"],
+    [
+        (),
+        ("momentum",),
+        ("momentum", "lr"),
+        ("lr", "lr"),
+        ("noise", "momentum", "lr"),
+        ("lr", "beta2"),
+        "lr",
+    ],
 )
 def test_wrong_controls_are_refused(controls):
     with pytest.raises(ValueError, match="control"):

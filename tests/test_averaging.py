@@ -1,4 +1,7 @@
-"""Averaged weights: the formula, the environment that is judged by them, and the optimizer that shows them."""
+"""Averaged weights.
+
+The formula, the environment that is judged by them, and the optimizer that shows them.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from gymnasium.vector import AutoresetMode
 from tiny import TINY, plain_run, random_policy, tiny_task
 from torch import nn
 
-from lr_gym.averaging import share
 from lr_gym.benchmark.contestants import Contestant
 from lr_gym.benchmark.contestants import make_optimizer as entrant_optimizer
 from lr_gym.benchmark.run import Cell, run_cell
-from lr_gym.control import ControlSpec
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.policy import save_policy
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import save_policy
+from lr_gym.updates.averaging import snapshot_weight
 
 POWER = 4.0
 HORIZON = 12
@@ -30,7 +33,9 @@ def naive_average(snapshots, power=POWER):
     """Of tensors, oldest first: by the weights that unrolling the recursion gives each."""
     total = len(snapshots)
     weights = [
-        share(power, t) * np.prod([1 - share(power, u) for u in range(t + 1, total + 1)]) for t in range(1, total + 1)
+        snapshot_weight(power, t)
+        * np.prod([1 - snapshot_weight(power, u) for u in range(t + 1, total + 1)])
+        for t in range(1, total + 1)
     ]
     assert sum(weights) == pytest.approx(1.0)
     return sum(w * snapshot.double() for w, snapshot in zip(weights, snapshots, strict=True))
@@ -38,23 +43,30 @@ def naive_average(snapshots, power=POWER):
 
 def make_env(average, task=TINY, runs=2, **options):
     options = {"decisions": 5, "schedule": "constant", "initial_lr": (0.03, 0.1), **options}
-    return LRControlVectorEnv(task, runs, average=average, autoreset_mode=AutoresetMode.DISABLED, **options)
+    return LRControlVectorEnv(
+        task, runs, average=average, autoreset_mode=AutoresetMode.DISABLED, **options
+    )
 
 
 def make_optimizer(model, **options):
     policy = acting(average=POWER, controls=("lr",))
-    return PolicyOptimizer(model.named_parameters(), policy, **{"lr": 0.03, "total_steps": HORIZON, **options})
+    return PolicyOptimizer(
+        model.named_parameters(), policy, **{"lr": 0.03, "total_steps": HORIZON, **options}
+    )
 
 
 def test_power_0_is_the_mean_and_a_large_one_the_last():
     snapshots = [torch.tensor([float(x)]) for x in (3, 1, 4, 1, 5)]
     assert naive_average(snapshots, 0.0).item() == pytest.approx(2.8)
     assert naive_average(snapshots, 1e9).item() == pytest.approx(5.0, abs=1e-6)
-    assert share(POWER, 1) == 1.0
+    assert snapshot_weight(POWER, 1) == 1.0
 
 
 def test_the_environment_is_judged_by_the_mean_of_its_snapshots():
-    """A shorter last interval counts as one; the weights that are trained are those of an environment without."""
+    """A shorter last interval counts as one.
+
+    The weights that are trained are those of an environment without.
+    """
     env, plain = make_env(POWER), make_env(None)
     still = np.zeros((2, env.num_layers, 1))
     first = [env.reset(seed=[3, 4])[0], plain.reset(seed=[3, 4])[0]]
@@ -68,7 +80,9 @@ def test_the_environment_is_judged_by_the_mean_of_its_snapshots():
         snapshots.append([p.clone() for p in plain.runs.inner.params])
         averages = tuple(naive_average(list(each)).float() for each in zip(*snapshots, strict=True))
         expected = plain.inner.evaluate(plain.runs.inner._replace(params=averages), "selection")
-        torch.testing.assert_close(torch.from_numpy(env.evaluate("selection")).float(), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            torch.from_numpy(env.evaluate("selection")).float(), expected, rtol=1e-5, atol=0
+        )
         assert np.array_equal(info["reward_loss"], env.evaluate("reward"))
         rewards.append(reward - plain_reward)
     assert np.abs(rewards).max() > 1e-4
@@ -86,7 +100,9 @@ def test_a_restarted_run_has_an_average_of_its_own():
     alone.reset()  # the next episode of the row
     env.step(still)
     alone.step(still[:1])
-    np.testing.assert_allclose(env.evaluate("selection")[:1], alone.evaluate("selection"), rtol=1e-6)
+    np.testing.assert_allclose(
+        env.evaluate("selection")[:1], alone.evaluate("selection"), rtol=1e-6
+    )
 
 
 def test_the_environment_goes_on_with_its_average():
@@ -103,7 +119,9 @@ def test_the_environment_goes_on_with_its_average():
 
 def test_running_statistics_are_averaged_too():
     """Integers, which count batches, are those of the last."""
-    env = make_env(POWER, tiny_task(lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))))
+    env = make_env(
+        POWER, tiny_task(lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+    )
     still = np.zeros((2, env.num_layers, 1))
     env.reset(seed=[3, 4])
     means = []
@@ -128,7 +146,12 @@ def test_the_optimizer_shows_what_the_environment_is_judged_by(decisions):
         done = terminated[0]
     model, loss_at = plain_run(TINY, int(info["run_seed"][0]), torch.float64)
     optimizer = PolicyOptimizer(
-        model.named_parameters(), policy, lr=0.03, total_steps=HORIZON, steps_per_epoch=40 / 6, weight_decay=0.0
+        model.named_parameters(),
+        policy,
+        lr=0.03,
+        total_steps=HORIZON,
+        steps_per_epoch=40 / 6,
+        weight_decay=0.0,
     )
     train(optimizer, model, loss_at, range(HORIZON))
     trained = [p.detach().clone() for p in model.parameters()]
@@ -149,7 +172,9 @@ def test_eval_and_train_go_there_and_back_bit_for_bit():
     assert not all(torch.equal(p, q) for p, q in zip(averages, trace[-1], strict=True))
     with pytest.raises(RuntimeError, match=r"optimizer\.train\(\)"):
         optimizer.step()
-    other = make_optimizer(twin)  # what is saved while the averages are shown goes on from the weights that are trained
+    other = make_optimizer(
+        twin
+    )  # what is saved while the averages are shown goes on from the weights that are trained
     twin.load_state_dict(model.state_dict())
     other.load_state_dict(through_file(optimizer.state_dict()))
     for each, module in ((optimizer, model), (other, twin)):
@@ -179,7 +204,9 @@ def test_any_policy_leaves_the_averages_that_another_has_shown():
     optimizer = make_optimizer(model)
     trace = train(optimizer, model, loss_at, range(5))
     optimizer.eval()
-    other = PolicyOptimizer(model.named_parameters(), acting(controls=("lr",)), lr=0.03, total_steps=HORIZON)
+    other = PolicyOptimizer(
+        model.named_parameters(), acting(controls=("lr",)), lr=0.03, total_steps=HORIZON
+    )
     other.load_state_dict(through_file(optimizer.state_dict()))
     other.train()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), trace[-1], strict=True))
@@ -210,7 +237,9 @@ def test_a_saved_average_goes_on():
     for each, module, loss in ((optimizer, model, loss_at), (other, twin, twin_loss_at)):
         train(each, module, loss, range(5, HORIZON))
         each.eval()
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_half_precision_is_averaged_in_float32_through_a_file_too():
@@ -243,7 +272,9 @@ def test_the_benchmark_judges_the_average(tmp_path):
     for average in (None, POWER):
         file = tmp_path / f"{average}.safetensors"
         save_policy(dataclasses.replace(constant(average=average), interval=2), file)
-        outcome = run_cell(Cell(Contestant("", 0.03, str(file)), "mnist1d-mlp", 0, test=True, horizon=40))
+        outcome = run_cell(
+            Cell(Contestant("", 0.03, str(file)), "mnist1d-mlp", 0, test=True, horizon=40)
+        )
         assert outcome.error == ""
         losses.append(outcome.test_loss)
     assert losses[0] != losses[1]

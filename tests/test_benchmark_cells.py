@@ -17,20 +17,21 @@ import lr_gym
 from lr_gym.benchmark import run as run_module
 from lr_gym.benchmark import tuning
 from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, entrants
-from lr_gym.benchmark.engine import here, local_engine
 from lr_gym.benchmark.grid import MISSET, misset_cells, named_tasks, reported_cells, suite_tasks
 from lr_gym.benchmark.progress import remaining
-from lr_gym.benchmark.ray_engine import ray_engine
 from lr_gym.benchmark.run import Cell, attempt, evaluation_seed, run_cell
 from lr_gym.benchmark.store import CellStore, _code, complete, fingerprint
 from lr_gym.benchmark.tuning import Study, Trial, learning_rates, tune
-from lr_gym.control import ControlSpec
-from lr_gym.policy import constant_policy, save_policy
+from lr_gym.control.spec import ControlSpec
+from lr_gym.engine import local_engine, ray_engine, run_here
+from lr_gym.policies.policy import constant_policy, save_policy
+from lr_gym.policies.ranges import ObservedRanges
 from lr_gym.rng import run_seeds
-from lr_gym.seen import Seen
 from lr_gym.tasks import SUITES, TASKS, datasets
 
-CELLS = [Cell(Contestant("adam", 1e-3), "quadratic", seed, test=True, horizon=10) for seed in range(3)]
+CELLS = [
+    Cell(Contestant("adam", 1e-3), "quadratic", seed, test=True, horizon=10) for seed in range(3)
+]
 
 
 def timeless(outcome):
@@ -54,8 +55,12 @@ def open_store(tmp_path):
 
 def test_tuning_cells_never_look_at_the_test_split(monkeypatch):
     data = TASKS["quadratic"].data()
-    blind = data._replace(test=data.test._replace(inputs=torch.full_like(data.test.inputs, math.nan)))
-    monkeypatch.setitem(TASKS, "quadratic", dataclasses.replace(TASKS["quadratic"], data=lambda: blind))
+    blind = data._replace(
+        test=data.test._replace(inputs=torch.full_like(data.test.inputs, math.nan))
+    )
+    monkeypatch.setitem(
+        TASKS, "quadratic", dataclasses.replace(TASKS["quadratic"], data=lambda: blind)
+    )
     tuned = run_cell(CELLS[0]._replace(test=False))
     assert math.isfinite(tuned.selection_loss)
     assert math.isnan(tuned.test_loss)
@@ -87,7 +92,9 @@ def test_divergence_is_looked_for_where_every_contestant_is(monkeypatch):
 
     monkeypatch.setattr(run_module, "_Training", Rising)
     for name in ("adam-constant", "adam-cosine"):
-        assert math.isfinite(run_cell(Cell(Contestant(name, 0.01), "quadratic", 0, horizon=200)).selection_loss)
+        assert math.isfinite(
+            run_cell(Cell(Contestant(name, 0.01), "quadratic", 0, horizon=200)).selection_loss
+        )
 
 
 def test_seconds_of_updates_are_a_part_of_all():
@@ -96,7 +103,12 @@ def test_seconds_of_updates_are_a_part_of_all():
 
 
 def test_evaluation_seeds_are_those_of_no_environment():
-    seeds = torch.cat([evaluation_seed(i) for i in (*range(50), *range(tuning.TUNING_SEED, tuning.TUNING_SEED + 50))])
+    seeds = torch.cat(
+        [
+            evaluation_seed(i)
+            for i in (*range(50), *range(tuning.TUNING_SEED, tuning.TUNING_SEED + 50))
+        ]
+    )
     assert len(set(seeds.tolist())) == 100
     assert bool((seeds < 0).all())
     assert bool((run_seeds(torch.arange(100), 0) >= 0).all())
@@ -119,7 +131,7 @@ def test_a_cell_in_the_store_is_not_run_again(open_store):
     runs = []
 
     def counting(cells):
-        for cell, outcome in here(cells):
+        for cell, outcome in run_here(attempt, cells):
             runs.append(cell)
             yield cell, outcome
 
@@ -134,14 +146,16 @@ def test_a_cell_in_the_store_is_not_run_again(open_store):
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, cut):
     path = tmp_path / "cells.jsonl"
     with CellStore(path) as store:
-        outcomes = complete(CELLS, here, store)
+        outcomes = complete(CELLS, run_here, store)
     whole = path.read_bytes()
     start = whole.rindex(b"\n", 0, -1) + 1
     path.write_bytes(whole[: max(start + 1, len(whole) - cut)])
     with CellStore(path) as store:
         assert len(store) == 2
-        again = complete(CELLS, here, store)
-    assert {cell: timeless(o) for cell, o in again.items()} == {cell: timeless(o) for cell, o in outcomes.items()}
+        again = complete(CELLS, run_here, store)
+    assert {cell: timeless(o) for cell, o in again.items()} == {
+        cell: timeless(o) for cell, o in outcomes.items()
+    }
     with CellStore(path) as store:
         assert len(store) == 3
     assert path.read_bytes().count(b"\n") == 3
@@ -172,7 +186,9 @@ def test_how_often_an_endless_policy_decides_is_in_its_key_too(tmp_path):
         for interval in (5, 100):
             file = tmp_path / f"{schedule}{interval}.safetensors"
             save_policy(dataclasses.replace(policy, interval=interval), file)
-            keys[schedule, interval] = fingerprint(CELLS[0]._replace(contestant=Contestant("", 1e-3, str(file))))
+            keys[schedule, interval] = fingerprint(
+                CELLS[0]._replace(contestant=Contestant("", 1e-3, str(file)))
+            )
     assert keys["constant", 5] != keys["constant", 100]
     assert keys["wsd", 5] == keys["wsd", 100]
 
@@ -181,8 +197,12 @@ def test_how_often_an_endless_policy_decides_is_in_its_key_too(tmp_path):
 def test_that_a_guard_acts_is_an_outcome_and_no_warning(tmp_path, knows):
     policy = constant_policy(ControlSpec(), 5)
     width = len(policy.spec.features)
-    ends = torch.ones(2, width) * torch.tensor([[-1.0], [1.0]]) if knows else torch.full((2, width), 0.99)
-    seen = Seen(ends, torch.tensor([[-1.0], [1.0]]), torch.tensor([1e-4, 1e-1]))
+    ends = (
+        torch.ones(2, width) * torch.tensor([[-1.0], [1.0]])
+        if knows
+        else torch.full((2, width), 0.99)
+    )
+    seen = ObservedRanges(ends, torch.tensor([[-1.0], [1.0]]), torch.tensor([1e-4, 1e-1]))
     save_policy(dataclasses.replace(policy, seen=seen), tmp_path / "policy.safetensors")
     who = Contestant("", 1e-3, str(tmp_path / "policy.safetensors"))
     outcome = attempt(CELLS[0]._replace(contestant=who, task="mnist1d-mlp"))
@@ -192,7 +212,9 @@ def test_that_a_guard_acts_is_an_outcome_and_no_warning(tmp_path, knows):
 
 def test_a_change_of_code_concerns_those_that_it_trains(monkeypatch, tmp_path):
     package = tmp_path / "lr_gym"
-    shutil.copytree(Path(lr_gym.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(lr_gym.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     monkeypatch.setattr("lr_gym.benchmark.store._PACKAGE", package)
 
     def codes() -> dict[str, str]:
@@ -219,12 +241,12 @@ def test_a_change_of_code_concerns_those_that_it_trains(monkeypatch, tmp_path):
 
 def test_trainings_of_an_earlier_evaluation_are_taken_over(tmp_path):
     with CellStore(tmp_path / "a.jsonl") as store:
-        first = complete(CELLS[:2], here, store)
+        first = complete(CELLS[:2], run_here, store)
     read = (tmp_path / "a.jsonl").read_bytes()
     runs = []
 
     def counting(cells):
-        for cell, outcome in here(cells):
+        for cell, outcome in run_here(attempt, cells):
             runs.append(cell)
             yield cell, outcome
 
@@ -243,19 +265,19 @@ def test_what_raised_is_tried_again(tmp_path):
         complete(CELLS, raised, store)
     for file, earlier in (("a.jsonl", []), ("b.jsonl", [tmp_path / "a.jsonl"])):
         with CellStore(tmp_path / file, earlier) as store:
-            again = complete(CELLS, here, store)
+            again = complete(CELLS, run_here, store)
             assert not any(outcome.error for outcome in again.values())
-            assert complete(CELLS, here, store) == again
+            assert complete(CELLS, run_here, store) == again
 
 
 def test_a_line_that_is_no_cell_is_passed_over(tmp_path):
     path = tmp_path / "cells.jsonl"
     with CellStore(path) as store:
-        outcomes = complete(CELLS[:2], here, store)
+        outcomes = complete(CELLS[:2], run_here, store)
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + b"\xff not a cell\n" + second)
     with pytest.warns(RuntimeWarning, match="not a cell"), CellStore(path) as store:
-        assert complete(CELLS[:2], here, store) == outcomes
+        assert complete(CELLS[:2], run_here, store) == outcomes
 
 
 # Tuning
@@ -265,38 +287,46 @@ def test_the_list_of_learning_rates_is_seeded_nested_and_spread():
     long = learning_rates((1e-4, 1.0), 16)
     assert learning_rates((1e-4, 1.0), 5) == long[:5]
     assert all(1e-4 <= lr <= 1.0 for lr in long)
-    assert Counter(int(4 * (math.log10(lr) + 4)) // 1 for lr in long).most_common(1)[0][1] <= 2  # 16 bins of 1/4 decade
+    assert (
+        Counter(int(4 * (math.log10(lr) + 4)) // 1 for lr in long).most_common(1)[0][1] <= 2
+    )  # 16 bins of 1/4 decade
 
 
 def tuned(store, engine, budget, name="adam-constant", **options):
     rows = entrants([name], [])
-    found, outcomes = tune(rows, ["quadratic"], engine, store, budget=budget, seeds=2, horizon=20, **options)
+    found, outcomes = tune(
+        rows, ["quadratic"], engine, store, budget=budget, seeds=2, horizon=20, **options
+    )
     return found["quadratic", name], outcomes
 
 
 def test_tuning_takes_the_best_by_selection_loss_and_is_paid_once(open_store, cache):
-    found, outcomes = tuned(open_store("a"), here, 4)
+    found, outcomes = tuned(open_store("a"), run_here, 4)
     assert len(outcomes) == 8
     assert not any(cell.test for cell in outcomes)
     for trial in found.trials:
-        losses = [o.selection_loss for cell, o in outcomes.items() if cell.contestant.lr == trial.lr]
+        losses = [
+            o.selection_loss for cell, o in outcomes.items() if cell.contestant.lr == trial.lr
+        ]
         assert trial.loss == pytest.approx(sum(losses) / 2)
     assert found.lr == min(found.trials, key=lambda t: t.loss).lr
-    again, paid = tuned(open_store("b"), here, 4)
+    again, paid = tuned(open_store("b"), run_here, 4)
     assert again == found
     assert paid == {}
-    more, paid = tuned(open_store("c"), here, 6)
+    more, paid = tuned(open_store("c"), run_here, 6)
     assert more.trials[:4] == found.trials
     assert len(paid) == 4
 
 
 def test_processes_find_the_same(open_store, tmp_path, cache, monkeypatch):
-    alone, _ = tuned(open_store("a"), here, 3)
+    alone, _ = tuned(open_store("a"), run_here, 3)
     monkeypatch.setenv("LR_GYM_CACHE", str(tmp_path / "other"))
     with local_engine(2) as engine:
-        cells = dict(engine(CELLS))
+        cells = dict(engine(attempt, CELLS))
         apart, outcomes = tuned(open_store("b"), engine, 3)
-    assert {cell: timeless(o) for cell, o in cells.items()} == {cell: timeless(o) for cell, o in here(CELLS)}
+    assert {cell: timeless(o) for cell, o in cells.items()} == {
+        cell: timeless(o) for cell, o in run_here(attempt, CELLS)
+    }
     assert len(outcomes) == 6
     assert apart == alone
 
@@ -306,10 +336,10 @@ def test_trials_that_raised_are_not_kept(open_store, tmp_path, cache, monkeypatc
         raise RuntimeError("out of ideas")
 
     monkeypatch.setitem(OPTIMIZERS, "broken", OPTIMIZERS["adamw"]._replace(make=broken))
-    found, outcomes = tuned(open_store("a"), here, 2, "broken")
+    found, outcomes = tuned(open_store("a"), run_here, 2, "broken")
     assert all(trial.loss == math.inf for trial in found.trials)
     assert all(o.error for o in outcomes.values())
-    assert len(tuned(open_store("b"), here, 2, "broken")[1]) == 4
+    assert len(tuned(open_store("b"), run_here, 2, "broken")[1]) == 4
 
 
 TRIED = [0.01 * (number + 1) for number in range(12)]
@@ -322,7 +352,9 @@ def _add_trials(path, numbers):
 
 
 def test_the_device_and_bert_are_a_part_of_the_key(monkeypatch):
-    cell, bert = (Cell(Contestant("adam", 1e-3), task, 0) for task in ("cifar10-resnet18", "imdb-bert"))
+    cell, bert = (
+        Cell(Contestant("adam", 1e-3), task, 0) for task in ("cifar10-resnet18", "imdb-bert")
+    )
     keys = {fingerprint(cell)}
     there = torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: not there)
@@ -382,7 +414,9 @@ def test_suites_leave_out_what_cannot_run_and_say_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in SUITES["test"]:
         monkeypatch.setitem(TASKS, name, dataclasses.replace(TASKS[name], data=missing))
-    monkeypatch.setitem(TASKS, "digits-cnn", dataclasses.replace(TASKS["digits-cnn"], data=datasets.digits))
+    monkeypatch.setitem(
+        TASKS, "digits-cnn", dataclasses.replace(TASKS["digits-cnn"], data=datasets.digits)
+    )
     tasks, skipped = suite_tasks("test")
     assert tasks == ["digits-cnn"]
     assert "GPU" in skipped["cifar10-resnet18"]
@@ -407,7 +441,9 @@ def test_bad_grids_are_named(call, words):
 
 def test_remaining_time_knows_that_tasks_differ():
     pending = Counter({"slow": 2, "fast": 10, "new": 1})
-    assert remaining(pending, {"slow": [30.0, 50.0], "fast": [2.0]}, 2) == pytest.approx((80 + 20 + 21) / 2)
+    assert remaining(pending, {"slow": [30.0, 50.0], "fast": [2.0]}, 2) == pytest.approx(
+        (80 + 20 + 21) / 2
+    )
     assert remaining(pending, {}, 2) == 0.0
 
 
@@ -415,5 +451,7 @@ def test_remaining_time_knows_that_tasks_differ():
 def test_ray_finds_the_same():
     pytest.importorskip("ray")
     with ray_engine(1) as engine:
-        found = dict(engine(CELLS))
-    assert {cell: timeless(o) for cell, o in found.items()} == {cell: timeless(o) for cell, o in here(CELLS)}
+        found = dict(engine(attempt, CELLS))
+    assert {cell: timeless(o) for cell, o in found.items()} == {
+        cell: timeless(o) for cell, o in run_here(attempt, CELLS)
+    }

@@ -53,7 +53,9 @@ def test_iqm_interval_against_a_loop(draw):
     tasks, seeds = draw.shape
     means = []
     for _ in range(4000):
-        sample = sorted(draw[t, generator.integers(seeds)] for t in range(tasks) for _ in range(seeds))
+        sample = sorted(
+            draw[t, generator.integers(seeds)] for t in range(tasks) for _ in range(seeds)
+        )
         middle = sample[6:18]
         means.append(sum(middle) / 12)
     found = iqm_interval(draw)
@@ -79,15 +81,24 @@ def test_intervals_stay_within_the_values():
 def test_relative_loss_against_a_naive_twin():
     generator = np.random.default_rng(1)
     losses, before = generator.lognormal(size=(3, 8)), generator.lognormal(size=(3, 5))
-    logs = sorted(math.log(loss / np.median(row)) for row, mine in zip(before, losses, strict=True) for loss in mine)
+    logs = sorted(
+        math.log(loss / np.median(row))
+        for row, mine in zip(before, losses, strict=True)
+        for loss in mine
+    )
     assert relative_loss(losses, before) == pytest.approx(math.exp(np.mean(logs[6:-6])), rel=1e-6)
 
 
 def test_probability_of_improvement_counts_pairs():
-    mine, other = np.array([[1.0, 2.0, 3.0], [1.0, INF, 0.0]]), np.array([[2.0, 2.0, 1.0], [5.0, INF, 1.0]])
+    mine, other = (
+        np.array([[1.0, 2.0, 3.0], [1.0, INF, 0.0]]),
+        np.array([[2.0, 2.0, 1.0], [5.0, INF, 1.0]]),
+    )
     per_task = []
     for a, b in zip(mine, other, strict=True):
-        per_task.append(sum(1.0 if x < y else 0.5 if x == y else 0.0 for x, y in zip(a, b, strict=True)) / 3)
+        per_task.append(
+            sum(1.0 if x < y else 0.5 if x == y else 0.0 for x, y in zip(a, b, strict=True)) / 3
+        )
     found = probability_of_improvement(mine, other)
     assert found.mean == pytest.approx(sum(per_task) / 2)
     ten = probability_of_improvement([[0.0] * 7 + [2.0] * 3], [[1.0] * 10])
@@ -107,7 +118,8 @@ def test_paired_test_is_the_t_test_on_one_task(draw):
 
 
 def test_paired_test_over_tasks_against_welch(draw):
-    # two strata: the mean difference over both is a Welch test of one stratum against the other's negative
+    # two strata: the mean difference over both is a Welch test of one stratum against the other's
+    # negative
     first, second = draw[1], draw[2] * 0.3
     expected = stats.ttest_ind(first, -second, equal_var=False).pvalue
     assert paired_test([first, second]) == pytest.approx(expected)

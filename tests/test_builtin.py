@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lr_gym.optim.garo_cell import load_weights
-from lr_gym.policies import BUILTIN, GARO, builtin_file, builtin_names
-from lr_gym.policy import builtin_policies, load_policy
+from lr_gym.optim.contrib.garo_cell import load_weights
+from lr_gym.policies.builtin import BUILTIN, GARO, builtin_file, builtin_names
+from lr_gym.policies.policy import builtin_policies, load_policy
 
 PAGE = (Path(__file__).parents[1] / "docs" / "policies.md").read_text()
 

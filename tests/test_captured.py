@@ -9,19 +9,29 @@ from tiny import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lr_gym.captured import MOST, Captured
-from lr_gym.inner_loop import InnerLoop
-from lr_gym.rows import leaves_of
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import TASKS
+from lr_gym.training.cuda_graph import MOST, Captured
+from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.tree import leaves_of
 from lr_gym.types import Hyperparams
-from lr_gym.vector_env import LRControlVectorEnv
 
 RUNS, STEPS = 4, 5
-NAMES = ("mnist1d-mlp", "mnist1d-gru", "mnist1d-transformer", "digits-cnn", "titanic-mlp", "rosenbrock")
+NAMES = (
+    "mnist1d-mlp",
+    "mnist1d-gru",
+    "mnist1d-transformer",
+    "digits-cnn",
+    "titanic-mlp",
+    "rosenbrock",
+)
 
 
 class Tape(TorchDispatchMode):
-    """As a CUDA graph: records operations, and repeats them on the same memory with the same constants."""
+    """As a CUDA graph.
+
+    Records operations, and repeats them on the same memory with the same constants.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +60,10 @@ def taped(run):
 
 def pair(task, base: str = "adamw") -> tuple[InnerLoop, InnerLoop]:
     """As it stands, and captured."""
-    loops = [InnerLoop(task, base=base, noise=True, weight_decay=True, dtype=torch.float64) for _ in range(2)]
+    loops = [
+        InnerLoop(task, base=base, noise=True, weight_decay=True, dtype=torch.float64)
+        for _ in range(2)
+    ]
     loops[1]._graph = Captured(loops[1]._all_steps_, taped)
     return loops[0], loops[1]
 
@@ -69,18 +82,24 @@ def test_captured_steps_equal_the_loop(name, base):
     addresses = [x.data_ptr() for x in leaves_of(states[1])]
     for scale in (1.0, 0.5, 0.3):  # the second and third are replays
         results = [
-            loop.advance(state, *given(loop, scale)) for loop, state in zip((plain, captured), states, strict=True)
+            loop.advance(state, *given(loop, scale))
+            for loop, state in zip((plain, captured), states, strict=True)
         ]
         states = [state for state, _ in results]
         for found, expected in zip(leaves_of(results[1]), leaves_of(results[0]), strict=True):
             torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
-        assert [x.data_ptr() for x in leaves_of(states[1])] == addresses  # or nothing would ever be replayed
+        assert [
+            x.data_ptr() for x in leaves_of(states[1])
+        ] == addresses  # or nothing would ever be replayed
     assert len(captured._graph._graphs) == 1
 
 
 def test_another_state_is_captured_apart():
     plain, captured = pair(TINY)
-    states = {seed: [loop.init(torch.arange(RUNS) + seed) for loop in (plain, captured)] for seed in (0, 10)}
+    states = {
+        seed: [loop.init(torch.arange(RUNS) + seed) for loop in (plain, captured)]
+        for seed in (0, 10)
+    }
     for scale in (1.0, 0.5):
         for seed in states:
             states[seed] = [
@@ -112,7 +131,10 @@ def test_losses_stay_when_the_graph_is_replayed():
 def test_runs_that_stop_early_are_not_captured():
     plain, captured = pair(TINY)
     limit = np.array([STEPS, 2, STEPS, 0])
-    results = [loop.advance(loop.init(torch.arange(RUNS)), *given(loop, 1.0), limit) for loop in (plain, captured)]
+    results = [
+        loop.advance(loop.init(torch.arange(RUNS)), *given(loop, 1.0), limit)
+        for loop in (plain, captured)
+    ]
     for x, y in zip(leaves_of(results[1]), leaves_of(results[0]), strict=True):
         torch.testing.assert_close(x, y, rtol=0.0, atol=0.0, equal_nan=True)
     assert not captured._graph._graphs
@@ -124,7 +146,9 @@ def test_what_cannot_be_captured_runs_as_it_stands():
         try:
             raise RuntimeError("operation not permitted when stream is capturing")
         finally:
-            raise RuntimeError("operation failed due to a previous error during capture")  # as torch ends it
+            raise RuntimeError(
+                "operation failed due to a previous error during capture"
+            )  # as torch ends it
 
     plain, captured = pair(TINY)
     captured._graph = Captured(captured._all_steps_, refused)
@@ -135,7 +159,8 @@ def test_what_cannot_be_captured_runs_as_it_stands():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once
         states = [
-            loop.advance(state, *given(loop, 0.5))[0] for loop, state in zip((plain, captured), states, strict=True)
+            loop.advance(state, *given(loop, 0.5))[0]
+            for loop, state in zip((plain, captured), states, strict=True)
         ]
     for x, y in zip(leaves_of(states[1]), leaves_of(states[0]), strict=True):
         assert torch.equal(x, y)
@@ -143,13 +168,19 @@ def test_what_cannot_be_captured_runs_as_it_stands():
 
 @pytest.mark.parametrize("horizon", [20, 18])  # in whole intervals, and with a shorter last one
 def test_restarts_need_no_new_graphs(horizon):
-    envs = [LRControlVectorEnv(TINY, RUNS, horizon=horizon, decisions=4, initial_lr=(1e-3, 1.0)) for _ in range(2)]
+    envs = [
+        LRControlVectorEnv(TINY, RUNS, horizon=horizon, decisions=4, initial_lr=(1e-3, 1.0))
+        for _ in range(2)
+    ]
     envs[1].inner._graph = Captured(envs[1].inner._all_steps_, taped)
     observations = [env.reset(seed=0)[0] for env in envs]
     action = np.zeros(envs[0].action_space.shape, np.float32)
     for step in range(17):
         if step == 6:  # one row out of step with the others
-            observations = [env.reset(options={"reset_mask": np.array([True, False, False, False])})[0] for env in envs]
+            observations = [
+                env.reset(options={"reset_mask": np.array([True, False, False, False])})[0]
+                for env in envs
+            ]
         observations = [env.step(action)[0] for env in envs]
         np.testing.assert_array_equal(*observations)
     assert len(envs[1].inner._graph._graphs) <= 2

@@ -10,11 +10,17 @@ import torch
 from gymnasium.vector import AutoresetMode
 from tiny import TINY, random_policy
 
-from lr_gym.benchmark.certificate import COMPARED, certificate, certificate_losses, describe, mean_of_others
-from lr_gym.control import ControlSpec
-from lr_gym.policy import MLPPolicy, constant_policy
-from lr_gym.rollout import play
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.analysis.certificate import (
+    COMPARED,
+    certificate,
+    certificate_losses,
+    describe,
+    mean_of_others,
+)
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.rollout import play
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import MLPPolicy, constant_policy
 
 SPEC = ControlSpec(schedule="constant", decisions=4)
 
@@ -36,7 +42,12 @@ def test_a_schedule_equals_its_replay_and_its_shuffle():
 
 
 def test_runs_that_diverge_again_and_again_do_not_stop_the_others():
-    setting = {"horizon": 24, "decisions": 24, "base": "sgd", "autoreset_mode": AutoresetMode.DISABLED}
+    setting = {
+        "horizon": 24,
+        "decisions": 24,
+        "base": "sgd",
+        "autoreset_mode": AutoresetMode.DISABLED,
+    }
     env = LRControlVectorEnv(TINY, 6, **setting)
     resets, reset = [], env.reset
 
@@ -45,7 +56,9 @@ def test_runs_that_diverge_again_and_again_do_not_stop_the_others():
         return reset(seed=seed, options={**(options or {}), "initial_lr": [1e-2] * 3 + [1e6] * 3})
 
     env.reset = from_rates
-    losses, offsets = play(env, range(6), lambda observation, _: torch.zeros(6, env.num_layers, 1), "selection")
+    losses, offsets = play(
+        env, range(6), lambda observation, _: torch.zeros(6, env.num_layers, 1), "selection"
+    )
     assert np.isfinite(losses).tolist() == [True] * 3 + [False] * 3
     assert len(offsets) == 24
     assert len(resets) > 4  # they diverged more than once
@@ -80,7 +93,10 @@ def test_plain_values_and_words():
     lines = describe(result)
     assert len(lines) == 4
     assert "not shown to be more than a schedule" in lines[-1]
-    feedback = {**result, "differences": {name: {"mean": -1, "low": -2, "high": -0.5} for name in COMPARED}}
+    feedback = {
+        **result,
+        "differences": {name: {"mean": -1, "low": -2, "high": -0.5} for name in COMPARED},
+    }
     assert describe(feedback)[-1] == "It is feedback."
     assert "better than" in describe(feedback)[0]
 

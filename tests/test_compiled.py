@@ -11,18 +11,22 @@ import torch
 from tiny import TINY, tiny_task
 from torch import nn
 
-from lr_gym.compiled import Compiler
-from lr_gym.inner_loop import BLOCK, InnerLoop
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.rng import Stream, normal, random_bits
-from lr_gym.rows import flatten, take_rows
 from lr_gym.tasks.modules import Dropout
+from lr_gym.training.compiled import Compiler
+from lr_gym.training.inner_loop import BLOCK, InnerLoop
+from lr_gym.tree import flatten, take_rows
 from lr_gym.types import Hyperparams
-from lr_gym.vector_env import LRControlVectorEnv
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-DROPOUT = tiny_task(lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Dropout(0.2), nn.Linear(8, 3)))
+DROPOUT = tiny_task(
+    lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Dropout(0.2), nn.Linear(8, 3))
+)
 CONVOLUTION = tiny_task(
-    lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+    lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
+    )
 )
 RUNS = 4
 
@@ -71,7 +75,12 @@ def hyperparams(runs: int = RUNS) -> Hyperparams:
 
 def train(loop: InnerLoop, seeds, hyper, limit=None, steps: int = 6):
     """All that a training gives: state, losses, statistics, loss on the reward split."""
-    factor = torch.linspace(1.0, 0.5, steps, dtype=torch.float64).unsqueeze(1).expand(steps, len(seeds)).contiguous()
+    factor = (
+        torch.linspace(1.0, 0.5, steps, dtype=torch.float64)
+        .unsqueeze(1)
+        .expand(steps, len(seeds))
+        .contiguous()
+    )
     state, losses = loop.advance(loop.init(seeds), hyper, factor, limit)
     return state, losses, loop.stats(state, hyper), loop.evaluate(state, "reward")
 
@@ -82,7 +91,11 @@ def assert_same(actual, expected, rows=slice(None), **tolerance) -> None:
     for name, value in flatten(actual).items():
         pick = (slice(None), rows) if name == "1" else rows  # losses are (K, B)
         torch.testing.assert_close(
-            value[pick], expected[name][pick], equal_nan=True, msg=lambda m, name=name: f"{name}: {m}", **tolerance
+            value[pick],
+            expected[name][pick],
+            equal_nan=True,
+            msg=lambda m, name=name: f"{name}: {m}",
+            **tolerance,
         )
 
 
@@ -98,27 +111,33 @@ def test_compiled_equals_plain_with_noise_dropout_and_decay(loops):
 def test_compiled_limit_stops_each_run_where_it_says(loops):
     plain, compiled = loops
     seeds, limit = torch.tensor([1, 2, 3, 4]), np.array([0, 6, 2, 3])
-    assert_same(train(compiled, seeds, hyperparams(), limit), train(plain, seeds, hyperparams(), limit))
+    assert_same(
+        train(compiled, seeds, hyperparams(), limit), train(plain, seeds, hyperparams(), limit)
+    )
 
 
 @needs_compiler
 def test_compiled_in_blocks_equals_plain(loops, in_blocks):
     plain, compiled = loops[0], loop_of(True)
     seeds, limit = torch.tensor([1, 2, 3, 4]), np.array([2, 0, 6, 3])
-    assert_same(train(compiled, seeds, hyperparams(), limit), train(plain, seeds, hyperparams(), limit))
+    assert_same(
+        train(compiled, seeds, hyperparams(), limit), train(plain, seeds, hyperparams(), limit)
+    )
     assert compiled._block == 2
 
 
 @pytest.mark.parametrize("limit", [None, np.array([2, 0, 3, 1])])
 def test_blocks_train_as_the_whole(in_blocks, monkeypatch, limit):
-    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
     whole, seeds = loop_of(False), torch.arange(RUNS)
-    assert_same(train(loop_of(True), seeds, hyperparams(), limit), train(whole, seeds, hyperparams(), limit))
+    assert_same(
+        train(loop_of(True), seeds, hyperparams(), limit), train(whole, seeds, hyperparams(), limit)
+    )
 
 
 def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch):
     """Gradients of convolutions come out permuted, and strides of dimensions of size 1 as they like."""
-    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
     loop, ones = InnerLoop(CONVOLUTION, compile=True), torch.ones(RUNS, 2)
     hyper = Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones)
     state, _ = loop.advance(loop.init(torch.arange(RUNS)), hyper, torch.ones(3, RUNS))
@@ -129,10 +148,11 @@ def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("runs", "need", "block"), [(64, BLOCK // 16, 16), (12, BLOCK // 16, 12), (6, BLOCK, 1), (7, 1, 7)]
+    ("runs", "need", "block"),
+    [(64, BLOCK // 16, 16), (12, BLOCK // 16, 12), (6, BLOCK, 1), (7, 1, 7)],
 )
 def test_block_divides_the_runs_and_is_near_the_cache(monkeypatch, runs, need, block):
-    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
     monkeypatch.setattr(InnerLoop, "_working_set", lambda *_: need)
     loop = InnerLoop(TINY, compile=True)
     loop.init(torch.arange(runs))
@@ -140,15 +160,24 @@ def test_block_divides_the_runs_and_is_near_the_cache(monkeypatch, runs, need, b
 
 
 def test_working_set_holds_state_gradients_and_activations(monkeypatch):
-    """Of one run of a network without hidden layer: inputs (8, 5), weights (3, 5) and (3,), outputs (8, 3)."""
-    monkeypatch.setattr("lr_gym.inner_loop.Compiler", Pretend)
+    """Of one run of a network without hidden layer.
+
+    Inputs (8, 5), weights (3, 5) and (3,), outputs (8, 3).
+    """
+    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
     seen = []
     measured = InnerLoop._working_set
-    monkeypatch.setattr(InnerLoop, "_working_set", lambda *args: seen.append(measured(*args)) or seen[-1])
+    monkeypatch.setattr(
+        InnerLoop, "_working_set", lambda *args: seen.append(measured(*args)) or seen[-1]
+    )
     task = tiny_task(lambda: nn.Linear(5, 3))
     InnerLoop(task, compile=True).init(torch.arange(2))
     parameters, inputs, outputs = 4 * (15 + 3), 4 * task.batch_size * 5, 4 * task.batch_size * 3
-    assert 4 * parameters + inputs + outputs <= seen[0] <= 5 * parameters + 2 * inputs + 4 * outputs + 1000
+    assert (
+        4 * parameters + inputs + outputs
+        <= seen[0]
+        <= 5 * parameters + 2 * inputs + 4 * outputs + 1000
+    )
 
 
 @needs_compiler
@@ -158,7 +187,9 @@ def test_compiled_row_equals_the_row_alone(loops):
     together = train(compiled, seeds, hyper)
     for row in range(RUNS):
         one = slice(row, row + 1)
-        state, losses, stats, loss = train(compiled, seeds[one], Hyperparams(*(h[one] for h in hyper)))
+        state, losses, stats, loss = train(
+            compiled, seeds[one], Hyperparams(*(h[one] for h in hyper))
+        )
         mine = take_rows((together[0], together[2], together[3]), torch.tensor([row]))
         assert_same((state, losses, stats, loss), (mine[0], together[1][:, one], *mine[1:]))
 
@@ -185,7 +216,10 @@ def test_threads_compile_and_step_loops_of_their_own(loops):
 
 @needs_compiler
 def test_compiled_random_bits_are_the_same_bits():
-    """Indices times 64-bit constants overflow: undefined in C++ unless the compiler is kept from folding them."""
+    """Indices times 64-bit constants overflow.
+
+    Undefined in C++ unless the compiler is kept from folding them.
+    """
     count, seed, step = 1003, torch.arange(5) * 7919, torch.arange(5)
     bits = lambda seed, step: (
         random_bits(seed, Stream.NOISE, step, count, start=3),
@@ -201,7 +235,9 @@ def test_environment_compiled_equals_environment(loops):
     options = {"controls": ("lr", "momentum", "noise"), "weight_decay": 0.1, "dtype": torch.float64}
     make = functools.partial(LRControlVectorEnv, DROPOUT, RUNS, horizon=6, decisions=2, **options)
     plain, compiled = make(), make(compile=True)
-    actions = np.random.default_rng(0).uniform(-1, 1, (3, *plain.action_space.shape)).astype(np.float32)
+    actions = (
+        np.random.default_rng(0).uniform(-1, 1, (3, *plain.action_space.shape)).astype(np.float32)
+    )
     np.testing.assert_allclose(plain.reset(seed=1)[0], compiled.reset(seed=1)[0], atol=1e-6)
     for action in actions:
         expected, actual = plain.step(action), compiled.step(action)
@@ -242,4 +278,7 @@ def test_without_a_compiler_one_warning_and_the_same_results(monkeypatch):
     plain = InnerLoop(TINY)
     expected, expected_losses = plain.advance(plain.init(torch.arange(2)), hyper, torch.ones(3, 2))
     assert torch.equal(losses, expected_losses)
-    assert all(torch.equal(a, b) for a, b in zip(flatten(state).values(), flatten(expected).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(flatten(state).values(), flatten(expected).values(), strict=True)
+    )

@@ -1,4 +1,7 @@
-"""Who can be compared: every row of OPTIMIZERS trains, and those that are not torch's own do what their authors say."""
+"""Who can be compared.
+
+Every row of OPTIMIZERS trains, and those that are not torch's own do what their authors say.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,16 @@ from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, check_installed
 from lr_gym.benchmark.hypergradient import HypergradientAdam
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.benchmark.schedulers import SCHEDULERS
-from lr_gym.policy import load_policy, save_policy
-from lr_gym.schedules import base_schedule
+from lr_gym.policies.policy import load_policy, save_policy
+from lr_gym.updates.schedules import base_schedule
 
-LRS = {"sgd": 0.3, "sgd-momentum": 0.05, "sgd-momentum-cosine": 0.05, "garo": 0.1, "enhanced-sgd": 0.05}
+LRS = {
+    "sgd": 0.3,
+    "sgd-momentum": 0.05,
+    "sgd-momentum-cosine": 0.05,
+    "garo": 0.1,
+    "enhanced-sgd": 0.05,
+}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -28,11 +37,15 @@ def test_every_optimizer_learns_and_repeats_itself(name):
     cell = Cell(Contestant(name, lr), "digits-mlp", 0, test=True, horizon=horizon)
     outcome = run_cell(cell)
     assert outcome.test_loss < 0.9 * outcome.curve[0]
-    assert outcome.curve[0] == pytest.approx(math.log(10), abs=0.1)  # before the first update, the same for all
+    assert outcome.curve[0] == pytest.approx(
+        math.log(10), abs=0.1
+    )  # before the first update, the same for all
     assert len(outcome.curve) == len(outcome.steps) == len(outcome.lr)
     assert outcome.steps[0] == 0
     assert outcome.steps[-1] == horizon
-    assert run_cell(cell)._replace(seconds=0.0, training=0.0) == outcome._replace(seconds=0.0, training=0.0)
+    assert run_cell(cell)._replace(seconds=0.0, training=0.0) == outcome._replace(
+        seconds=0.0, training=0.0
+    )
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
@@ -40,14 +53,19 @@ def test_schedules_are_those_of_the_environment(name):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler = SCHEDULERS[name](optimizer, 0.5, 40)
     for step in range(40):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * float(base_schedule(name)(step / 40)), abs=1e-9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(
+            0.5 * float(base_schedule(name)(step / 40)), abs=1e-9
+        )
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
 
 
 def test_plateau_halves_only_where_the_loss_stands_still():
-    cells = [Cell(Contestant("adam-plateau", lr), "digits-mlp", 0, test=True, horizon=200) for lr in (1e-3, 0.3)]
+    cells = [
+        Cell(Contestant("adam-plateau", lr), "digits-mlp", 0, test=True, horizon=200)
+        for lr in (1e-3, 0.3)
+    ]
     rates = [[row[0] for row in run_cell(cell).lr] for cell in cells]
     assert set(rates[0]) == {1e-3}
     assert rates[1][-1] < rates[1][0]
@@ -66,7 +84,9 @@ def test_hypergradient_against_a_naive_twin():
         optimizer.step()
         grad = 2 * scale * twin
         if last is not None:
-            lr *= 1 + 0.1 * float(sum(grad * last) / math.sqrt(sum(grad**2)) / math.sqrt(sum(last**2)))
+            lr *= 1 + 0.1 * float(
+                sum(grad * last) / math.sqrt(sum(grad**2)) / math.sqrt(sum(last**2))
+            )
         m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
         last = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         twin = twin - lr * last
@@ -92,7 +112,10 @@ def test_muon_has_the_hidden_matrices_and_convolutions():
     twin = copy.deepcopy(model)
     optimizer = OPTIMIZERS["muon"].make(model, 0.02, 10)
     flat = nn.Parameter(twin[0].weight.detach().view(3, -1))
-    matrices, options = [flat, twin[2].weight], {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+    matrices, options = (
+        [flat, twin[2].weight],
+        {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"},
+    )
     others = [twin[0].bias, twin[2].bias, *twin[3].parameters()]
     twins = torch.optim.Muon(matrices, 0.02, **options), torch.optim.AdamW(others, 0.02)
     x = torch.randn(7, 2, 6, generator=torch.Generator().manual_seed(0))
@@ -111,9 +134,14 @@ def test_muon_has_the_hidden_matrices_and_convolutions():
 
 
 def test_muon_gets_hidden_matrices_only():
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2))
+    model = nn.Sequential(
+        nn.Embedding(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2)
+    )
     optimizer = OPTIMIZERS["muon"].make(model, 0.01, 10)
-    assert [id(p) for p in optimizer.parts[0].param_groups[0]["params"]] == [id(model[1].weight), id(model[3].weight)]
+    assert [id(p) for p in optimizer.parts[0].param_groups[0]["params"]] == [
+        id(model[1].weight),
+        id(model[3].weight),
+    ]
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     before = [p.detach().clone() for p in model.parameters()]
@@ -132,7 +160,9 @@ def test_schedule_free_is_scored_at_its_average(monkeypatch):
     for mode in ("train", "eval"):
         original = getattr(AdamWScheduleFree, mode)
         monkeypatch.setattr(
-            AdamWScheduleFree, mode, lambda self, mode=mode, original=original: (calls.append(mode), original(self))
+            AdamWScheduleFree,
+            mode,
+            lambda self, mode=mode, original=original: (calls.append(mode), original(self)),
         )
     run_cell(Cell(Contestant("schedule-free", 0.01), "digits-cnn", 0, test=True, horizon=5))
     assert calls[0] == "train"

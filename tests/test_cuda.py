@@ -1,4 +1,7 @@
-"""What only a real GPU can show: captured graphs, their results, and that torch itself sees no waiting either."""
+"""What only a real GPU can show.
+
+Captured graphs, their results, and that torch itself sees no waiting either.
+"""
 
 import dataclasses
 import warnings
@@ -10,17 +13,17 @@ from tiny import random_policy
 from torch import nn
 
 import train_agent
-from lr_gym.action import action_table
 from lr_gym.benchmark.contestants import OPTIMIZERS
 from lr_gym.benchmark.run import Cell, Contestant, run_cell
-from lr_gym.control import ControlSpec
-from lr_gym.inner_loop import InnerLoop
+from lr_gym.control.action import action_table
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import PolicyOptimizer, muon_groups
-from lr_gym.policy import load_policy
-from lr_gym.rows import leaves_of
+from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import TASKS
+from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.tree import leaves_of
 from lr_gym.types import Hyperparams
-from lr_gym.vector_env import LRControlVectorEnv
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 RUNS, STEPS = 8, 5
@@ -35,7 +38,9 @@ def no_waiting():
 
 def trained(name: str, device: str, compile: bool, calls: int = 3):
     """State and losses after a few `advance`."""
-    loop = InnerLoop(TASKS[name], base="muon", noise=True, dtype=torch.float64, device=device, compile=compile)
+    loop = InnerLoop(
+        TASKS[name], base="muon", noise=True, dtype=torch.float64, device=device, compile=compile
+    )
     state = loop.init(torch.arange(RUNS))
     ones = torch.ones(RUNS, loop.layout.num_layers, dtype=torch.float64, device=device)
     losses = []
@@ -47,7 +52,9 @@ def trained(name: str, device: str, compile: bool, calls: int = 3):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("name", ["mnist1d-mlp", "mnist1d-gru", "mnist1d-transformer", "digits-cnn", "titanic-mlp"])
+@pytest.mark.parametrize(
+    "name", ["mnist1d-mlp", "mnist1d-gru", "mnist1d-transformer", "digits-cnn", "titanic-mlp"]
+)
 def test_gpu_equals_cpu(name, compile):
     _, expected, losses = trained(name, "cpu", compile=False)
     with warnings.catch_warnings():
@@ -66,11 +73,13 @@ def test_a_decision_does_not_wait(no_waiting, compile):
     for _ in range(2):  # compiles, captures
         env.step(np.zeros(env.action_space.shape, np.float32))
     no_waiting()
-    env._decided(env._action_tensor(np.zeros(env.action_space.shape, np.float32)))
+    env._run_interval(env._action_tensor(np.zeros(env.action_space.shape, np.float32)))
 
 
 def test_captures_are_few_over_many_episodes():
-    env = LRControlVectorEnv("mnist1d-mlp", RUNS, device="cuda", compile=True, decisions=4, horizon=18)
+    env = LRControlVectorEnv(
+        "mnist1d-mlp", RUNS, device="cuda", compile=True, decisions=4, horizon=18
+    )
     env.reset(seed=0)
     for _ in range(23):
         env.step(np.zeros(env.action_space.shape, np.float32))
@@ -79,7 +88,9 @@ def test_captures_are_few_over_many_episodes():
 
 POLICIES = {
     "guarded": load_policy("builtin:default"),
-    "discrete": random_policy(ControlSpec(action="discrete"), interval=2, outputs=len(action_table(("lr",)))),
+    "discrete": random_policy(
+        ControlSpec(action="discrete"), interval=2, outputs=len(action_table(("lr",)))
+    ),
     "muon": random_policy(ControlSpec(base="muon"), interval=2),
 }
 
@@ -89,7 +100,9 @@ POLICIES = {
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", list(POLICIES))
 def test_deployed_policy_does_not_wait(no_waiting, kind, fused, dtype):
-    model = nn.Sequential(nn.Linear(8, 200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)).to("cuda", dtype)
+    model = nn.Sequential(nn.Linear(8, 200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)).to(
+        "cuda", dtype
+    )
     optimizer = PolicyOptimizer(muon_groups(model), POLICIES[kind], total_steps=20, fused=fused)
     x = torch.randn(10, 8, device="cuda", dtype=dtype)
     for step in range(6):
@@ -102,7 +115,9 @@ def test_deployed_policy_does_not_wait(no_waiting, kind, fused, dtype):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["builtin:muon", "adam-wsd", "muon-wsd", "gradient-agreement", "adaptive-upgd"])
+@pytest.mark.parametrize(
+    "name", ["builtin:muon", "adam-wsd", "muon-wsd", "gradient-agreement", "adaptive-upgd"]
+)
 def test_cell_of_the_benchmark_on_a_gpu(name):
     contestant = Contestant(name, 1e-3) if name in OPTIMIZERS else Contestant("", 1e-3, name)
     losses = []
@@ -116,6 +131,8 @@ def test_cell_of_the_benchmark_on_a_gpu(name):
 def test_training_on_a_gpu(tmp_path, workers):
     """Two workers are threads that capture on one device."""
     options = "--task mnist1d-mlp --num-envs 8 --timesteps 64 --decisions 4 --horizon 40 --wandb disabled --device cuda"
-    options += f" --selection-runs 4 --guard-runs 4 --certificate-runs 2 --compile --workers {workers}"
+    options += (
+        f" --selection-runs 4 --guard-runs 4 --certificate-runs 2 --compile --workers {workers}"
+    )
     train_agent.main([*options.split(), "--output-dir", str(tmp_path)])
     assert (tmp_path / "policy.safetensors").is_file()

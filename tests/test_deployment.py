@@ -7,17 +7,17 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from lr_gym.action import CONTROLLED
-from lr_gym.control import ControlSpec
-from lr_gym.inner_loop import minibatch
-from lr_gym.observation import FEATURES, TASK_FEATURES
+from lr_gym.control.action import CONTROLLED
+from lr_gym.control.observation import FEATURES, TASK_FEATURES
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.rollout import controlled_env
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.policy import MLPPolicy
-from lr_gym.rollout import controlled_env
+from lr_gym.policies.policy import MLPPolicy
 from lr_gym.tasks import TASKS
-from lr_gym.tasks.models import initial_parameters, load_parameters
-from lr_gym.update import RULES
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.tasks.initial import initial_parameters, load_parameters
+from lr_gym.training.inner_loop import minibatch
+from lr_gym.updates.rules import RULES
 
 HORIZON = 50
 
@@ -56,14 +56,18 @@ class Recorder:
 
 @pytest.mark.parametrize("base", RULES)
 @pytest.mark.parametrize("action", ["recursive", "residual"])
-@pytest.mark.parametrize("control", ["per_layer", "global"])
-@pytest.mark.parametrize("controls", [CONTROLLED, ("lr",)], ids=["all", "lr"])  # of lr alone, torch's kernels update
-@pytest.mark.parametrize("features", [tuple(FEATURES), TASK_FEATURES], ids=["features", "of the task"])  # gradient only
-def test_environment_equals_optimizer(base, action, control, controls, features):
+@pytest.mark.parametrize("granularity", ["per_layer", "global"])
+@pytest.mark.parametrize(
+    "controls", [CONTROLLED, ("lr",)], ids=["all", "lr"]
+)  # of lr alone, torch's kernels update
+@pytest.mark.parametrize(
+    "features", [tuple(FEATURES), TASK_FEATURES], ids=["features", "of the task"]
+)  # gradient only
+def test_environment_equals_optimizer(base, action, granularity, controls, features):
     env = LRControlVectorEnv(
         "mnist1d-mlp",
         num_envs=1,
-        control=control,
+        granularity=granularity,
         controls=controls,
         action=action,
         base=base,
@@ -108,14 +112,18 @@ def test_environment_equals_optimizer(base, action, control, controls, features)
         steps_per_epoch=len(data.gradient.inputs) / task.batch_size,
     )
     for step in range(HORIZON):
-        index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[0]
+        index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[
+            0
+        ]
         loss = task.loss(model(data.gradient.inputs[index]), data.gradient.targets[index]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.observe(loss)
         optimizer.step()
 
-    np.testing.assert_allclose(np.stack(recorder.observations), np.stack(seen), rtol=0, atol=1e-6)  # float32
+    np.testing.assert_allclose(
+        np.stack(recorder.observations), np.stack(seen), rtol=0, atol=1e-6
+    )  # float32
     np.testing.assert_allclose(np.stack(recorder.actions), np.stack(acted), rtol=0, atol=1e-6)
     for param, value in zip(model.parameters(), env.runs.inner.params, strict=True):
         error = (param - value[0]).norm() / value[0].norm()

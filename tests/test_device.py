@@ -1,4 +1,6 @@
-"""Trainings on a device that is not the host: nothing is left behind, and nothing waits that need not.
+"""Trainings on a device that is not the host.
+
+Nothing is left behind, and nothing waits that need not.
 
 What only a real GPU can show is in test_cuda.py.
 """
@@ -18,8 +20,8 @@ import train_agent
 from lr_gym.benchmark import run
 from lr_gym.benchmark.contestants import OPTIMIZERS
 from lr_gym.benchmark.run import Cell, Contestant
-from lr_gym.control import ControlSpec
-from lr_gym.inner_loop import InnerLoop
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import (
     AdaptiveUPGD,
     EnhancedSGD,
@@ -28,16 +30,24 @@ from lr_gym.optim import (
     PolicyOptimizer,
     muon_groups,
 )
-from lr_gym.optim.noise import NoiseSource
-from lr_gym.policy import load_policy
-from lr_gym.rows import leaves_of
+from lr_gym.optim.contrib.noise import NoiseSource
+from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import TASKS
-from lr_gym.tasks.models import initial_parameters, load_parameters
+from lr_gym.tasks.initial import initial_parameters, load_parameters
+from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.tree import leaves_of
 from lr_gym.types import Hyperparams
-from lr_gym.vector_env import LRControlVectorEnv
 
 RUNS = 4
-NAMES = ("mnist1d-mlp", "mnist1d-gru", "mnist1d-transformer", "digits-cnn", "titanic-mlp", "quadratic", "rosenbrock")
+NAMES = (
+    "mnist1d-mlp",
+    "mnist1d-gru",
+    "mnist1d-transformer",
+    "digits-cnn",
+    "titanic-mlp",
+    "quadratic",
+    "rosenbrock",
+)
 BASES = ("sgd", "adamw", "muon")
 
 
@@ -78,11 +88,16 @@ def test_inner_loop_on_a_device(device, name, base):
         loop = InnerLoop(TASKS[name], base=base, noise=True, weight_decay=True, **kind)
         state = loop.init(torch.arange(RUNS))
         ones = torch.ones(RUNS, loop.layout.num_layers, **kind)
-        hyper, factor = Hyperparams(ones * 0.01, ones * 0.9, ones * 0.1, ones * 0.1), torch.ones(3, RUNS, **kind)
+        hyper, factor = (
+            Hyperparams(ones * 0.01, ones * 0.9, ones * 0.1, ones * 0.1),
+            torch.ones(3, RUNS, **kind),
+        )
         device.waits.clear()  # loading data may take its time
         state, losses = loop.advance(state, hyper, factor)
         state, fewer = loop.advance(state, hyper, factor, np.array([3, 1, 0, 2]))
-        results.append((state, losses, fewer, loop.stats(state, hyper), loop.evaluate(state, "reward")))
+        results.append(
+            (state, losses, fewer, loop.stats(state, hyper), loop.evaluate(state, "reward"))
+        )
     assert device.waits == []
     assert_equal(results[1], results[0])
 
@@ -90,7 +105,7 @@ def test_inner_loop_on_a_device(device, name, base):
 ENVIRONMENTS = {
     "default": {},
     "all controls": {"controls": ("lr", "momentum", "noise"), "base": "muon", "weight_decay": 0.1},
-    "global": {"control": "global", "base": "sgd"},
+    "global": {"granularity": "global", "base": "sgd"},
     "discrete": {"action": "discrete"},
     "against Adam": {"reward": "paired"},
     "at the end": {"reward": "final_log_loss"},
@@ -102,7 +117,9 @@ ENVIRONMENTS = {
 def test_environment_on_a_device(device, kind):
     """Through two episodes and their restarts, and on from a saved state."""
     envs = [
-        LRControlVectorEnv(TINY, RUNS, device=place, decisions=3, initial_lr=(1e-3, 1.0), **ENVIRONMENTS[kind])
+        LRControlVectorEnv(
+            TINY, RUNS, device=place, decisions=3, initial_lr=(1e-3, 1.0), **ENVIRONMENTS[kind]
+        )
         for place in ("cpu", NAME)
     ]
     results = [env.reset(seed=3) for env in envs]
@@ -113,7 +130,9 @@ def test_environment_on_a_device(device, kind):
         results = [env.step(action) for env in envs]
         for found, expected in zip(results[1][:4], results[0][:4], strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(results[1][4]["reward_loss"], results[0][4]["reward_loss"], rtol=1e-4)
+        np.testing.assert_allclose(
+            results[1][4]["reward_loss"], results[0][4]["reward_loss"], rtol=1e-4
+        )
     state = {name: value.cpu() for name, value in envs[1].state_dict().items()}
     expected = envs[1].step(action)[0]
     envs[1].load_state_dict(state)
@@ -126,12 +145,19 @@ def test_a_decision_does_not_wait(device, kind):
     device.waits.clear()
     env._runs = env._fresh(torch.arange(RUNS).to(NAME, non_blocking=True), np.full(RUNS, 1e-3))
     for _ in range(2):
-        env._decided(env._action_tensor(np.zeros(env.action_space.shape, env.action_space.dtype)))
+        env._run_interval(
+            env._action_tensor(np.zeros(env.action_space.shape, env.action_space.dtype))
+        )
     assert device.waits == []
 
 
-def trained(device, place: str, make, steps: int, *, closure: bool = False) -> tuple[torch.Tensor, ...]:
-    """Weights after some steps of `make(model)`; what was waited for is noted from the second step on."""
+def trained(
+    device, place: str, make, steps: int, *, closure: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Weights after some steps of `make(model)`.
+
+    What was waited for is noted from the second step on.
+    """
     kind = {"dtype": torch.float64}
     layers = nn.Linear(8, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)
     model = nn.Sequential(*layers)  # of the middle matrix PolicyOptimizer measures a part
@@ -162,7 +188,10 @@ def on_device(model: nn.Module) -> nn.Module:
 @pytest.mark.filterwarnings("ignore:PolicyOptimizer. the policy has learned from nothing like")
 @pytest.mark.parametrize("base", BASES)
 def test_deployed_policy_on_a_device(device, base):
-    """Guarded, and trained until it hands back: what it does is the same, and nothing waits once it is set up."""
+    """Guarded, and trained until it hands back.
+
+    What it does is the same, and nothing waits once it is set up.
+    """
     guarded = load_policy("builtin:default")
     spec = dataclasses.replace(guarded.spec, base=base)
     policies = [
@@ -179,7 +208,9 @@ def test_deployed_policy_on_a_device(device, base):
 
 
 OLDER = {
-    "gradient agreement": lambda params: GradientAgreementOptimizer(torch.optim.SGD(params, 0.01), "snr"),
+    "gradient agreement": lambda params: GradientAgreementOptimizer(
+        torch.optim.SGD(params, 0.01), "snr"
+    ),
     "adaptive upgd": lambda params: AdaptiveUPGD(params, 0.01, adaptive_noise=True),
     "garo": lambda params: GlobalAdaptiveSGD(params, 0.01, layerwise=True),
     "enhanced sgd": lambda params: EnhancedSGD(params, 0.01, noise_scale=0.1),
@@ -188,33 +219,57 @@ OLDER = {
 
 @pytest.mark.parametrize("name", list(OLDER))
 def test_older_optimizers_on_a_device(device, monkeypatch, name):
-    monkeypatch.setattr(NoiseSource, "_generator", lambda self, _: self.__dict__.setdefault("one", torch.Generator()))
+    monkeypatch.setattr(
+        NoiseSource,
+        "_generator",
+        lambda self, _: self.__dict__.setdefault("one", torch.Generator()),
+    )
     make = lambda model: OLDER[name](model.parameters())
-    weights = [trained(device, place, make, steps=12, closure=name == "enhanced sgd") for place in ("cpu", NAME)]
-    assert device.waits == ["tolist"] * (name == "enhanced sgd")  # its Q-table is the host's, asked every ten steps
+    weights = [
+        trained(device, place, make, steps=12, closure=name == "enhanced sgd")
+        for place in ("cpu", NAME)
+    ]
+    assert device.waits == ["tolist"] * (
+        name == "enhanced sgd"
+    )  # its Q-table is the host's, asked every ten steps
     assert_equal(*reversed(weights))
 
 
-@pytest.mark.parametrize("name", ["builtin:muon", "builtin:anytime", "sgd-momentum-cosine", "garo", "enhanced-sgd"])
+@pytest.mark.parametrize(
+    "name", ["builtin:muon", "builtin:anytime", "sgd-momentum-cosine", "garo", "enhanced-sgd"]
+)
 def test_cell_of_the_benchmark_on_a_device(device, monkeypatch, name):
-    """With batch norm and schedules; torch's Adam asks the driver what it captures, and so is left to test_cuda.py."""
-    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # for a tensor's subclass
+    """With batch norm and schedules.
+
+    Torch's Adam asks the driver what it captures, and so is left to test_cuda.py.
+    """
+    monkeypatch.setattr(
+        torch.__future__, "_swap_module_params_on_conversion", True
+    )  # for a tensor's subclass
     contestant = Contestant(name, 1e-3) if name in OPTIMIZERS else Contestant("", 1e-3, name)
     losses = []
     for place in ("cpu", NAME):
         monkeypatch.setattr(run, "device_of", lambda task, place=place: torch.device(place))
-        losses.append(run.run_cell(Cell(contestant, "digits-cnn", 0, test=True, horizon=12)).test_loss)
+        losses.append(
+            run.run_cell(Cell(contestant, "digits-cnn", 0, test=True, horizon=12)).test_loss
+        )
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("agent", ["ppo", "dqn", "q_learning", "es", "sweep"])
 def test_training_of_an_agent_on_a_device(device, tmp_path, monkeypatch, agent):
-    monkeypatch.setattr(ThreadPoolExecutor, "map", lambda self, *args: map(*args))  # the device knows this thread only
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "map", lambda self, *args: map(*args)
+    )  # the device knows this thread only
     options = "--num-envs 4 --timesteps 64 --decisions 4 --horizon 16 --workers 1 --wandb disabled --selection-runs 4"
     options += f" --guard-runs 4 --certificate-runs 0 --task quadratic --agent {agent} --sweep.rates 3 --sweep.steps 2"
     for place in ("cpu", NAME):
-        train_agent.main([*options.split(), "--device", place, "--output-dir", str(tmp_path / place)])
-    found, expected = (load_file(tmp_path / place / "policy.safetensors") for place in (NAME, "cpu"))
+        train_agent.main(
+            [*options.split(), "--device", place, "--output-dir", str(tmp_path / place)]
+        )
+    found, expected = (
+        load_file(tmp_path / place / "policy.safetensors") for place in (NAME, "cpu")
+    )
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
 

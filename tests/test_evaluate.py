@@ -1,4 +1,7 @@
-"""evaluate.py: the same results twice, after a kill too; errors that name value and fix; a report worth opening."""
+"""evaluate.py: the same results twice, after a kill too; errors that name value and fix.
+
+A report worth opening.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,45 @@ from lr_gym.benchmark.contestants import OPTIMIZERS, entrants
 from lr_gym.benchmark.results import summarise
 from lr_gym.benchmark.run import Cell, Contestant, Outcome, run_cell
 from lr_gym.benchmark.significance import Comparison, winner
-from lr_gym.control import ControlSpec
-from lr_gym.policy import constant_policy, save_policy
+from lr_gym.control.spec import ControlSpec
+from lr_gym.policies.policy import constant_policy, save_policy
 from lr_gym.tracking import Tracker
 
 ROOT = Path(__file__).parent.parent
 GRID = [
-    *("evaluate.py", "--policy", "builtin:mnist1d", "--optimizers", "adam,sgd,adam-cosine", "--task", "quadratic"),
-    *("--task", "logistic", "--seeds", "2", "--budget", "2", "--tuning-seeds", "1", "--horizon", "20", "--misset"),
+    *(
+        "evaluate.py",
+        "--policy",
+        "builtin:mnist1d",
+        "--optimizers",
+        "adam,sgd,adam-cosine",
+        "--task",
+        "quadratic",
+    ),
+    *(
+        "--task",
+        "logistic",
+        "--seeds",
+        "2",
+        "--budget",
+        "2",
+        "--tuning-seeds",
+        "1",
+        "--horizon",
+        "20",
+        "--misset",
+    ),
     *("--workers", "1", "--wandb", "disabled"),
 ]
 DIFFERS = ("timing", "command")
 
 
 def command(folder: Path, *more: str) -> tuple[list[str], dict[str, str]]:
-    environment = {**os.environ, "COLUMNS": "200", "LR_GYM_CACHE": str(folder.parent / f"cache-{folder.name}")}
+    environment = {
+        **os.environ,
+        "COLUMNS": "200",
+        "LR_GYM_CACHE": str(folder.parent / f"cache-{folder.name}"),
+    }
     return [sys.executable, *GRID, "--output-dir", str(folder), *more], environment
 
 
@@ -46,7 +73,11 @@ def run_here(folder: Path, *more: str) -> None:
 
 
 def results_of(folder: Path) -> dict[str, object]:
-    return {k: v for k, v in json.loads((folder / "results.json").read_text()).items() if k not in DIFFERS}
+    return {
+        k: v
+        for k, v in json.loads((folder / "results.json").read_text()).items()
+        if k not in DIFFERS
+    }
 
 
 def args(folder: Path, **changes: object) -> evaluate.Args:
@@ -82,16 +113,31 @@ def test_results_hold_what_was_asked_for(whole):
     assert names == {"policy mnist1d", "policy mnist1d (tuned lr)", "adam", "sgd", "adam-cosine"}
     means = [entry["score"]["mean"] for entry in results["ranking"]]
     assert means == sorted(means, reverse=True)
-    assert next(entry for entry in results["ranking"] if entry["name"] == "adam")["score"]["mean"] == 0.0
+    assert (
+        next(entry for entry in results["ranking"] if entry["name"] == "adam")["score"]["mean"]
+        == 0.0
+    )
     for task in results["tasks"].values():
         assert set(task["tuning"]) == {"policy mnist1d (tuned lr)", "sgd", "adam-cosine"}
         for row in task["rows"]:
             assert len(row["test_losses"]) == 2
             if row["name"] in task["tuning"]:  # the best of its list by selection loss
-                trials = [(trial["loss"], trial["lr"]) for trial in task["tuning"][row["name"]] if trial["loss"]]
+                trials = [
+                    (trial["loss"], trial["lr"])
+                    for trial in task["tuning"][row["name"]]
+                    if trial["loss"]
+                ]
                 assert row["lr"] == min(trials)[1]
-    assert [point["factor"] for point in results["misset"][0]["points"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
-    right = next(entry for entry in results["misset"] if entry["name"] == "sgd")["points"][2]["test_loss"]["logistic"]
+    assert [point["factor"] for point in results["misset"][0]["points"]] == [
+        0.01,
+        0.1,
+        1.0,
+        10.0,
+        100.0,
+    ]
+    right = next(entry for entry in results["misset"] if entry["name"] == "sgd")["points"][2][
+        "test_loss"
+    ]["logistic"]
     row = next(row for row in results["tasks"]["logistic"]["rows"] if row["name"] == "sgd")
     assert right == pytest.approx(row["test_loss"]["mean"])
 
@@ -99,7 +145,9 @@ def test_results_hold_what_was_asked_for(whole):
 def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
     folder = tmp_path / "killed"
     words, environment = command(folder)
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     file, deadline = folder / "cells.jsonl", time.monotonic() + 600
     while not (file.exists() and file.read_bytes().count(b"\n")):
         assert time.monotonic() < deadline
@@ -113,7 +161,9 @@ def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
     assert file.read_bytes().startswith(kept)
     keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
     assert len(keys) == len(set(keys))
-    assert sorted(keys) == sorted(json.loads(line)["key"] for line in (whole / "cells.jsonl").read_text().splitlines())
+    assert sorted(keys) == sorted(
+        json.loads(line)["key"] for line in (whole / "cells.jsonl").read_text().splitlines()
+    )
     assert results_of(folder) == results_of(whole)
 
 
@@ -156,7 +206,9 @@ def test_one_that_raises_or_diverges_stops_nobody(tmp_path, cache, monkeypatch):
         evaluate.main(args(folder, optimizers="adam,broken,wild,sgd"))
     results = json.loads((folder / "results.json").read_text())
     rows = {row["name"]: row for row in results["tasks"]["quadratic"]["rows"]}
-    assert [(rows[name]["diverged"], rows[name]["raised"]) for name in ("adam", "broken", "wild", "sgd")] == [
+    assert [
+        (rows[name]["diverged"], rows[name]["raised"]) for name in ("adam", "broken", "wild", "sgd")
+    ] == [
         (0, 0),
         (0, 2),
         (2, 0),
@@ -169,7 +221,9 @@ def test_one_that_raises_or_diverges_stops_nobody(tmp_path, cache, monkeypatch):
 
 
 def test_suites_say_what_is_left_out(tmp_path, cache, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "suite_tasks", lambda suite: (["quadratic"], {"imdb-bert": "no GPU is here"}))
+    monkeypatch.setattr(
+        evaluate, "suite_tasks", lambda suite: (["quadratic"], {"imdb-bert": "no GPU is here"})
+    )
     evaluate.main(args(tmp_path / "out", task=(), suite="test"))
     assert "skipped imdb-bert: no GPU is here" in capsys.readouterr().out
     assert "Left out: imdb-bert: no GPU is here" in (tmp_path / "out" / "report.html").read_text()
@@ -205,7 +259,13 @@ def wandb_records(folder: Path) -> str:
 
 
 def test_the_evaluation_is_a_wandb_run_with_its_table_and_files(tmp_path, cache):
-    small = {"task": ("quadratic",), "policy": (), "optimizers": "adam,sgd", "misset": False, "budget": 1}
+    small = {
+        "task": ("quadratic",),
+        "policy": (),
+        "optimizers": "adam,sgd",
+        "misset": False,
+        "budget": 1,
+    }
     evaluate.main(args(tmp_path / "out", wandb="offline", **small))
     text = wandb_records(tmp_path / "out")
     assert "score/sgd" in text
@@ -219,7 +279,13 @@ def test_the_evaluation_is_a_wandb_run_with_its_table_and_files(tmp_path, cache)
 
 
 def test_cells_are_wandb_runs_beside_that_of_the_evaluation(tmp_path, cache):
-    small = {"task": ("quadratic",), "policy": (), "optimizers": "adam", "misset": False, "seeds": 2}
+    small = {
+        "task": ("quadratic",),
+        "policy": (),
+        "optimizers": "adam",
+        "misset": False,
+        "seeds": 2,
+    }
     evaluate.main(args(tmp_path / "out", wandb="offline", wandb_cells=True, **small))
     runs = [file.read_bytes() for file in (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")]
     assert len(runs) == 1 + 2
@@ -227,8 +293,12 @@ def test_cells_are_wandb_runs_beside_that_of_the_evaluation(tmp_path, cache):
     assert sum(b"out-quadratic" in run for run in runs) == 2
 
 
-@pytest.mark.parametrize(("environment", "mode"), [("offline", "offline"), ("disabled", "disabled"), ("", "online")])
-def test_the_users_wandb_mode_counts_where_none_is_asked_for(environment, mode, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("environment", "mode"), [("offline", "offline"), ("disabled", "disabled"), ("", "online")]
+)
+def test_the_users_wandb_mode_counts_where_none_is_asked_for(
+    environment, mode, tmp_path, monkeypatch
+):
     asked = []
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", environment)
@@ -244,13 +314,20 @@ def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
     text = wandb_records(tmp_path)
     records = [json.loads(line) for line in text.splitlines()]
     run = next(record["run"] for record in records if "run" in record)
-    assert (run["run_group"], run["display_name"]) == (f"{tmp_path.name}-quadratic", "adam-lr0.001-seed3")
-    assert [json.dumps(outcome.test_loss) in line for line in text.splitlines() if '"history"' in line][-1]
+    assert (run["run_group"], run["display_name"]) == (
+        f"{tmp_path.name}-quadratic",
+        "adam-lr0.001-seed3",
+    )
+    assert [
+        json.dumps(outcome.test_loss) in line for line in text.splitlines() if '"history"' in line
+    ][-1]
     assert "final_test_loss" in text
 
 
 def test_the_summary_names_losses_as_it_names_wins():
-    rows = entrants(["adam", "sgd", "radam"], ["builtin:mnist1d"])[0:1] + entrants(["adam", "sgd", "radam"], [])
+    rows = entrants(["adam", "sgd", "radam"], ["builtin:mnist1d"])[0:1] + entrants(
+        ["adam", "sgd", "radam"], []
+    )
     pairs = [
         Comparison("policy mnist1d", "adam", 0.5, 0.0, 0.001, "policy mnist1d"),
         Comparison("policy mnist1d", "sgd", -0.5, 0.0, 0.001, "sgd"),
@@ -265,19 +342,30 @@ def test_the_summary_names_losses_as_it_names_wins():
     won = summarise(rows, {**across, "winner": "sgd"}, 1, [], {})
     assert won[0] == "sgd is the winner on this task: better on average than every other entrant."
     split = summarise(rows, {**across, "winner": "adam"}, 1, [], {})
-    assert split[0].endswith("than every other entrant, though sgd leads the ranking by interquartile means.")
+    assert split[0].endswith(
+        "than every other entrant, though sgd leads the ranking by interquartile means."
+    )
     assert not any("guard" in line for line in lines)
-    one = summarise(rows, across, 1, [], {("quadratic", "sgd"): [Outcome(1.0, 1.0, {}, [], [], [], [])]})
+    one = summarise(
+        rows, across, 1, [], {("quadratic", "sgd"): [Outcome(1.0, 1.0, {}, [], [], [], [])]}
+    )
     assert "of one seed, by which nothing can be tested" in one[0]
     free = Outcome(1.0, 1.0, {}, [], [], [], [])
-    trained = {("a", "policy mnist1d"): [free, free._replace(guarded=True)], ("b", "policy mnist1d"): [free]}
+    trained = {
+        ("a", "policy mnist1d"): [free, free._replace(guarded=True)],
+        ("b", "policy mnist1d"): [free],
+    }
     (said,) = (line for line in summarise(rows, across, 2, [], trained) if "guard" in line)
     assert said.startswith("policy mnist1d: its guard acted in 1 of 3 trainings")
 
 
 def test_a_certificate_is_printed(cache, tmp_path, capsys):
     gap = {"mean": -0.1, "low": -0.2, "high": -0.05}
-    made = {"task": "quadratic", "seeds": 4, "differences": dict.fromkeys(("replay", "shuffled", "untrained"), gap)}
+    made = {
+        "task": "quadratic",
+        "seeds": 4,
+        "differences": dict.fromkeys(("replay", "shuffled", "untrained"), gap),
+    }
     policy = dataclasses.replace(constant_policy(ControlSpec(), 5), about={"certificate": made})
     file = save_policy(policy, tmp_path / "policy.safetensors")
     evaluate.main(args(tmp_path / "out", optimizers="adam", policy=(str(file),), seeds=1, budget=1))

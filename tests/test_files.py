@@ -55,7 +55,11 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     first.close()
     (tmp_path / ".checkpoint.pt.abc.unfinished").write_bytes(b"half")
     again = RunFolder(tmp_path, {"seed": 0}, resume=True)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "args.json", "checkpoint.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".lock",
+        "args.json",
+        "checkpoint.pt",
+    ]
     checkpoint = again.load_checkpoint()
     assert checkpoint is not None
     assert checkpoint["x"].tolist() == [1.0, 1.0]

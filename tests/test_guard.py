@@ -1,4 +1,7 @@
-"""The guard: what counts as seen, what happens to actions outside it, one warning, and its state."""
+"""The guard.
+
+What counts as seen, what happens to actions outside it, one warning, and its state.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +18,40 @@ from deployed import assert_same, spec_of, through_file, train, train_watched
 from test_q_policy import trained as q_policy
 from tiny import TINY, plain_run, random_policy
 
-from lr_gym.action import ACTIONS, CONTROLLED
-from lr_gym.control import ControlSpec
-from lr_gym.observed_range import main, observed_range
+from lr_gym.analysis.measure_ranges import main, observed_range
+from lr_gym.control.action import ACTIONS, CONTROLLED
+from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.rollout import controlled_env
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.optim.guard import MARGIN, GuardState, alien_layers, inside, outside, restrain, trust_in, watch
-from lr_gym.policy import PolicyFileError, load_policy, save_policy
-from lr_gym.rollout import controlled_env
-from lr_gym.seen import Seen
+from lr_gym.optim.guard import (
+    MARGIN,
+    GuardState,
+    alien_layers,
+    inside,
+    outside,
+    restrain,
+    trust_in,
+    watch,
+)
+from lr_gym.policies.policy import PolicyFileError, load_policy, save_policy
+from lr_gym.policies.ranges import ObservedRanges
 
 LR = (1e-3, 1e-1)
 
 
-def seen_of(low, high, offsets=((-2.0,), (2.0,)), lr=LR) -> Seen:
-    return Seen(torch.tensor([low, high]), torch.tensor(offsets), torch.tensor(lr))
+def seen_of(low, high, offsets=((-2.0,), (2.0,)), lr=LR) -> ObservedRanges:
+    return ObservedRanges(torch.tensor([low, high]), torch.tensor(offsets), torch.tensor(lr))
 
 
-def everything(spec: ControlSpec, lr=LR) -> Seen:
+def everything(spec: ControlSpec, lr=LR) -> ObservedRanges:
     """The ranges of a policy that has seen all there is."""
     offsets = torch.full((2, len(spec.controls)), spec.mode.bound)
     features = torch.ones(2, len(spec.features))
     features[0], offsets[0] = -1.0, -spec.mode.bound
-    return Seen(features, offsets, torch.tensor(lr))
+    return ObservedRanges(features, offsets, torch.tensor(lr))
 
 
-def nothing(spec: ControlSpec, lr=LR) -> Seen:
+def nothing(spec: ControlSpec, lr=LR) -> ObservedRanges:
     return everything(spec, lr)._replace(features=torch.zeros(2, len(spec.features)))
 
 
@@ -50,7 +62,9 @@ def acting(seen=None, **options):
 
 
 def make(model, policy, **options):
-    return PolicyOptimizer(model.named_parameters(), policy, **{"lr": 0.01, "total_steps": 40, **options})
+    return PolicyOptimizer(
+        model.named_parameters(), policy, **{"lr": 0.01, "total_steps": 40, **options}
+    )
 
 
 def metric(optimizer, key):
@@ -83,24 +97,30 @@ def test_the_feature_furthest_out_decides():
 
 
 def test_a_masked_feature_is_in_range():
-    seen = seen_of([0.4, -0.9], [0.9, -0.6])  # neither range holds the 0 that a masked feature shows
+    seen = seen_of(
+        [0.4, -0.9], [0.9, -0.6]
+    )  # neither range holds the 0 that a masked feature shows
     assert trust_in(seen, torch.zeros(1, 3, 2)).eq(1.0).all()
 
 
 def test_a_feature_that_was_constant_has_a_margin_too():
     seen = seen_of([-1.0], [-1.0])
-    assert trust_in(seen, torch.tensor([[[-1.0], [0.08 * MARGIN], [1.0]]]))[0].tolist() == pytest.approx(
-        [1.0, 0.9936, 0.0]
-    )
+    assert trust_in(seen, torch.tensor([[[-1.0], [0.08 * MARGIN], [1.0]]]))[
+        0
+    ].tolist() == pytest.approx([1.0, 0.9936, 0.0])
 
 
 def test_outside_equals_a_loop():
     generator = torch.Generator().manual_seed(0)
     bounds = (torch.rand(2, 5, generator=generator) * 2 - 1).sort(0).values
     observation = torch.rand(3, 4, 5, generator=generator) * 2 - 1
-    seen = Seen(bounds, torch.zeros(2, 1), torch.tensor(LR))
+    seen = ObservedRanges(bounds, torch.zeros(2, 1), torch.tensor(LR))
     for b, i, j in itertools.product(range(3), range(4), range(5)):
-        value, low, high = observation[b, i, j].item(), min(bounds[0, j].item(), 0), max(bounds[1, j].item(), 0)
+        value, low, high = (
+            observation[b, i, j].item(),
+            min(bounds[0, j].item(), 0),
+            max(bounds[1, j].item(), 0),
+        )
         expected = low - value if value < low else value - high if value > high else 0.0
         assert outside(seen, observation)[b, i, j].item() == pytest.approx(expected)
 
@@ -153,10 +173,14 @@ def test_a_layer_without_gradient_is_not_judged():
 KNOWN, SMALL, LARGE = 1e-2, 1e-4, 1.0  # base learning rates; LR ends a factor of 10 from the others
 
 
-def restrained(trust, lr, before, wanted, action="recursive", offsets=((-2.0,), (2.0,)), alien=False):
+def restrained(
+    trust, lr, before, wanted, action="recursive", offsets=((-2.0,), (2.0,)), alien=False
+):
     row = lambda value: torch.full((1, 1, 1), value)
     mode, seen, alien = ACTIONS[action], seen_of([0.0], [0.0], offsets), torch.tensor([[alien]])
-    return restrain(mode, seen, torch.tensor([[trust]]), torch.tensor([[lr]]), row(before), row(wanted), alien).item()
+    return restrain(
+        mode, seen, torch.tensor([[trust]]), torch.tensor([[lr]]), row(before), row(wanted), alien
+    ).item()
 
 
 @pytest.mark.parametrize("lr", [KNOWN, SMALL, LARGE, 0.0])
@@ -175,7 +199,9 @@ def test_a_full_action_is_no_faster_than_itself():
     for action, lr in itertools.product((-1.0, 1.0), (KNOWN, SMALL, LARGE)):
         mode = ACTIONS["recursive"]
         wanted = before + action * mode.step
-        result = restrain(mode, seen_of([0.0], [0.0]), torch.ones(1, 99), torch.full((1, 99), lr), before, wanted)
+        result = restrain(
+            mode, seen_of([0.0], [0.0]), torch.ones(1, 99), torch.full((1, 99), lr), before, wanted
+        )
         assert torch.equal(result, wanted)
 
 
@@ -197,8 +223,12 @@ def test_fading_is_no_faster_than_the_policy_may_be():
 @pytest.mark.parametrize("action", ["recursive", "residual"])
 def test_without_trust_an_unknown_base_lr_keeps_its_last_known_effective_one(action):
     tenfold = np.log(10.0)
-    assert restrained(0.0, SMALL, tenfold + 0.5, tenfold + 1.5, action) == pytest.approx(tenfold + 0.5)
-    assert restrained(0.0, SMALL, tenfold + 0.5, tenfold - 0.5, action) == pytest.approx(tenfold + 0.5)
+    assert restrained(0.0, SMALL, tenfold + 0.5, tenfold + 1.5, action) == pytest.approx(
+        tenfold + 0.5
+    )
+    assert restrained(0.0, SMALL, tenfold + 0.5, tenfold - 0.5, action) == pytest.approx(
+        tenfold + 0.5
+    )
     assert restrained(0.5, SMALL, tenfold + 0.5, tenfold - 0.5, action) == pytest.approx(tenfold)
     assert restrained(0.0, LARGE, -tenfold - 0.5, -tenfold, action) == pytest.approx(-tenfold - 0.5)
 
@@ -223,7 +253,9 @@ def test_an_alien_training_has_the_users_rate_whichever_that_is(lr):
 
 def test_alien_is_what_is_given_from_the_start_and_far_outside():
     names, seen = ("cosine", "model_size", "horizon"), seen_of([0.0, -0.5, -0.5], [0.0, 0.5, 0.5])
-    observations = torch.tensor([[[1.0, 0.5, 0.5]], [[0.0, 0.9, 0.0]], [[0.0, 0.0, -0.9]], [[0.0, 0.8, 0.8]]])
+    observations = torch.tensor(
+        [[[1.0, 0.5, 0.5]], [[0.0, 0.9, 0.0]], [[0.0, 0.0, -0.9]], [[0.0, 0.8, 0.8]]]
+    )
     assert alien_layers(seen, names, observations).tolist() == [[False], [True], [True], [False]]
     assert not alien_layers(seen_of([0.0], [0.0]), ("cosine",), observations[..., :1]).any()
 
@@ -231,7 +263,9 @@ def test_alien_is_what_is_given_from_the_start_and_far_outside():
 def test_an_unknown_base_lr_keeps_the_other_controls():
     seen = seen_of([0.0], [0.0], ((-2.0, -2.0), (2.0, 2.0)))
     before, wanted = torch.tensor([[[0.0, 0.5]]]), torch.tensor([[[1.0, 1.5]]])
-    offsets = restrain(ACTIONS["recursive"], seen, torch.zeros(1, 1), torch.tensor([[SMALL]]), before, wanted)
+    offsets = restrain(
+        ACTIONS["recursive"], seen, torch.zeros(1, 1), torch.tensor([[SMALL]]), before, wanted
+    )
     assert offsets.tolist() == [[[1.0, 0.5]]]
 
 
@@ -239,30 +273,41 @@ def test_offsets_stay_within_an_action_of_those_reached():
     step = ACTIONS["recursive"].step
     assert restrained(1.0, KNOWN, 3.3, 4.0) == pytest.approx(2.0 + step)
     assert restrained(1.0, KNOWN, -3.3, -4.0) == pytest.approx(-2.0 - step)
-    assert restrained(1.0, KNOWN, 0.0, -1.0, offsets=((3.0,), (4.0,))) == -1.0  # 0 is where they all started
+    assert (
+        restrained(1.0, KNOWN, 0.0, -1.0, offsets=((3.0,), (4.0,))) == -1.0
+    )  # 0 is where they all started
 
 
 # In the optimizer
 
 
 @pytest.mark.parametrize("action", ["recursive", "residual"])
-@pytest.mark.parametrize("control", ["per_layer", "global"])
-def test_in_range_the_guard_changes_no_bit(control, action):
+@pytest.mark.parametrize("granularity", ["per_layer", "global"])
+def test_in_range_the_guard_changes_no_bit(granularity, action):
     traces = []
     for seen in (None, everything):
         model, loss_at = plain_run(TINY, 1, torch.float32)
-        optimizer = make(model, acting(seen, control=control, action=action))
+        optimizer = make(model, acting(seen, granularity=granularity, action=action))
         traces.append(train(optimizer, model, loss_at, range(40)))
     assert_same(*traces)
     assert metric(optimizer, "trust") == [1.0] * len(metric(optimizer, "lr"))
 
 
 def test_out_of_range_from_the_start_is_the_base_optimizer():
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
     optimizer = make(model, acting(nothing), weight_decay=0.0)
     with pytest.warns(UserWarning, match="2 of 2 layers"):
         train(optimizer, model, loss_at, range(40))
-    train(torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.0), twin, twin_loss_at, range(40), observe=False)
+    train(
+        torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.0),
+        twin,
+        twin_loss_at,
+        range(40),
+        observe=False,
+    )
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert (p - q).norm() <= 1e-9 * q.norm()
     assert metric(optimizer, "trust") == [0.0, 0.0]
@@ -285,7 +330,9 @@ def test_of_a_model_far_too_small_or_large_no_rate_is_moved(lr):
     policy.seen.features[:, 1] = torch.tensor([0.0, 0.5])
     optimizer = make(model, policy, lr=lr)
     count = sum(param.numel() for param in model.parameters())
-    with pytest.warns(UserWarning, match=rf"parameters {count}, where it was 1e\+04 to 1e\+06 in its training"):
+    with pytest.warns(
+        UserWarning, match=rf"parameters {count}, where it was 1e\+04 to 1e\+06 in its training"
+    ):
         train(optimizer, model, loss_at, range(30))
     assert metric(optimizer, "multiplier") == [1.0, 1.0]
 
@@ -309,7 +356,9 @@ def test_out_of_range_later_fades_or_holds(lr, fades):
 def test_a_scheduler_does_not_lead_out_of_the_known_learning_rates():
     """The base lr is where the user's schedule began, not where it is."""
     model, loss_at = plain_run(TINY, 1, torch.float64)
-    optimizer = make(model, acting(lambda spec: nothing(spec)._replace(lr=torch.tensor([0.01, 0.01]))))
+    optimizer = make(
+        model, acting(lambda spec: nothing(spec)._replace(lr=torch.tensor([0.01, 0.01])))
+    )
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     optimizer._prepare().control.offset[:] = 1.0
     with pytest.warns(UserWarning, match="2 of 2 layers"):
@@ -327,9 +376,11 @@ def test_one_warning_that_says_where_and_what():
         warnings.simplefilter("always")
         train(optimizer, model, loss_at, range(20))
         optimizer.metrics()
-        optimizer.add_param_group({"params": [("head.weight", torch.nn.Parameter(torch.ones(2, 2)))]})
+        optimizer.add_param_group(
+            {"params": [("head.weight", torch.nn.Parameter(torch.ones(2, 2)))]}
+        )
         train(optimizer, model, loss_at, range(20, 40))
-        twin = pickle.loads(pickle.dumps(optimizer))  # noqa: S301
+        twin = pickle.loads(pickle.dumps(optimizer))
         twin.metrics()
     (warning,) = caught
     text = str(warning.message)
@@ -395,7 +446,10 @@ def test_state_dict_continues_bit_for_bit(at):
     optimizer = make(model, policy)
     train(optimizer, model, loss_at, range(at))
     saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    copies = [copy.deepcopy(optimizer.state_dict()), pickle.loads(pickle.dumps(optimizer)).state_dict()]  # noqa: S301
+    copies = [
+        copy.deepcopy(optimizer.state_dict()),
+        pickle.loads(pickle.dumps(optimizer)).state_dict(),
+    ]
     expected = train(optimizer, model, loss_at, range(at, 40))
     assert min(metric(optimizer, "drift")) > 0
     for state in (saved["optimizer"], *copies):
@@ -429,7 +483,9 @@ def test_states_with_and_without_a_guard_load_each_other(before, after):
 )
 def test_ranges_are_saved_with_the_policy(policy, tmp_path):
     seen = everything(policy.spec)
-    loaded = load_policy(save_policy(dataclasses.replace(policy, seen=seen), tmp_path / "a.safetensors"))
+    loaded = load_policy(
+        save_policy(dataclasses.replace(policy, seen=seen), tmp_path / "a.safetensors")
+    )
     assert loaded.seen is not None
     assert all(torch.equal(a, b) for a, b in zip(loaded.seen, seen, strict=True))
     assert load_policy(save_policy(policy, tmp_path / "b.safetensors")).seen is None
@@ -456,7 +512,7 @@ def test_wrong_ranges_are_refused(policy, change):
 
 def test_a_part_of_the_ranges_is_refused(tmp_path, monkeypatch):
     policy = acting(everything)
-    monkeypatch.setattr(Seen, "tensors", lambda self: {"seen.lr": self.lr})
+    monkeypatch.setattr(ObservedRanges, "tensors", lambda self: {"seen.lr": self.lr})
     with pytest.raises(PolicyFileError, match=r"seen\.features"):
         load_policy(save_policy(policy, tmp_path / "a.safetensors"))
 
@@ -489,7 +545,8 @@ def test_diverged_trainings_are_left_out():
     with pytest.raises(ValueError, match="diverged"):
         observed_range(policy, [env])
     both = observed_range(
-        policy, [controlled_env(policy.spec, TINY, 3, 0.01), controlled_env(policy.spec, TINY, 3, 1e6)]
+        policy,
+        [controlled_env(policy.spec, TINY, 3, 0.01), controlled_env(policy.spec, TINY, 3, 1e6)],
     )
     assert torch.equal(both.features, sane.features)
 
@@ -497,7 +554,8 @@ def test_diverged_trainings_are_left_out():
 def test_a_policy_file_is_given_its_range(tmp_path):
     spec = ControlSpec(decisions=4)
     file = save_policy(
-        dataclasses.replace(random_policy(spec), about={"initial_lr": [1e-3, 1e-2]}), tmp_path / "policy.safetensors"
+        dataclasses.replace(random_policy(spec), about={"initial_lr": [1e-3, 1e-2]}),
+        tmp_path / "policy.safetensors",
     )
     main(str(tmp_path), "quadratic", "random-0")
     policy = load_policy(file)

@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("lr_gym/**/*.py"), *ROOT.glob("agents/**/*.py")]
-MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
+MODULES = {
+    ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES
+}
 OURS = {name.partition(".")[0] for name in MODULES}
 # From the top of the house to its foundations; what is named nowhere is a foundation.
 FLOORS = [
@@ -17,16 +19,34 @@ FLOORS = [
     {name for name in MODULES if name.startswith("agents")},
     {name for name in MODULES if name.startswith("lr_gym.benchmark")},
     {name for name in MODULES if name.startswith("lr_gym.optim")},
-    {"lr_gym.env", "lr_gym.observed_range", "lr_gym.rollout", "lr_gym.vector_env"},
-    {"lr_gym.inner_loop"},
+    {
+        "lr_gym.envs.env",
+        "lr_gym.analysis.measure_ranges",
+        "lr_gym.envs.rollout",
+        "lr_gym.envs.vector_env",
+    },
+    {"lr_gym.training.inner_loop"},
     {name for name in MODULES if name.startswith("lr_gym.tasks")},
-    {"lr_gym.policy"},
-    {"lr_gym.mlp_policy", "lr_gym.q_policy"},
-    {"lr_gym.control"},
-    {"lr_gym.observation", "lr_gym.action", "lr_gym.reward", "lr_gym.layer_stats", "lr_gym.averaging"},
-    {"lr_gym.update", "lr_gym.schedules"},
+    {"lr_gym.policies.policy"},
+    {"lr_gym.policies.mlp_policy", "lr_gym.policies.q_policy"},
+    {"lr_gym.control.spec"},
+    {
+        "lr_gym.control.observation",
+        "lr_gym.control.action",
+        "lr_gym.envs.reward",
+        "lr_gym.control.layer_stats",
+        "lr_gym.updates.averaging",
+    },
+    {"lr_gym.updates.rules", "lr_gym.updates.schedules"},
 ]
-SCIENTIFIC = {"gymnasium", "stable_baselines3", "lr_gym.env", "lr_gym.vector_env", "lr_gym.inner_loop", "lr_gym.tasks"}
+SCIENTIFIC = {
+    "gymnasium",
+    "stable_baselines3",
+    "lr_gym.envs.env",
+    "lr_gym.envs.vector_env",
+    "lr_gym.training.inner_loop",
+    "lr_gym.tasks",
+}
 
 
 def imported(name: str) -> set[str]:
@@ -40,7 +60,9 @@ def imported(name: str) -> set[str]:
             members = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= (members & MODULES.keys()) or {node.module}
     found.discard("__future__")
-    return {module if module.partition(".")[0] in OURS else module.partition(".")[0] for module in found} - {name}
+    return {
+        module if module.partition(".")[0] in OURS else module.partition(".")[0] for module in found
+    } - {name}
 
 
 GRAPH = {name: imported(name) for name in MODULES}
@@ -61,7 +83,9 @@ def floor(name: str) -> int:
 
 
 def test_every_module_of_ours_is_there():
-    assert {name for names in GRAPH.values() for name in names if name.partition(".")[0] in OURS} <= MODULES.keys()
+    assert {
+        name for names in GRAPH.values() for name in names if name.partition(".")[0] in OURS
+    } <= MODULES.keys()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - {"lr_gym"}))
@@ -78,10 +102,16 @@ def test_imports_point_downwards(name):
 def test_the_library_never_imports_agents_or_scripts():
     for name in MODULES:
         if name.partition(".")[0] == "lr_gym":
-            assert not {other for other in reachable(name) & MODULES.keys() if not other.startswith("lr_gym")}, name
+            assert not {
+                other
+                for other in reachable(name) & MODULES.keys()
+                if not other.startswith("lr_gym")
+            }, name
 
 
-@pytest.mark.parametrize(("package", "owner"), [("wandb", "lr_gym.tracking"), ("stable_baselines3", "agents.sb3")])
+@pytest.mark.parametrize(
+    ("package", "owner"), [("wandb", "lr_gym.tracking"), ("stable_baselines3", "agents.sb3")]
+)
 def test_optional_package_has_one_door(package, owner):
     users = [name for name in MODULES if package in GRAPH[name]]
     assert users

@@ -1,4 +1,7 @@
-"""B trainings at once against B plain loops: gradients, schedules, independence of rows, initial parameters."""
+"""B trainings at once against B plain loops.
+
+Gradients, schedules, independence of rows, initial parameters.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from naive_muon import NaiveMuon
 from tiny import SMALL, TABLES, TINY, Scale, plain_run, tiny_task
 from torch import nn
 
-from lr_gym.inner_loop import InnerLoop, minibatch
-from lr_gym.rows import flatten, take_rows, unflatten
-from lr_gym.schedules import SCHEDULES, base_schedule
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import SPLITS, TASKS
-from lr_gym.tasks.models import INITIAL, initial_parameters, load_parameters, mlp
+from lr_gym.tasks.initial import INITIAL, initial_parameters, load_parameters, mlp
 from lr_gym.tasks.stacked import STACKED
+from lr_gym.training.inner_loop import InnerLoop, minibatch
+from lr_gym.tree import flatten, take_rows, unflatten
 from lr_gym.types import Hyperparams
-from lr_gym.update import RULES
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.updates.rules import RULES
+from lr_gym.updates.schedules import SCHEDULES, base_schedule
 
 TORCH = {
     "sgd": lambda params, wd: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=wd),
@@ -31,25 +34,35 @@ TORCH = {
 }
 MODELS = {
     "mlp": TINY.model,
-    "other activations": lambda: nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 3)),
-    "no bias": lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)),
+    "other activations": lambda: nn.Sequential(
+        nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 3)
+    ),
+    "no bias": lambda: nn.Sequential(
+        nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)
+    ),
     "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(5, 4), nn.ReLU()), nn.Linear(4, 3)),
     "custom": lambda: nn.Sequential(nn.Linear(5, 4), Scale(4), nn.Linear(4, 3)),
     "layer norm": lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)),
-    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 3)),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 3)
+    ),
 }
 
 
 @pytest.fixture(autouse=True)
 def ones_for_unknown_modules(monkeypatch):
     """Scale starts at 1."""
-    from lr_gym.tasks.models import Initial
+    from lr_gym.tasks.initial import Initial
 
     monkeypatch.setitem(INITIAL, Scale, lambda module, name: Initial("constant", 1.0))
 
 
-def hyperparams(lr, runs, layers, dtype=torch.float64, momentum=0.9, weight_decay=0.0) -> Hyperparams:
-    table = lambda value: torch.as_tensor(value, dtype=dtype).reshape(-1, 1).expand(runs, layers).clone()
+def hyperparams(
+    lr, runs, layers, dtype=torch.float64, momentum=0.9, weight_decay=0.0
+) -> Hyperparams:
+    table = lambda value: (
+        torch.as_tensor(value, dtype=dtype).reshape(-1, 1).expand(runs, layers).clone()
+    )
     return Hyperparams(table(lr), table(momentum), table(0.0), table(weight_decay))
 
 
@@ -85,17 +98,25 @@ def test_training_equals_a_plain_loop(base, model):
             optimizer.zero_grad()
             loss_at(step).backward()
             optimizer.step()
-            torch.testing.assert_close(losses[step, row], loss_at(step + 1).detach(), rtol=1e-9, atol=0)
+            torch.testing.assert_close(
+                losses[step, row], loss_at(step + 1).detach(), rtol=1e-9, atol=0
+            )
         for param, value in zip(module.parameters(), state.params, strict=True):
             assert (value[row] - param).norm() <= 1e-9 * param.norm()
 
 
 @pytest.mark.parametrize(
     ("task", "base", "schedule"),
-    [*itertools.product(["mnist1d-mlp"], RULES, SCHEDULES), *((task, "adamw", "cosine") for task in SMALL)],
+    [
+        *itertools.product(["mnist1d-mlp"], RULES, SCHEDULES),
+        *((task, "adamw", "cosine") for task in SMALL),
+    ],
 )
 def test_zero_action_in_residual_mode_is_torch_optim_with_that_schedule(task, base, schedule):
-    """Contract (c): environment in float64, 30 steps, against a plain loop with torch's LambdaLR."""
+    """Contract (c).
+
+    Environment in float64, 30 steps, against a plain loop with torch's LambdaLR.
+    """
     horizon = 30
     env = LRControlVectorEnv(
         task,
@@ -140,7 +161,9 @@ def test_rows_of_a_batch_equal_rows_alone_to_the_bit(base, diverge):
     draw = lambda: torch.rand(runs, layers, generator=generator)
     hyper = Hyperparams(10 ** (-4 + 2.5 * draw()), draw() * 0.99, draw() * 0.3, draw() * 0.1)
     broken = torch.arange(1, runs, 4) if diverge else torch.arange(0)
-    hyper.lr[broken] = torch.tensor([torch.inf, 1e30]).repeat(8).unsqueeze(1) if diverge else hyper.lr[broken]
+    hyper.lr[broken] = (
+        torch.tensor([torch.inf, 1e30]).repeat(8).unsqueeze(1) if diverge else hyper.lr[broken]
+    )
     start = loop.init(seeds)
     state, losses = loop.advance(start, hyper, ones(20, runs, torch.float32))
     stats = loop.stats(state, hyper)
@@ -157,7 +180,11 @@ def test_rows_of_a_batch_equal_rows_alone_to_the_bit(base, diverge):
         for name, value in flatten(alone).items():
             same(value, expected[name], msg=lambda m, name=name, row=row: f"row {row}, {name}: {m}")
         for name, value in loop.stats(alone, mine)._asdict().items():
-            same(value, getattr(stats, name)[one], msg=lambda m, name=name, row=row: f"row {row}, {name}: {m}")
+            same(
+                value,
+                getattr(stats, name)[one],
+                msg=lambda m, name=name, row=row: f"row {row}, {name}: {m}",
+            )
         same(loop.evaluate(alone, "reward"), final[one])
 
 
@@ -210,7 +237,10 @@ def test_unknown_split_lists_the_valid_ones():
 
 @pytest.mark.parametrize("task", [name for name in SMALL if TASKS[name].source not in TABLES])
 def test_splits_are_disjoint(task):
-    """Rows of tables are told apart by their number, not by what is known of them: see test_task_data.py."""
+    """Rows of tables are told apart by their number, not by what is known of them.
+
+    See test_task_data.py.
+    """
     inputs = torch.cat([split.inputs.flatten(1) for split in TASKS[task].data()])
     assert len(inputs.unique(dim=0)) == len(inputs)
 
@@ -220,13 +250,20 @@ def test_minibatches_are_uniform_with_replacement():
     indices = minibatch(torch.zeros_like(steps), steps, 10, 20)
     assert indices.shape == (2000, 10)
     counts = torch.bincount(indices.flatten(), minlength=20)
-    assert ((counts - 1000).square().sum() / 1000).item() < 46  # chi-square, 19 degrees of freedom, p = 0.0005
+    assert (
+        (counts - 1000).square().sum() / 1000
+    ).item() < 46  # chi-square, 19 degrees of freedom, p = 0.0005
     assert any(len(row.unique()) < 10 for row in indices)
 
 
 @pytest.mark.parametrize(
     "module",
-    [nn.Linear(7, 300), nn.Linear(300, 7, bias=False), nn.Conv1d(3, 60, 5), nn.Conv2d(4, 40, (3, 2), groups=2)],
+    [
+        nn.Linear(7, 300),
+        nn.Linear(300, 7, bias=False),
+        nn.Conv1d(3, 60, 5),
+        nn.Conv2d(4, 40, (3, 2), groups=2),
+    ],
 )
 def test_initial_parameters_have_torchs_distribution(module):
     module.reset_parameters()
@@ -236,8 +273,12 @@ def test_initial_parameters_have_torchs_distribution(module):
         assert value.shape == (20, *param.shape)
         assert value.abs().max() <= fan_in**-0.5 * (1 + 1e-6)
         assert value.abs().max() > 0.97 * fan_in**-0.5
-        assert param.abs().max() <= fan_in**-0.5 * (1 + 1e-6)  # torch's own, which is what these bounds imitate
-        torch.testing.assert_close(value.std(), torch.tensor((3 * fan_in) ** -0.5), rtol=0.06, atol=0)
+        assert param.abs().max() <= fan_in**-0.5 * (
+            1 + 1e-6
+        )  # torch's own, which is what these bounds imitate
+        torch.testing.assert_close(
+            value.std(), torch.tensor((3 * fan_in) ** -0.5), rtol=0.06, atol=0
+        )
         assert len(value.unique()) > 0.99 * value.numel()
 
 
@@ -273,11 +314,17 @@ def test_global_generators_stay_as_they_were():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     loop = InnerLoop(TASKS["mnist1d-mlp"], noise=True)
     TASKS["mnist1d-mlp"].data.__wrapped__()  # loads afresh
-    loop.advance(loop.init(torch.tensor([0])), hyperparams(0.1, 1, 3, torch.float32), ones(3, 1, torch.float32))
+    loop.advance(
+        loop.init(torch.tensor([0])),
+        hyperparams(0.1, 1, 3, torch.float32),
+        ones(3, 1, torch.float32),
+    )
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 
 
 def test_what_an_older_version_did_not_save_is_named():
-    with pytest.raises(ValueError, match=r"runs\.1 is not in what was saved, by another version it seems"):
+    with pytest.raises(
+        ValueError, match=r"runs\.1 is not in what was saved, by another version it seems"
+    ):
         unflatten((torch.ones(1), torch.ones(1)), {"runs.0": torch.zeros(1)}, "runs")

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from lr_gym.layer_stats import measure
+from lr_gym.control.layer_stats import measure
 from lr_gym.layers import Layout
 from lr_gym.types import LayerStats
-from lr_gym.update import MUON_RMS, RULES, MomentScale, base_rule, direction, step_
+from lr_gym.updates.rules import MUON_RMS, RULES, MomentScale, base_rule, direction, step_
 
 SHAPES = [(4, 3), (4,), (2, 4), (), (2, 2, 2)]
 LAYOUT = Layout(("a", "b", "c"), (0, 0, 1, 2, 1), tuple(math.prod(shape) for shape in SHAPES))
@@ -26,20 +26,40 @@ def trained(base, steps):
     """Arguments of `measure` after some steps with a momentum that differs between runs, layers and steps."""
     rules = [base_rule(base).of(len(shape) > 1) for shape in SHAPES]
     params, firsts = draw(0), [torch.zeros_like(p) for p in draw(0)]
-    seconds = [torch.zeros_like(p) if r.family == "adam" else None for r, p in zip(rules, params, strict=True)]
+    seconds = [
+        torch.zeros_like(p) if r.family == "adam" else None
+        for r, p in zip(rules, params, strict=True)
+    ]
     zero, momenta = torch.zeros(RUNS, dtype=torch.float64), []
     scales = [MomentScale(zero, zero) for _ in SHAPES]
     for step in range(steps + 1):
-        by_layer = torch.rand(3, RUNS, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        by_layer = torch.rand(
+            3, RUNS, generator=torch.Generator().manual_seed(step), dtype=torch.float64
+        )
         momenta = [by_layer[layer] for layer in LAYOUT.layer_of]
         grads = draw(step + 1)
         if step < steps:
-            scales = [s.advanced(rule, m) for s, rule, m in zip(scales, rules, momenta, strict=True)]
+            scales = [
+                s.advanced(rule, m) for s, rule, m in zip(scales, rules, momenta, strict=True)
+            ]
             lr = torch.full((RUNS,), 0.1, dtype=torch.float64)
-            for rule, p, g, f, s, scale, m in zip(rules, params, grads, firsts, seconds, scales, momenta, strict=True):
+            for rule, p, g, f, s, scale, m in zip(
+                rules, params, grads, firsts, seconds, scales, momenta, strict=True
+            ):
                 step_(rule, p, g, f, s, scale, lr=lr, momentum=m)
-    masses, second_masses = (torch.stack([getattr(s, of) for s in scales], dim=1) for of in ("mass", "second"))
-    return rules, LAYOUT, params, grads, firsts, seconds, MomentScale(masses, second_masses), torch.stack(momenta, 1)
+    masses, second_masses = (
+        torch.stack([getattr(s, of) for s in scales], dim=1) for of in ("mass", "second")
+    )
+    return (
+        rules,
+        LAYOUT,
+        params,
+        grads,
+        firsts,
+        seconds,
+        MomentScale(masses, second_masses),
+        torch.stack(momenta, 1),
+    )
 
 
 def naive(rules, layout, params, grads, firsts, seconds, scale, momentum_of):
@@ -48,10 +68,14 @@ def naive(rules, layout, params, grads, firsts, seconds, scale, momentum_of):
     for run in range(RUNS):
         for layer in range(layout.num_layers):
             members = [i for i, owner in enumerate(layout.layer_of) if owner == layer]
-            whole = lambda tensors, run=run, members=members: torch.cat([tensors[i][run].reshape(-1) for i in members])
+            whole = lambda tensors, run=run, members=members: torch.cat(
+                [tensors[i][run].reshape(-1) for i in members]
+            )
             size = lambda x: x.square().mean().sqrt()
             param, grad, first = whole(params), whole(grads), whole(firsts)
-            momentum, mass, second_mass = (of[run, members[0]] for of in (momentum_of, scale.mass, scale.second))
+            momentum, mass, second_mass = (
+                of[run, members[0]] for of in (momentum_of, scale.mass, scale.second)
+            )
             updates, squares = [], []
             for i in members:
                 rule, g, f = rules[i], grads[i][run].reshape(-1), firsts[i][run].reshape(-1)
@@ -64,13 +88,22 @@ def naive(rules, layout, params, grads, firsts, seconds, scale, momentum_of):
                     updates.append(unbiased / (root + rule.eps))
                     squares.append(s / second_mass if second_mass > 0 else s)
                 else:
-                    updates.append(momentum * f + g if rule.family == "sgd" else torch.full_like(g, 0.2))
+                    updates.append(
+                        momentum * f + g if rule.family == "sgd" else torch.full_like(g, 0.2)
+                    )
                     squares.append(g.square())
             update, second = torch.cat(updates), torch.cat(squares)
             unbiased_first = first / mass if mass > 0 else first
             norms = grad.norm() * first.norm()
             cosine = grad @ first / norms if norms > 0 else torch.zeros(())
-            values = size(param), size(grad), size(unbiased_first), second.mean().sqrt(), size(update), cosine
+            values = (
+                size(param),
+                size(grad),
+                size(unbiased_first),
+                second.mean().sqrt(),
+                size(update),
+                cosine,
+            )
             table[:, run, layer] = torch.stack([v.double() for v in values])
     return LayerStats(*table)
 
@@ -79,8 +112,12 @@ def naive(rules, layout, params, grads, firsts, seconds, scale, momentum_of):
 @pytest.mark.parametrize("base", RULES)
 def test_measure_equals_naive_loop(base, steps):
     arguments = trained(base, steps)
-    for name, got, expected in zip(LayerStats._fields, measure(*arguments), naive(*arguments), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    for name, got, expected in zip(
+        LayerStats._fields, measure(*arguments), naive(*arguments), strict=True
+    ):
+        torch.testing.assert_close(
+            got, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("base", RULES)
@@ -105,7 +142,10 @@ def test_a_run_that_diverged_touches_no_other(base):
 
 
 def test_muons_update_is_about_as_large_as_is_told_and_not_a_number_stays_none():
-    rule, draw_one = base_rule("muon"), torch.randn(1, 30, 50, generator=torch.Generator().manual_seed(0))
+    rule, draw_one = (
+        base_rule("muon"),
+        torch.randn(1, 30, 50, generator=torch.Generator().manual_seed(0)),
+    )
     way = direction(rule, draw_one, None, MomentScale(torch.ones(1), torch.ones(1)))
     assert way.square().mean().sqrt() == pytest.approx(MUON_RMS, rel=0.2)
     arguments = list(trained("muon", 2))

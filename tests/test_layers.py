@@ -7,23 +7,39 @@ import torch
 import torchvision
 from torch import nn
 
-from lr_gym.layers import CONTROLS, Layout, hidden_matrices, layout_of_named, layout_of_tensors, muon_groups
+from lr_gym.layers import (
+    GRANULARITIES,
+    Layout,
+    hidden_matrices,
+    layout_of_named,
+    layout_of_tensors,
+    muon_groups,
+)
 
 
 def test_named_layers_are_the_modules_that_own_parameters():
     model = torchvision.models.resnet18()
-    owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    owners = [
+        name for name, module in model.named_modules() if list(module.parameters(recurse=False))
+    ]
     layout = layout_of_named(model.named_parameters())
     assert layout.names == tuple(owners)
     assert layout.num_layers == 41
     assert sum(layout.layer_sizes()) == sum(p.numel() for p in model.parameters())
-    for (name, param), layer, size in zip(model.named_parameters(), layout.layer_of, layout.sizes, strict=True):
-        assert model.get_submodule(layout.names[layer])._parameters[name.rpartition(".")[2]] is param
+    for (name, param), layer, size in zip(
+        model.named_parameters(), layout.layer_of, layout.sizes, strict=True
+    ):
+        assert (
+            model.get_submodule(layout.names[layer])._parameters[name.rpartition(".")[2]] is param
+        )
         assert size == param.numel()
 
 
 def test_name_without_a_dot_is_its_own_layer():
-    assert layout_of_named([("scale", torch.ones(2)), ("fc.weight", torch.ones(2, 2))]).names == ("scale", "fc")
+    assert layout_of_named([("scale", torch.ones(2)), ("fc.weight", torch.ones(2, 2))]).names == (
+        "scale",
+        "fc",
+    )
 
 
 def test_layers_of_interleaved_names_stay_together():
@@ -38,7 +54,10 @@ def test_tensors_of_two_dimensions_open_a_layer():
 
 def test_tensors_of_an_mlp_give_the_layers_of_its_names():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4, bias=False), nn.Linear(4, 1))
-    assert layout_of_tensors(model.parameters()).layer_of == layout_of_named(model.named_parameters()).layer_of
+    assert (
+        layout_of_tensors(model.parameters()).layer_of
+        == layout_of_named(model.named_parameters()).layer_of
+    )
 
 
 def test_global_is_one_layer():
@@ -65,9 +84,9 @@ def test_no_parameters_is_an_error(build):
 
 
 def test_unknown_control_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="control") as error:
+    with pytest.raises(ValueError, match="granularity") as error:
         layout_of_tensors([torch.zeros(1)], "per_tensor")
-    assert all(name in str(error.value) for name in CONTROLS)
+    assert all(name in str(error.value) for name in GRANULARITIES)
 
 
 def test_what_a_model_owns_itself_is_one_layer():
@@ -82,12 +101,16 @@ def test_hidden_matrices_have_rows_and_columns_and_are_not_the_readout():
     assert hidden_matrices([(params, None)]) == {params[0], params[2]}
     assert hidden_matrices([(params[:3], None)]) == {params[0]}
     assert hidden_matrices([(params[:3], True)]) == {params[0], params[2]}
-    assert hidden_matrices([(params[:1], True), (params[1:3], None), (params[3:], False)]) == {params[0]}
+    assert hidden_matrices([(params[:1], True), (params[1:3], None), (params[3:], False)]) == {
+        params[0]
+    }
     assert not hidden_matrices([(params, False)])
 
 
 def test_groups_for_muon_keep_the_order_and_part_with_embeddings():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Embedding(9, 4), nn.EmbeddingBag(9, 4), nn.Linear(4, 9))
+    model = nn.Sequential(
+        nn.Linear(3, 3), nn.Embedding(9, 4), nn.EmbeddingBag(9, 4), nn.Linear(4, 9)
+    )
     groups = muon_groups(model)
     assert [[name for name, _ in group["params"]] for group in groups] == [
         ["0.weight", "0.bias"],
@@ -98,7 +121,9 @@ def test_groups_for_muon_keep_the_order_and_part_with_embeddings():
 
 
 def test_a_readout_that_is_the_embedding_leaves_every_other_matrix_to_muon():
-    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False))
+    model = nn.Sequential(
+        nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+    )
     model[3].weight = model[0].weight
     groups = muon_groups(model)
     assert [group["muon"] for group in groups] == [False, True]

@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from lr_gym.observation import (
+from lr_gym.control.observation import (
     DEFAULT_FEATURES,
     FEATURES,
     Memory,
     Observed,
-    Outlook,
+    TrainingContext,
     check_features,
     empty_memory,
     observe,
@@ -31,11 +31,13 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
     remembered = value if memory is None else memory
     return Observed(
         stats=LayerStats(*(bl,) * 6),
-        memory=Memory(*(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 3),
+        memory=Memory(
+            *(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 3
+        ),
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        outlook=Outlook(*(b,) * 5, bl, bl, *(torch.ones(runs),) * 3),
+        outlook=TrainingContext(*(b,) * 5, bl, bl, *(torch.ones(runs),) * 3),
     )
 
 
@@ -49,7 +51,9 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
-    outlook = Outlook(b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), *[1e3 * bl()] * 2, known, known, known)
+    outlook = TrainingContext(
+        b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), *[1e3 * bl()] * 2, known, known, known
+    )
     return Observed(stats, memory, hyper, rows, rows - 0.5, outlook)
 
 
@@ -67,7 +71,9 @@ def test_memory_of_absurd_stats_still_gives_bounded_features(value):
     observed = filled(value)
     memory = empty_memory(2, 3, torch.zeros(()))
     for other in (value, 1.0, value, value):
-        memory = remember(memory, LayerStats(*(torch.full((2, 3), other),) * 6), torch.full((2,), other))
+        memory = remember(
+            memory, LayerStats(*(torch.full((2, 3), other),) * 6), torch.full((2,), other)
+        )
         observation = observe(ALL, observed._replace(memory=memory))
         assert torch.isfinite(observation).all()
         assert observation.abs().max() <= 1
@@ -76,7 +82,9 @@ def test_memory_of_absurd_stats_still_gives_bounded_features(value):
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_column_depends_only_on_its_own_name(name):
     observed = ordinary()
-    torch.testing.assert_close(observe((name,), observed)[..., 0], observe(ALL, observed)[..., ALL.index(name)])
+    torch.testing.assert_close(
+        observe((name,), observed)[..., 0], observe(ALL, observed)[..., ALL.index(name)]
+    )
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -91,7 +99,9 @@ def test_a_row_depends_only_on_its_own_run(name):
     assert torch.equal(observe((name,), mixed)[1], observe((name,), other)[1])
 
 
-@pytest.mark.parametrize("name", [name for name in FEATURES if name != "depth" and not name.endswith("_known")])
+@pytest.mark.parametrize(
+    "name", [name for name in FEATURES if name != "depth" and not name.endswith("_known")]
+)
 def test_every_feature_says_something(name):
     assert not torch.allclose(observe((name,), ordinary(0)), observe((name,), ordinary(1)))
 
@@ -101,8 +111,12 @@ def test_masked_features_are_zero_and_say_so(hidden):
     """Who does not know how long a training is does not know its passes over the data either."""
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
     observed = ordinary()
-    masked = observe(ALL, observed._replace(outlook=observed.outlook._replace(**{f"{hidden}_known": mask})))
-    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes", "epoch"]}[hidden]
+    masked = observe(
+        ALL, observed._replace(outlook=observed.outlook._replace(**{f"{hidden}_known": mask}))
+    )
+    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes", "epoch"]}[
+        hidden
+    ]
     plain = observe(ALL, observed)
     for i, name in enumerate(ALL):
         assert torch.equal(masked[0, :, i], plain[0, :, i])
@@ -126,7 +140,9 @@ def test_formulas_in_plain_python():
     o = ordinary()
     stats, memory, run, layer = o.stats, o.memory, 1, 2
     at = lambda table: table[run, layer].item()
-    ratio = lambda i: math.log10(o.hyper.lr[run, i] * stats.update_rms[run, i] / stats.param_rms[run, i])
+    ratio = lambda i: math.log10(
+        o.hyper.lr[run, i] * stats.update_rms[run, i] / stats.param_rms[run, i]
+    )
     progress = o.outlook.progress[run].item()
     pairs = zip(o.outlook.sizes[run].tolist(), memory.initial_grad_rms[run].tolist(), strict=True)
     squares = sum(size * rms**2 for size, rms in pairs)
@@ -135,7 +151,9 @@ def test_formulas_in_plain_python():
         "update_ratio_among_layers": math.tanh(ratio(layer) - sum(map(ratio, range(3))) / 3),
         "grad_trend": math.tanh(math.log(at(stats.grad_rms)) - at(memory.log_grad)),
         "cosine": at(stats.cosine),
-        "weight_growth": math.tanh(2 * math.log(at(stats.param_rms) / at(memory.initial_param_rms))),
+        "weight_growth": math.tanh(
+            2 * math.log(at(stats.param_rms) / at(memory.initial_param_rms))
+        ),
         "loss_trend": math.tanh(4 * (memory.short_loss[run] - memory.long_loss[run]).item()),
         "depth": 1.0,
         "progress": 2 * progress - 1,
@@ -150,7 +168,10 @@ def test_formulas_in_plain_python():
         "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.outlook.passes[run].item()) / 3,
         "steps": math.log10(1 + o.outlook.step[run].item()) / 2 - 1,
-        "passes_made": math.log10(0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()) / 3,
+        "passes_made": math.log10(
+            0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()
+        )
+        / 3,
     }
     got = observe(tuple(expected), o)[run, layer].tolist()
     assert got == pytest.approx(list(expected.values()), abs=1e-5)
@@ -167,7 +188,9 @@ def test_update_ratio_does_not_see_the_scale_of_the_loss():
                                  short_loss=o.memory.short_loss + math.log(1e3),
                                  long_loss=o.memory.long_loss + math.log(1e3)),
     )  # fmt: skip
-    torch.testing.assert_close(observe(DEFAULT_FEATURES, scaled), observe(DEFAULT_FEATURES, o), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        observe(DEFAULT_FEATURES, scaled), observe(DEFAULT_FEATURES, o), atol=1e-5, rtol=0
+    )
 
 
 def test_memory_equals_a_loop_over_numbers():
@@ -187,19 +210,30 @@ def test_memory_equals_a_loop_over_numbers():
         if not math.isnan(loss):
             log = math.log(loss)
             if seen:
-                short, long, change = 0.5 * short + 0.5 * log, 0.9 * long + 0.1 * log, log - math.log(last)
+                short, long, change = (
+                    0.5 * short + 0.5 * log,
+                    0.9 * long + 0.1 * log,
+                    log - math.log(last),
+                )
             else:
                 first, short, long = loss, log, log
             seen, last = 1, loss
         got = [value.item() for value in memory]
-        assert got == pytest.approx([seen, first, last, change, short, long, start, log_grad, grads[0]], abs=1e-9)
+        assert got == pytest.approx(
+            [seen, first, last, change, short, long, start, log_grad, grads[0]], abs=1e-9
+        )
 
 
 def test_polyak_is_the_same_step_in_other_units_of_the_loss_and_is_taken_once():
-    """Loss and gradient times c: the step c times shorter. Later gradients and losses change nothing."""
+    """Loss and gradient times c: the step c times shorter.
+
+    Later gradients and losses change nothing.
+    """
     o = ordinary()
     run = torch.ones(2, dtype=torch.float64)
-    at = lambda c: remember(empty_memory(2, 3, run), o.stats._replace(grad_rms=c * o.stats.grad_rms), c * run)
+    at = lambda c: remember(
+        empty_memory(2, 3, run), o.stats._replace(grad_rms=c * o.stats.grad_rms), c * run
+    )
     see = lambda memory: observe(("polyak",), o._replace(memory=memory))
     once = at(1.0)
     torch.testing.assert_close(see(at(10.0)), see(once) - 0.25)
@@ -231,8 +265,13 @@ def test_a_layer_without_a_learning_rate_is_not_compared_with():
     frozen[:, 0] = 0.0
     shown = observe(("update_ratio_among_layers",), o._replace(hyper=o.hyper._replace(lr=frozen)))
     rest = lambda tree: type(tree)(*(x[:, 1:] if x.ndim > 1 else x for x in tree))
-    alone = o._replace(stats=rest(o.stats), memory=rest(o.memory), hyper=rest(o.hyper), outlook=rest(o.outlook))
-    expected = observe(("update_ratio_among_layers",), alone._replace(offset=o.offset[:, 1:], action=o.action[:, 1:]))
+    alone = o._replace(
+        stats=rest(o.stats), memory=rest(o.memory), hyper=rest(o.hyper), outlook=rest(o.outlook)
+    )
+    expected = observe(
+        ("update_ratio_among_layers",),
+        alone._replace(offset=o.offset[:, 1:], action=o.action[:, 1:]),
+    )
     torch.testing.assert_close(shown[:, 1:], expected)
     assert shown[:, 0].abs().max() == 0
 
@@ -240,7 +279,11 @@ def test_a_layer_without_a_learning_rate_is_not_compared_with():
 def test_memory_of_one_run_ignores_the_others():
     stats = LayerStats(*(torch.tensor([[1.0], [math.nan]]),) * 6)
     both = remember(empty_memory(2, 1, torch.zeros(())), stats, torch.tensor([1.0, math.inf]))
-    alone = remember(empty_memory(1, 1, torch.zeros(())), LayerStats(*(s[:1] for s in stats)), torch.tensor([1.0]))
+    alone = remember(
+        empty_memory(1, 1, torch.zeros(())),
+        LayerStats(*(s[:1] for s in stats)),
+        torch.tensor([1.0]),
+    )
     for a, b in zip(both, alone, strict=True):
         assert torch.equal(a[:1], b)
 

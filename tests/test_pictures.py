@@ -5,8 +5,8 @@ from __future__ import annotations
 from PIL import Image
 from tiny import TINY, random_policy
 
-from lr_gym.benchmark.pictures import draw
-from lr_gym.control import ControlSpec
+from lr_gym.analysis.pictures import draw
+from lr_gym.control.spec import ControlSpec
 
 
 def test_a_frame_for_every_decision(tmp_path):

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from tiny import random_policy
 
-from lr_gym.action import ACTIONS, CONTROLLED, action_table
-from lr_gym.control import ControlSpec
-from lr_gym.layers import CONTROLS
-from lr_gym.observation import FEATURES
-from lr_gym.policy import (
+from lr_gym.control.action import ACTIONS, CONTROLLED, action_table
+from lr_gym.control.observation import FEATURES
+from lr_gym.control.spec import ControlSpec
+from lr_gym.layers import GRANULARITIES
+from lr_gym.policies.policy import (
     POLICY_FILE,
     MLPPolicy,
     PolicyFileError,
@@ -27,23 +27,26 @@ from lr_gym.policy import (
     load_policy,
     save_policy,
 )
-from lr_gym.schedules import SCHEDULES
-from lr_gym.tensor_file import MAX_BYTES, digest
-from lr_gym.update import RULES
+from lr_gym.policies.tensor_file import MAX_BYTES, digest
+from lr_gym.updates.rules import RULES
+from lr_gym.updates.schedules import SCHEDULES
 
 SPEC = ControlSpec()
 SPECS = [
     *(ControlSpec(action=action) for action in ACTIONS),
     *(ControlSpec(base=base) for base in RULES),
     *(ControlSpec(schedule=schedule) for schedule in SCHEDULES),
-    *(ControlSpec(control=control) for control in CONTROLS),
+    *(ControlSpec(granularity=name) for name in GRANULARITIES),
     ControlSpec(controls=CONTROLLED, features=tuple(FEATURES), decisions=7),
 ]
 
 
 @pytest.fixture
 def path(tmp_path):
-    return save_policy(dataclasses.replace(random_policy(SPEC), about={"tasks": ["tiny"]}), tmp_path / "a.safetensors")
+    return save_policy(
+        dataclasses.replace(random_policy(SPEC), about={"tasks": ["tiny"]}),
+        tmp_path / "a.safetensors",
+    )
 
 
 def parts(path):
@@ -77,10 +80,14 @@ def assert_refused(path, reason=None):
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_round_trip(spec, tmp_path):
-    outputs = len(action_table(spec.controls)) if ACTIONS[spec.action].discrete else len(spec.controls)
+    outputs = (
+        len(action_table(spec.controls)) if ACTIONS[spec.action].discrete else len(spec.controls)
+    )
     policy = random_policy(spec, interval=5, outputs=outputs)
     mean, std = torch.full_like(policy.mean, 0.1), torch.full_like(policy.std, 2.0)
-    policy = dataclasses.replace(policy, mean=mean, std=std, about={"tasks": ["tiny"], "cost": 1.5, "é": None})
+    policy = dataclasses.replace(
+        policy, mean=mean, std=std, about={"tasks": ["tiny"], "cost": 1.5, "é": None}
+    )
     loaded = load_policy(save_policy(policy, tmp_path / "new" / "p.safetensors"))
     assert (loaded.spec, loaded.interval, loaded.about) == (policy.spec, 5, policy.about)
     observation = torch.rand(20, len(spec.features)) * 2 - 1
@@ -110,7 +117,9 @@ def test_predict_equals_a_torch_module():
     with torch.no_grad():
         for module, weight, bias in zip((first, last), policy.weights, policy.biases, strict=True):
             module.weight.copy_(weight), module.bias.copy_(bias)
-    observation = torch.rand(50, len(SPEC.features), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    observation = (
+        torch.rand(50, len(SPEC.features), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
     action, state = policy.predict(observation, "kept")
     torch.testing.assert_close(action, network((observation - 0.3) / 0.5).detach())
     assert state == "kept"
@@ -212,7 +221,8 @@ def test_every_flipped_bit_is_refused(path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("adamw", "adamx"), ("constant", "cosine__"), ("tiny", "tidy"), ("interval", "intervax")]
+    ("old", "new"),
+    [("adamw", "adamx"), ("constant", "cosine__"), ("tiny", "tidy"), ("interval", "intervax")],
 )
 def test_edited_metadata_is_refused(path, old, new):
     whole = path.read_bytes()
@@ -249,9 +259,9 @@ def test_forging_itself_works(path):
         ("interval", None, "interval"),
         ("about", "me", "about"),
         ("about", None, "about"),
-        ("control", {}, "control"),
-        ("control", None, None),
-        ("control", [], None),
+        ("spec", {}, "spec"),
+        ("spec", None, None),
+        ("spec", [], None),
     ],
 )
 def test_wrong_metadata_is_refused(path, key, value, reason):
@@ -266,14 +276,14 @@ def test_wrong_metadata_is_refused(path, key, value, reason):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("base", "lion"), ("schedule", "step"), ("control", "tensor"), ("controls", ["beta2"]), ("controls", 3),
+        ("base", "lion"), ("schedule", "step"), ("granularity", "tensor"), ("controls", ["beta2"]), ("controls", 3),
         ("action", "absolute"), ("action", ["recursive"]), ("decisions", 0), ("decisions", "50"), ("decisions", True),
         ("features", ["depth", "smell"]), ("features", [["depth"]]), ("features", None), ("extra", 1),
     ],
 )  # fmt: skip
 def test_wrong_spec_is_refused(path, field, value):
     content, _, tensors = parts(path)
-    content["control"][field] = value
+    content["spec"][field] = value
     forge(path, content, tensors)
     assert_refused(path)
 
@@ -311,7 +321,9 @@ def test_bfloat16_weights_are_refused(path):
     assert_refused(path)
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{}", "3", "{" * 10, "[" * 100_000, "9" * 10_000])
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{}", "3", "{" * 10, "[" * 100_000, "9" * 10_000]
+)
 def test_metadata_that_is_no_policy_is_refused(path, text):
     _, _, tensors = parts(path)
     save_file(tensors, path, {"lr_gym": text})
@@ -365,7 +377,9 @@ def test_failed_save_leaves_the_old_file(path, monkeypatch, broken):
     with pytest.raises(OSError, match="disk is full"):
         save_policy(random_policy(SPEC, seed=1), path)
     assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file is left behind
+    assert [p.name for p in path.parent.iterdir()] == [
+        path.name
+    ]  # no temporary file is left behind
 
 
 def test_metadata_that_is_not_json_is_refused_before_anything_is_written(path):
@@ -382,7 +396,10 @@ def test_save_replaces_the_old_file(path):
 
 
 def test_every_kind_has_its_tests():
-    """A new kind must join these tests, or have its own: those of QTablePolicy are in test_q_policy.py."""
-    from lr_gym.policy import KINDS, QTablePolicy
+    """A new kind must join these tests, or have its own.
+
+    Those of QTablePolicy are in test_q_policy.py.
+    """
+    from lr_gym.policies.policy import KINDS, QTablePolicy
 
     assert list(KINDS.values()) == [MLPPolicy, QTablePolicy]

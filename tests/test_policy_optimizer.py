@@ -1,4 +1,7 @@
-"""PolicyOptimizer as an ordinary torch optimizer: exact resume, torch's own updates, odd parameters, no host sync."""
+"""PolicyOptimizer as an ordinary torch optimizer.
+
+Exact resume, torch's own updates, odd parameters, no host sync.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,44 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deployed import TORCH, NoSync, acting, assert_close, assert_same, constant, spec_of, train, train_watched
+from deployed import (
+    TORCH,
+    NoSync,
+    acting,
+    assert_close,
+    assert_same,
+    constant,
+    spec_of,
+    train,
+    train_watched,
+)
 from tiny import TINY, plain_run, random_policy
 from torch import nn
 
-from lr_gym.action import ACTIONS, CONTROLLED, action_table
-from lr_gym.layers import CONTROLS
+from lr_gym.control.action import ACTIONS, CONTROLLED, action_table
+from lr_gym.layers import GRANULARITIES
 from lr_gym.optim import PolicyOptimizer, base_step
-from lr_gym.policy import MLPPolicy, save_policy
-from lr_gym.schedules import SCHEDULES, base_schedule
-from lr_gym.update import RULES
+from lr_gym.policies.policy import MLPPolicy, save_policy
+from lr_gym.updates.rules import RULES
+from lr_gym.updates.schedules import SCHEDULES, base_schedule
 
 # Torch's own optimizers
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("base", RULES)
-def test_policy_that_never_acts_is_torch_optim(base, weight_decay, maximize, control):
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
-    policy = constant(base=base, control=control, controls=CONTROLLED)
+def test_policy_that_never_acts_is_torch_optim(base, weight_decay, maximize, granularity):
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
+    policy = constant(base=base, granularity=granularity, controls=CONTROLLED)
     options = {"weight_decay": weight_decay, "maximize": maximize}
-    optimizer = PolicyOptimizer(model.parameters(), policy, lr=0.01, total_steps=40, base=base, **options)
+    optimizer = PolicyOptimizer(
+        model.parameters(), policy, lr=0.01, total_steps=40, base=base, **options
+    )
     train(optimizer, model, loss_at, range(40))
     train(TORCH[base](twin.parameters(), **options), twin, twin_loss_at, range(40), observe=False)
     assert_close(model, twin)
@@ -42,30 +60,46 @@ def test_policy_that_never_acts_is_torch_optim(base, weight_decay, maximize, con
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_base_schedule_and_the_users_scheduler_multiply(schedule):
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
     policy = constant(schedule=schedule)
     optimizer = PolicyOptimizer(model.parameters(), policy, lr=0.01, total_steps=20)
     twin_optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01)
     users = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     own = base_schedule(schedule)
-    both = torch.optim.lr_scheduler.LambdaLR(twin_optimizer, lambda step: float(own(step / 20)) * 0.9**step)
+    both = torch.optim.lr_scheduler.LambdaLR(
+        twin_optimizer, lambda step: float(own(step / 20)) * 0.9**step
+    )
     for step in range(25):  # five more than announced
         over = step == 20 and schedule != "constant"
-        with pytest.warns(UserWarning, match="total_steps=20 are over") if over else contextlib.nullcontext():
+        with (
+            pytest.warns(UserWarning, match="total_steps=20 are over")
+            if over
+            else contextlib.nullcontext()
+        ):
             train(optimizer, model, loss_at, [step])
         train(twin_optimizer, twin, twin_loss_at, [step], observe=False)
         users.step(), both.step()
     assert_close(model, twin)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.9**25)  # the policy leaves it alone
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(
+        0.01 * 0.9**25
+    )  # the policy leaves it alone
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_groups_have_their_own_settings(fused):
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
 
     def groups(module):
         named = list(module.named_parameters())
-        weights, biases = ([(n, p) for n, p in named if (p.ndim > 1) == wide] for wide in (True, False))
+        weights, biases = (
+            [(n, p) for n, p in named if (p.ndim > 1) == wide] for wide in (True, False)
+        )
         first = {"params": weights, "lr": 0.02, "weight_decay": 0.1, "betas": (0.8, 0.99)}
         return [first, {"params": biases, "weight_decay": 0.0, "eps": 1e-4, "betas": (0.5, 0.95)}]
 
@@ -82,7 +116,9 @@ def test_the_policy_does_not_cancel_the_users_scheduler(policy):
     for factor in (1.0, 0.1):
         model, loss_at = plain_run(TINY, 1, torch.float32)
         optimizer = PolicyOptimizer(model.named_parameters(), policy, total_steps=100)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step, f=factor: f if step >= 20 else 1.0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step, f=factor: f if step >= 20 else 1.0
+        )
         for step in range(60):
             train(optimizer, model, loss_at, [step])
             scheduler.step()
@@ -101,7 +137,10 @@ def test_a_scheduler_that_begins_low_is_not_where_the_policy_starts():
 
 
 def test_muon_leaves_to_adamw_what_a_group_says_and_the_readout():
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
     named = list(model.named_parameters())
     groups = [{"params": named[:1], "muon": False}, {"params": named[1:]}]
     train(PolicyOptimizer(groups, constant(base="muon"), lr=0.01), model, loss_at, range(20))
@@ -111,17 +150,26 @@ def test_muon_leaves_to_adamw_what_a_group_says_and_the_readout():
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_muon_keeps_one_moment_of_a_hidden_matrix(fused):
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
     optimizer = PolicyOptimizer(model.parameters(), constant(base="muon"), lr=0.01, fused=fused)
     train(optimizer, model, loss_at, range(20))
     train(TORCH["muon"](twin.parameters()), twin, twin_loss_at, range(20), observe=False)
     assert_close(model, twin)
-    moments = [{"momentum_buffer", "exp_avg", "exp_avg_sq"} & set(optimizer.state[p]) for p in model.parameters()]
+    moments = [
+        {"momentum_buffer", "exp_avg", "exp_avg_sq"} & set(optimizer.state[p])
+        for p in model.parameters()
+    ]
     assert moments == [{"momentum_buffer"}, *[{"exp_avg", "exp_avg_sq"}] * 3]
 
 
 def test_a_group_may_want_all_its_matrices_with_muon():
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
     group = {"params": list(model.parameters()), "muon": True}
     train(PolicyOptimizer([group], constant(base="muon"), lr=0.01), model, loss_at, range(20))
     train(TORCH["muon"](twin.parameters(), last=True), twin, twin_loss_at, range(20), observe=False)
@@ -149,7 +197,9 @@ def test_a_readout_that_becomes_hidden_keeps_its_moment(fused):
     for _ in range(10):
         step()
     optimizer.param_groups[0]["muon"] = False
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))]})  # so that it looks again
+    optimizer.add_param_group(
+        {"params": [nn.Parameter(torch.ones(2, 2))]}
+    )  # so that it looks again
     before = second.detach().clone()
     step()
     assert "momentum_buffer" not in optimizer.state[second]
@@ -159,7 +209,9 @@ def test_a_readout_that_becomes_hidden_keeps_its_moment(fused):
 
 def test_what_a_group_wants_of_muon_is_checked():
     with pytest.raises(ValueError, match="muon must be True, False or left out; got 'no'"):
-        PolicyOptimizer([{"params": [nn.Parameter(torch.ones(2, 2))], "muon": "no"}], constant(base="muon"))
+        PolicyOptimizer(
+            [{"params": [nn.Parameter(torch.ones(2, 2))], "muon": "no"}], constant(base="muon")
+        )
 
 
 def test_a_policy_of_muon_drives_no_adamw():
@@ -248,7 +300,9 @@ def test_metrics_tell_what_is_applied(action):
     policy = random_policy(spec, outputs=outputs)
     model, loss_at = plain_run(TINY, 1, torch.float64)
     named = list(model.named_parameters())
-    optimizer = PolicyOptimizer(named, policy, lr=0.01, total_steps=24, base="sgd", weight_decay=0.0, betas=(0.0, 0.0))
+    optimizer = PolicyOptimizer(
+        named, policy, lr=0.01, total_steps=24, base="sgd", weight_decay=0.0, betas=(0.0, 0.0)
+    )
     rates = []
     for step in range(24):
         before = [p.detach().clone() for _, p in named]
@@ -263,7 +317,13 @@ def test_metrics_tell_what_is_applied(action):
             assert applied == pytest.approx(expected, rel=1e-6)
             rates.append(decided[f"multiplier/{layer}"])
     assert len(set(rates)) > 1
-    assert {key.partition("/")[0] for key in decided} == {"step", "lr", "multiplier", "momentum", "noise"}
+    assert {key.partition("/")[0] for key in decided} == {
+        "step",
+        "lr",
+        "multiplier",
+        "momentum",
+        "noise",
+    }
 
 
 def test_added_group_leaves_the_others_multipliers():
@@ -282,11 +342,14 @@ def test_added_group_leaves_the_others_multipliers():
     assert after["step"] == 12
 
 
-@pytest.mark.parametrize("control", CONTROLS)
-def test_group_added_between_decisions_trains_as_torchs(control):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_group_added_between_decisions_trains_as_torchs(granularity):
     """Each tensor's bias correction starts with its own first gradient, also where it shares its layer."""
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
-    policy = constant(control=control)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
+    policy = constant(granularity=granularity)
     optimizer = PolicyOptimizer(list(model.parameters())[:2], policy, lr=0.01, total_steps=40)
     reference = torch.optim.AdamW(list(twin.parameters())[:2], lr=0.01)
     train(optimizer, model, loss_at, range(7))
@@ -326,15 +389,22 @@ def test_frozen_layers_do_not_change_what_the_others_do(policy):
             loss.backward()
             optimizer.observe(loss)
             optimizer.step()
-        traces.append([value for key, value in optimizer.metrics().items() if key.startswith("multiplier/0")])
-    assert traces[0] == pytest.approx(traces[1], rel=0.3)  # the position of a layer, a feature, differs a little
+        traces.append(
+            [value for key, value in optimizer.metrics().items() if key.startswith("multiplier/0")]
+        )
+    assert traces[0] == pytest.approx(
+        traces[1], rel=0.3
+    )  # the position of a layer, a feature, differs a little
 
 
 # Gradients and parameters of every kind
 
 
 def test_parameters_without_gradient_stay_and_join_later():
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
     optimizer = PolicyOptimizer(model.parameters(), constant(), lr=0.01, total_steps=40)
     reference = torch.optim.AdamW(twin.parameters(), lr=0.01)
     for frozen in (True, False):
@@ -349,7 +419,10 @@ def test_parameters_without_gradient_stay_and_join_later():
 
 
 def test_layers_without_gradient_keep_their_multiplier():
-    """They give nothing to go by: a policy that went on there would have led them anywhere until they are unfrozen."""
+    """They give nothing to go by.
+
+    A policy that went on there would have led them anywhere until they are unfrozen.
+    """
     policy = random_policy(spec_of(), interval=3)
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = PolicyOptimizer(model.named_parameters(), policy, total_steps=40)
@@ -362,7 +435,9 @@ def test_layers_without_gradient_keep_their_multiplier():
     assert live != 1.0
     optimizer.zero_grad()
     optimizer.step()  # as a dummy step does
-    assert {k: v for k, v in optimizer.metrics().items() if k.startswith("multiplier/")} == multipliers
+    assert {
+        k: v for k, v in optimizer.metrics().items() if k.startswith("multiplier/")
+    } == multipliers
     first.requires_grad_(True), last.requires_grad_(False)
     train(optimizer, model, loss_at, range(21, 41))
     assert optimizer.metrics()[next(iter(multipliers))] != 1.0
@@ -372,7 +447,9 @@ def test_layers_without_gradient_keep_their_multiplier():
 def test_zero_gradients_keep_everything_finite(base):
     model, _ = plain_run(TINY, 1, torch.float32)
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer = PolicyOptimizer(model.parameters(), acting(base=base), base=base, weight_decay=0.0, total_steps=20)
+    optimizer = PolicyOptimizer(
+        model.parameters(), acting(base=base), base=base, weight_decay=0.0, total_steps=20
+    )
     for _ in range(10):
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
@@ -415,8 +492,12 @@ def test_odd_tensors_train_as_torchs(kind, base, dtype):
     start = ODD[kind]().to(dtype)
     torch.set_rng_state(torch_state)
     mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    anchor = nn.Parameter(torch.ones(2, 2, dtype=dtype))  # so that there is something beside an empty tensor
-    optimizer = PolicyOptimizer([mine, anchor], constant(base=base), 0.01, 20, base, weight_decay=0.01)
+    anchor = nn.Parameter(
+        torch.ones(2, 2, dtype=dtype)
+    )  # so that there is something beside an empty tensor
+    optimizer = PolicyOptimizer(
+        [mine, anchor], constant(base=base), 0.01, 20, base, weight_decay=0.01
+    )
     reference = TORCH[base]([theirs, nn.Parameter(anchor.detach().clone())], weight_decay=0.01)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -430,7 +511,10 @@ def test_odd_tensors_train_as_torchs(kind, base, dtype):
 
 
 def test_mixed_dtypes_train_together():
-    params = [nn.Parameter(torch.ones(3, 3, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+    params = [
+        nn.Parameter(torch.ones(3, 3, dtype=dtype))
+        for dtype in (torch.bfloat16, torch.float32, torch.float64)
+    ]
     optimizer = PolicyOptimizer(params, acting(), lr=0.01, total_steps=10)
     for _ in range(10):
         for param in params:
@@ -458,7 +542,9 @@ def test_complex_parameter_is_an_error():
 
 def test_groups_of_bare_tensors_that_tear_layers_apart_warn():
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
-    weights, rest = ([p for p in model.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
+    weights, rest = (
+        [p for p in model.parameters() if (p.ndim > 1) == wide] for wide in (True, False)
+    )
     with pytest.warns(UserWarning, match="first tensor of group 1 is no matrix"):
         PolicyOptimizer([{"params": weights}, {"params": rest}], constant()).metrics()
 
@@ -466,14 +552,18 @@ def test_groups_of_bare_tensors_that_tear_layers_apart_warn():
 def test_a_group_may_be_empty():
     """As the one without weight decay is where a model has matrices only."""
     parameter = nn.Parameter(torch.ones(2, 2))
-    optimizer = PolicyOptimizer([{"params": [parameter]}, {"params": [], "weight_decay": 0.0}], acting())
+    optimizer = PolicyOptimizer(
+        [{"params": [parameter]}, {"params": [], "weight_decay": 0.0}], acting()
+    )
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     assert (parameter < 1).all()
 
 
 @pytest.mark.filterwarnings("ignore:PolicyOptimizer")  # such gradients are unlike all
-@pytest.mark.parametrize("policy", ["builtin:default", "builtin:muon", "builtin:anytime", "builtin:sgd"])
+@pytest.mark.parametrize(
+    "policy", ["builtin:default", "builtin:muon", "builtin:anytime", "builtin:sgd"]
+)
 def test_nothing_lands_on_the_default_device(policy):
     """What is made without a device would lie elsewhere than the parameters."""
     model = nn.Linear(300, 300)
@@ -504,7 +594,10 @@ def test_a_sample_smaller_than_a_run_of_elements_measures(elements):
 
 
 def test_closure_is_evaluated_observed_and_returned():
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float32), plain_run(TINY, 1, torch.float32)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float32),
+        plain_run(TINY, 1, torch.float32),
+    )
     make = lambda module: PolicyOptimizer(module.parameters(), acting(), lr=0.01, total_steps=20)
     optimizer, other = make(model), make(twin)
     for step in range(15):
@@ -556,10 +649,10 @@ def test_the_watchdog_barks():
 
 
 @pytest.mark.parametrize("base", RULES)
-@pytest.mark.parametrize("control", CONTROLS)
-def test_no_number_is_read_back_from_the_device(base, control):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_no_number_is_read_back_from_the_device(base, granularity):
     model, loss_at = plain_run(TINY, 1, torch.float32)
-    policy = acting(base=base, control=control)
+    policy = acting(base=base, granularity=granularity)
     optimizer = PolicyOptimizer(model.named_parameters(), policy, base=base, total_steps=20)
     train_watched(optimizer, loss_at, 12)
 
@@ -579,8 +672,15 @@ def test_seed_decides_the_noise():
         last = torch.zeros_like(policy.biases[-1])
         last[2] = 5.0  # full noise
         weights = (policy.weights[0], torch.zeros_like(policy.weights[1]))
-        policy = MLPPolicy(policy.spec, 3, weights, (policy.biases[0], last), policy.mean, policy.std)
-        return train(PolicyOptimizer(model.parameters(), policy, total_steps=20, seed=seed), model, loss_at, range(9))
+        policy = MLPPolicy(
+            policy.spec, 3, weights, (policy.biases[0], last), policy.mean, policy.std
+        )
+        return train(
+            PolicyOptimizer(model.parameters(), policy, total_steps=20, seed=seed),
+            model,
+            loss_at,
+            range(9),
+        )
 
     assert_same(run(1), run(1))
     assert not torch.equal(run(1)[-1][0], run(2)[-1][0])
@@ -608,7 +708,9 @@ def test_works_without_gymnasium_and_stable_baselines(tmp_path):
     file = save_policy(acting(), tmp_path / "policy.safetensors")
     command = [sys.executable, "-W", "error::UserWarning", "-c", WITHOUT_GYMNASIUM, str(file)]
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "10\n"
 
@@ -649,17 +751,25 @@ def test_no_parameters_is_an_error():
 @pytest.mark.parametrize("base", ["sgd", "adam", "adamw", "muon"])
 @pytest.mark.parametrize("controls", [("lr",), ("lr", "momentum", "noise")])
 def test_small_tensors_of_one_shape_move_as_each_alone(monkeypatch, base, controls):
-    """Three layers of one shape, one of another, whose rates differ; a gradient is missing now and then."""
+    """Three layers of one shape, one of another, whose rates differ.
+
+    A gradient is missing now and then.
+    """
     policy = random_policy(spec_of(base=base, controls=controls), interval=3)
 
     def run():
         shapes = [(4, 3), (4,), (4, 3), (4,), (4, 3), (4,), (2, 4)]
-        params = [torch.linspace(-1, 1 + i, math.prod(shape)).double().view(shape) for i, shape in enumerate(shapes)]
+        params = [
+            torch.linspace(-1, 1 + i, math.prod(shape)).double().view(shape)
+            for i, shape in enumerate(shapes)
+        ]
         params = [param.requires_grad_() for param in params]
         optimizer = PolicyOptimizer(params, policy, 0.01, 20, weight_decay=0.1, fused=False)
         for step in range(8):
             for i, param in enumerate(params):
-                param.grad = None if step % 4 == 3 and i == 2 else torch.cos(param.detach() * (i + 1) + step)
+                param.grad = (
+                    None if step % 4 == 3 and i == 2 else torch.cos(param.detach() * (i + 1) + step)
+                )
             optimizer.step()
         return [*params, *(value for p in params for value in optimizer.state[p].values())]
 
@@ -675,7 +785,9 @@ def test_the_kernels_are_used_where_they_fit(monkeypatch):
     calls = []
     kernel = torch._fused_adamw_
     monkeypatch.setattr(
-        torch, "_fused_adamw_", lambda params, *rest, **o: calls.append(params) or kernel(params, *rest, **o)
+        torch,
+        "_fused_adamw_",
+        lambda params, *rest, **o: calls.append(params) or kernel(params, *rest, **o),
     )
 
     def taken(policy, base=None, devices=("cpu",), **options):
@@ -687,7 +799,11 @@ def test_the_kernels_are_used_where_they_fit(monkeypatch):
         for param in params:
             param.grad = torch.ones_like(param)
         optimizer.step()
-        return [i for i, param in enumerate(params) if any(param is taken for call in calls for taken in call)]
+        return [
+            i
+            for i, param in enumerate(params)
+            if any(param is taken for call in calls for taken in call)
+        ]
 
     assert taken(constant()) == [0, 1]
     assert taken(constant(), fused=True) == [0, 1]
@@ -704,7 +820,11 @@ def test_fused_equals_plain_also_where_one_takes_over_from_the_other(base):
     policy = random_policy(spec_of(), interval=3)
     make_params = lambda: [
         p.requires_grad_()
-        for p in (torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), torch.ones(300_000), torch.ones(4, 3).t())
+        for p in (
+            torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4),
+            torch.ones(300_000),
+            torch.ones(4, 3).t(),
+        )
     ]
 
     def run(plan):
@@ -742,10 +862,14 @@ def test_fused_continues_a_state_of_torchs_adamw():
     torch.testing.assert_close(results[1], results[0], rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("options", "base"), [({"controls": ("lr", "momentum")}, "adamw"), ({"base": "sgd"}, "sgd")])
+@pytest.mark.parametrize(
+    ("options", "base"), [({"controls": ("lr", "momentum")}, "adamw"), ({"base": "sgd"}, "sgd")]
+)
 def test_fused_refuses_what_the_kernel_cannot_do(options, base):
     with pytest.raises(ValueError, match=r"fused=True takes.*leave fused out"):
-        PolicyOptimizer([torch.ones(2).requires_grad_()], constant(**options), base=base, fused=True)
+        PolicyOptimizer(
+            [torch.ones(2).requires_grad_()], constant(**options), base=base, fused=True
+        )
 
 
 def test_sampled_statistics_are_near_those_of_every_element():
@@ -758,7 +882,9 @@ def test_sampled_statistics_are_near_those_of_every_element():
         seen = []
         policy = constant(decisions=1)
         optimizer = PolicyOptimizer([param], policy, 0.01, sample=sample)
-        optimizer._policy = type("Spy", (), {"spec": policy.spec, "interval": 1, "to": lambda self, device: self})()
+        optimizer._policy = type(
+            "Spy", (), {"spec": policy.spec, "interval": 1, "to": lambda self, device: self}
+        )()
         optimizer._policy.predict = lambda o, seen=seen: (seen.append(o), constant().predict(o))[1]
         optimizer._interval = 1
         for step in range(3):
@@ -766,14 +892,20 @@ def test_sampled_statistics_are_near_those_of_every_element():
             optimizer.step()
         observed.append(torch.stack(seen))
     assert not torch.equal(*observed)
-    torch.testing.assert_close(*observed, rtol=0, atol=0.05)  # 1 over the root of twice 2500 is 0.014
+    torch.testing.assert_close(
+        *observed, rtol=0, atol=0.05
+    )  # 1 over the root of twice 2500 is 0.014
 
 
 # What scripts do
 
 
 def effective(optimizer):
-    return {key.removeprefix("lr/"): value for key, value in optimizer.metrics().items() if key.startswith("lr/")}
+    return {
+        key.removeprefix("lr/"): value
+        for key, value in optimizer.metrics().items()
+        if key.startswith("lr/")
+    }
 
 
 @pytest.mark.parametrize("warmup", ["by hand", "one cycle"])
@@ -783,7 +915,11 @@ def test_a_warmup_is_no_start_to_be_mended(warmup):
     for warm in (True, False):
         model, loss_at = plain_run(TINY, 1, torch.float64)
         optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, 40) if warm and warmup == "one cycle" else None
+        scheduler = (
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, 40)
+            if warm and warmup == "one cycle"
+            else None
+        )
         for step in range(20):
             if warm and scheduler is None:
                 optimizer.param_groups[0]["lr"] = 0.01 * min(1.0, (step + 1) / 10)
@@ -791,8 +927,12 @@ def test_a_warmup_is_no_start_to_be_mended(warmup):
             if scheduler is not None:
                 scheduler.step()
         assert optimizer.param_groups[0]["start_lr"] == 0.01
-        ends.append(torch.tensor([[*effective(optimizer).values()]]) / optimizer.param_groups[0]["lr"])
-    assert (ends[0] / ends[1]).log().abs().max() < math.log(4.0)  # and not by a factor of 25 or more
+        ends.append(
+            torch.tensor([[*effective(optimizer).values()]]) / optimizer.param_groups[0]["lr"]
+        )
+    assert (ends[0] / ends[1]).log().abs().max() < math.log(
+        4.0
+    )  # and not by a factor of 25 or more
 
 
 def test_a_rate_that_rises_above_its_start_warns_once():
@@ -800,7 +940,9 @@ def test_a_rate_that_rises_above_its_start_warns_once():
     optimizer = PolicyOptimizer(model.parameters(), constant(), lr=1e-3, total_steps=40)
     train(optimizer, model, loss_at, range(3))
     optimizer.param_groups[0]["lr"] = 1e-2
-    with pytest.warns(UserWarning, match="risen to 0.01, and the policy started from 0.001") as caught:
+    with pytest.warns(
+        UserWarning, match="risen to 0.01, and the policy started from 0.001"
+    ) as caught:
         train(optimizer, model, loss_at, range(3, 30))
     assert len(caught) == 1
 
@@ -863,7 +1005,9 @@ def test_parameters_of_two_devices_are_an_error():
 
 
 def test_a_fused_state_counts_its_steps_where_the_parameters_are():
-    make = lambda device: PolicyOptimizer([nn.Parameter(torch.ones(2, 2, device=device))], constant(), fused=True)
+    make = lambda device: PolicyOptimizer(
+        [nn.Parameter(torch.ones(2, 2, device=device))], constant(), fused=True
+    )
     saved = make("cpu")
     saved.param_groups[0]["params"][0].grad = torch.ones(2, 2)
     saved.step()

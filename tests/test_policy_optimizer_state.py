@@ -1,4 +1,7 @@
-"""What PolicyOptimizer saves: exact resume, copies, states of torch's optimizers, of older versions, other layers."""
+"""What PolicyOptimizer saves.
+
+Exact resume, copies, states of torch's optimizers, of older versions, other layers.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ from tiny import TINY, plain_run
 from torch import nn
 
 from lr_gym.optim import PolicyOptimizer
-from lr_gym.policy import load_policy
-from lr_gym.update import RULES
+from lr_gym.policies.policy import load_policy
+from lr_gym.updates.rules import RULES
 
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])
 def test_state_of_torchs_optimizer_continues(base):
     """A training that began with torch's optimizer goes on as if nothing had happened."""
-    (model, loss_at), (twin, twin_loss_at) = plain_run(TINY, 1, torch.float64), plain_run(TINY, 1, torch.float64)
+    (model, loss_at), (twin, twin_loss_at) = (
+        plain_run(TINY, 1, torch.float64),
+        plain_run(TINY, 1, torch.float64),
+    )
     before, after = TORCH[base](model.parameters()), TORCH[base](twin.parameters())
     train(before, model, loss_at, range(10), observe=False)
     train(after, twin, twin_loss_at, range(20), observe=False)
@@ -35,7 +41,9 @@ def test_state_of_torchs_optimizer_continues(base):
 def test_going_on_after_the_end_warns_once():
     """A checkpoint of 30 steps, loaded for 20 more of which only those were announced."""
     model, loss_at = plain_run(TINY, 1, torch.float32)
-    make = lambda total_steps: PolicyOptimizer(model.parameters(), constant(schedule="wsd"), total_steps=total_steps)
+    make = lambda total_steps: PolicyOptimizer(
+        model.parameters(), constant(schedule="wsd"), total_steps=total_steps
+    )
     before, optimizer = make(50), make(20)
     train(before, model, loss_at, range(30))
     optimizer.load_state_dict(through_file(before.state_dict()))
@@ -50,7 +58,10 @@ def test_the_hooks_of_the_user_decide_what_is_loaded():
     one, two = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 5))
 
     def swap(optimizer, state_dict):
-        state = {index: dict(own) for index, own in zip((1, 0), state_dict["state"].values(), strict=True)}
+        state = {
+            index: dict(own)
+            for index, own in zip((1, 0), state_dict["state"].values(), strict=True)
+        }
         return {**state_dict, "state": state}
 
     before = make(one, two)
@@ -80,16 +91,28 @@ def test_muon_goes_on_from_adamw_and_its_groups_keep_what_they_want():
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         optimizer.step()
-        for param, moment, name in zip(model.parameters(), moments, (key, *["exp_avg"] * 3), strict=True):
+        for param, moment, name in zip(
+            model.parameters(), moments, (key, *["exp_avg"] * 3), strict=True
+        ):
             torch.testing.assert_close(optimizer.state[param][name], 0.9 * moment)
 
 
-@pytest.mark.parametrize(("before", "after"), [*itertools.permutations(["adamw", "muon", "sgd"], 2)][1:])
+@pytest.mark.parametrize(
+    ("before", "after"), [*itertools.permutations(["adamw", "muon", "sgd"], 2)][1:]
+)
 def test_moments_of_another_rule_start_anew(before, after):
-    """And so do the masses by which they are unbiased: the next step is that of a fresh optimizer."""
+    """And so do the masses by which they are unbiased.
+
+    The next step is that of a fresh optimizer.
+    """
     model, loss_at = plain_run(TINY, 1, torch.float64)
     make = lambda module, base: PolicyOptimizer(
-        module.named_parameters(), constant(base=base), lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0
+        module.named_parameters(),
+        constant(base=base),
+        lr=0.01,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+        weight_decay=0.0,
     )
     older = make(model, before)
     train(older, model, loss_at, range(20))
@@ -102,7 +125,9 @@ def test_moments_of_another_rule_start_anew(before, after):
     for _ in range(5):
         moved.step()
         fresh.step()
-    torch.testing.assert_close(model[0].weight, twin[0].weight)  # a hidden matrix; others were AdamW's under Muon too
+    torch.testing.assert_close(
+        model[0].weight, twin[0].weight
+    )  # a hidden matrix; others were AdamW's under Muon too
     assert not any("momentum_buffer" in state for state in moved.state.values() if after == "adamw")
 
 
@@ -132,7 +157,10 @@ def test_a_state_knows_whether_it_was_guarded():
     policy = load_policy("builtin:mnist1d")
     model, loss_at = plain_run(TINY, 1, torch.float32)
     make = lambda seen: PolicyOptimizer(
-        model.named_parameters(), dataclasses.replace(policy, seen=seen), total_steps=40, steps_per_epoch=5
+        model.named_parameters(),
+        dataclasses.replace(policy, seen=seen),
+        total_steps=40,
+        steps_per_epoch=5,
     )
     optimizer = make(policy.seen)
     train(optimizer, model, loss_at, range(10))
@@ -173,7 +201,7 @@ def test_a_state_of_a_policy_with_other_controls_is_refused():
         other.metrics()
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_continue_bit_for_bit(how):
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = PolicyOptimizer(model.parameters(), acting(), lr=0.01, total_steps=40)
@@ -185,7 +213,10 @@ def test_copies_continue_bit_for_bit(how):
     for cell in other_loss_at.__closure__:
         if isinstance(cell.cell_contents, nn.Module):
             cell.cell_contents = other
-    assert_same(train(optimizer, model, loss_at, range(10, 30)), train(twin, other, other_loss_at, range(10, 30)))
+    assert_same(
+        train(optimizer, model, loss_at, range(10, 30)),
+        train(twin, other, other_loss_at, range(10, 30)),
+    )
 
 
 def test_saving_in_between_changes_nothing():

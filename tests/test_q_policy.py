@@ -1,4 +1,7 @@
-"""A Q-table trained in the environment: what it observes, its file, and EnhancedSGD that goes on with it."""
+"""A Q-table trained in the environment.
+
+What it observes, its file, and EnhancedSGD that goes on with it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import math
 import pytest
 import torch
 
-from lr_gym.control import ControlSpec
+from lr_gym.control.spec import ControlSpec
 from lr_gym.optim import EnhancedSGD
-from lr_gym.optim.lr_q_control import ACTIONS, EDGES, controller_of, observed_edges
-from lr_gym.policy import PolicyFileError, load_policy, save_policy
-from lr_gym.q_policy import QTablePolicy
-from lr_gym.q_table import QLearningController
-from lr_gym.tensor_file import read_tensor_file, write_tensor_file
+from lr_gym.optim.contrib.lr_q_control import ACTIONS, EDGES, controller_of, observed_edges
+from lr_gym.policies.policy import PolicyFileError, load_policy, save_policy
+from lr_gym.policies.q_policy import QTablePolicy
+from lr_gym.policies.q_table import QLearningController
+from lr_gym.policies.tensor_file import read_tensor_file, write_tensor_file
 
 OBSERVED = tuple(observed_edges(50))
 SPEC = ControlSpec(features=OBSERVED, action_step=0.2, controls=("lr", "momentum"))
@@ -43,7 +46,9 @@ def test_bins_are_those_of_enhanced_sgd():
 def test_file_keeps_every_action(controls, tmp_path):
     policy = trained(controls)
     again = load_policy(save_policy(policy, tmp_path / "q.safetensors"))
-    observation = torch.rand(50, 3, len(OBSERVED), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    observation = (
+        torch.rand(50, 3, len(OBSERVED), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    )
     action, _ = policy.predict(observation)
     assert action.shape == (50, 3, len(controls))
     assert len(action.unique()) == 3
@@ -63,13 +68,23 @@ def test_enhanced_sgd_goes_on_with_the_table(controls, tmp_path):
     policy = load_policy(save_policy(trained(controls), tmp_path / "q.safetensors"))
     table = controller_of(policy)
     state = {"loss_trend": 0.01, "variance_change": -0.5, "depth": 0.5, "progress": 0.3}
-    rows = torch.tensor([[{**state, "entropy": e}[name] for name in EDGES] for e in (0.1, 0.6, 0.9)])
-    observed = {"loss_change": math.tanh(4 * math.log1p(0.01)), "grad_trend": math.tanh(-0.25), "depth": 0.0}
+    rows = torch.tensor(
+        [[{**state, "entropy": e}[name] for name in EDGES] for e in (0.1, 0.6, 0.9)]
+    )
+    observed = {
+        "loss_change": math.tanh(4 * math.log1p(0.01)),
+        "grad_trend": math.tanh(-0.25),
+        "depth": 0.0,
+    }
     observed["progress"] = 2 * (10**0.3 - 1) / 50 - 1
-    expected = policy.controller.q[policy.controller.state_index(torch.tensor([[observed[k] for k in OBSERVED]]))]
+    expected = policy.controller.q[
+        policy.controller.state_index(torch.tensor([[observed[k] for k in OBSERVED]]))
+    ]
     assert torch.equal(table.q[table.state_index(rows)], expected.expand(3, -1))
     model = torch.nn.Linear(3, 2)
-    optimizer = EnhancedSGD(model.parameters(), q_controller=table, adaptive_momentum=len(controls) == 2)
+    optimizer = EnhancedSGD(
+        model.parameters(), q_controller=table, adaptive_momentum=len(controls) == 2
+    )
     for _ in range(40):
         loss = model(torch.ones(4, 3)).square().mean()
         optimizer.zero_grad()
@@ -81,7 +96,9 @@ def test_enhanced_sgd_goes_on_with_the_table(controls, tmp_path):
 
 def test_enhanced_sgd_refuses_another_table():
     edges = [(0.0,), (0.5,)]
-    other = QTablePolicy(ControlSpec(features=("snr", "depth")), 5, QLearningController(edges, [(-1.0,), (1.0,)]))
+    other = QTablePolicy(
+        ControlSpec(features=("snr", "depth")), 5, QLearningController(edges, [(-1.0,), (1.0,)])
+    )
     with pytest.raises(ValueError, match="snr, depth"):
         controller_of(other)
 
@@ -105,7 +122,7 @@ def test_what_does_not_fit_is_refused(change, tmp_path):
         tensors["q"][0, 0] = math.nan
     else:
         del tensors["edges.3"]
-    content = {key: content[key] for key in ("control", "interval", "about")}
+    content = {key: content[key] for key in ("spec", "interval", "about")}
     write_tensor_file(file, "q_policy", content, tensors)
     with pytest.raises(PolicyFileError, match=r"q\.safetensors"):
         load_policy(file)

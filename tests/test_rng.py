@@ -42,14 +42,18 @@ def test_mix_is_splitmix64():
 def test_bits_equal_numpy_twin(stream, step, start):
     bits = random_bits(SEEDS, stream, step, 50, start)
     for row, seed in zip(bits, SEEDS.tolist(), strict=True):
-        np.testing.assert_array_equal(row.numpy().view(np.uint64), bits_twin(seed, stream, step, 50, start))
+        np.testing.assert_array_equal(
+            row.numpy().view(np.uint64), bits_twin(seed, stream, step, 50, start)
+        )
 
 
 @pytest.mark.parametrize("draw", [random_bits, uniform, normal])
 def test_rows_do_not_depend_on_each_other(draw):
     together = draw(SEEDS, Stream.NOISE, torch.arange(len(SEEDS)), 33)
     for i in range(len(SEEDS)):
-        torch.testing.assert_close(draw(SEEDS[i : i + 1], Stream.NOISE, i, 33)[0], together[i], rtol=0, atol=0)
+        torch.testing.assert_close(
+            draw(SEEDS[i : i + 1], Stream.NOISE, i, 33)[0], together[i], rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("draw", [random_bits, uniform, normal])
@@ -57,7 +61,10 @@ def test_rows_do_not_depend_on_each_other(draw):
 def test_start_draws_pieces_of_one_sequence(draw, dtype):
     options = {} if draw is random_bits else {"dtype": dtype}
     whole = draw(SEEDS, Stream.INIT, 3, 100, **options)
-    pieces = [draw(SEEDS, Stream.INIT, 3, n, start=start, **options) for start, n in ((0, 31), (31, 1), (32, 68))]
+    pieces = [
+        draw(SEEDS, Stream.INIT, 3, n, start=start, **options)
+        for start, n in ((0, 31), (31, 1), (32, 68))
+    ]
     assert torch.equal(torch.cat(pieces, dim=1), whole)
 
 
@@ -70,7 +77,9 @@ def test_uniform_range_and_moments(dtype):
     assert abs(u.mean().item() - 1 / 2) < 0.004  # 4 standard errors of 1e5 numbers
     assert abs(u.var().item() - 1 / 12) < 0.001
     counts = torch.histc(u.float(), 10, 0, 1)
-    assert ((counts - 1e4).square().sum() / 1e4).item() < 30  # chi-square, 9 degrees of freedom, p < 0.0005
+    assert (
+        (counts - 1e4).square().sum() / 1e4
+    ).item() < 30  # chi-square, 9 degrees of freedom, p < 0.0005
 
 
 DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
@@ -79,7 +88,9 @@ DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat1
 @pytest.mark.parametrize("dtype", DIGITS)
 def test_uniform_is_the_top_digits(dtype):
     digits = DIGITS[dtype]
-    expected = (bits_twin(7, Stream.MASK, 2, 9) >> np.uint64(64 - digits)).astype(np.float64) / 2**digits
+    expected = (bits_twin(7, Stream.MASK, 2, 9) >> np.uint64(64 - digits)).astype(
+        np.float64
+    ) / 2**digits
     drawn = uniform(torch.tensor([7]), Stream.MASK, 2, 9, dtype=dtype)[0]
     np.testing.assert_array_equal(drawn.double().numpy(), expected)
 
@@ -96,7 +107,9 @@ def test_normal_moments(dtype):
 def test_normal_equals_box_muller_in_numpy():
     bits = bits_twin(5, Stream.NOISE, 4, 200)
     high, low = bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)
-    expected = np.sqrt(-2 * np.log((high.astype(float) + 1) / 2**32)) * np.cos(2 * np.pi * low.astype(float) / 2**32)
+    expected = np.sqrt(-2 * np.log((high.astype(float) + 1) / 2**32)) * np.cos(
+        2 * np.pi * low.astype(float) / 2**32
+    )
     drawn = normal(torch.tensor([5]), Stream.NOISE, 4, 200, dtype=torch.float64)[0]
     np.testing.assert_allclose(drawn.numpy(), expected, rtol=1e-12, atol=1e-12)
 
@@ -134,6 +147,10 @@ def test_run_seeds_are_non_negative_and_distinct():
 
 def test_global_generators_stay_as_they_were():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    normal(SEEDS, Stream.NOISE, 0, 10), uniform(SEEDS, Stream.INIT, 0, 10), integers(SEEDS, Stream.BATCH, 0, 10, 5)
+    (
+        normal(SEEDS, Stream.NOISE, 0, 10),
+        uniform(SEEDS, Stream.INIT, 0, 10),
+        integers(SEEDS, Stream.BATCH, 0, 10, 5),
+    )
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lr_gym.schedules import SCHEDULES, base_schedule
+from lr_gym.updates.schedules import SCHEDULES, base_schedule
 
 PROGRESS = np.linspace(0, 1, 101)
 FORMULAS = {
@@ -29,7 +29,9 @@ def test_schedule_starts_at_one_and_never_rises(name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_schedule_equals_its_formula(name):
-    np.testing.assert_allclose(base_schedule(name)(PROGRESS), [FORMULAS[name](p) for p in PROGRESS], atol=1e-12)
+    np.testing.assert_allclose(
+        base_schedule(name)(PROGRESS), [FORMULAS[name](p) for p in PROGRESS], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -44,7 +46,9 @@ def test_numbers_and_arrays_agree(name):
     schedule = base_schedule(name)
     grid = PROGRESS[:100].reshape(4, 25)
     assert schedule(grid).shape == grid.shape
-    np.testing.assert_array_equal(schedule(grid).ravel(), [float(schedule(p)) for p in grid.ravel().tolist()])
+    np.testing.assert_array_equal(
+        schedule(grid).ravel(), [float(schedule(p)) for p in grid.ravel().tolist()]
+    )
 
 
 def test_unknown_schedule_lists_the_valid_ones():

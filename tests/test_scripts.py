@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import train_agent
-from lr_gym.policy import load_policy
-from lr_gym.rollout import DIVERGED
-from lr_gym.vector_env import INITIAL_LR
+from lr_gym.envs.rollout import DIVERGED
+from lr_gym.envs.vector_env import INITIAL_LR
+from lr_gym.policies.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
 TRAIN = [
@@ -84,7 +84,9 @@ def test_training_saves_a_policy_and_a_curve(trained):
     assert policy.about["tasks"] == "mnist1d-mlp"
     assert policy.about["selection_tasks"] == ["mnist1d-mlp"]
     assert policy.about["cost"].endswith(" minutes, 2 workers")
-    assert policy.about["selection_loss"] == min(r["selection_loss"] for r in curve(trained) if "selection_loss" in r)
+    assert policy.about["selection_loss"] == min(
+        r["selection_loss"] for r in curve(trained) if "selection_loss" in r
+    )
     assert [row["step"] for row in curve(trained)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -117,7 +119,9 @@ def test_a_killed_training_resumes_bit_for_bit(trained, tmp_path):
     load_policy(folder)  # what was saved before can be read
     run(*command, "--resume")
     assert curve(folder) == curve(trained)
-    assert (folder / "policy.safetensors").read_bytes() == (trained / "policy.safetensors").read_bytes()
+    assert (folder / "policy.safetensors").read_bytes() == (
+        trained / "policy.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -130,7 +134,9 @@ def test_every_agent_resumes_bit_for_bit(agent, tmp_path):
     run(*command, "--resume")
     assert curve(killed) == curve(whole)
     assert len(curve(whole)) == 5
-    assert (killed / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+    assert (killed / "policy.safetensors").read_bytes() == (
+        whole / "policy.safetensors"
+    ).read_bytes()
 
 
 def test_two_processes_on_one_folder_one_wins(tmp_path):
@@ -152,13 +158,18 @@ def test_two_processes_on_one_folder_one_wins(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
-    """A limit on the size of files stands for it; the copy is resumed under the limit, then without."""
+    """A limit on the size of files stands for it.
+
+    The copy is resumed under the limit, then without.
+    """
     folder = tmp_path / "full"
     command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "96"]
     kill_after(2, command, folder)
     before = (folder / "checkpoint.pt").read_bytes()
     limited = f"ulimit -f 8; exec {shlex.join([sys.executable, *command, '--resume'])}"
-    done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 1
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
@@ -169,7 +180,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
 
 def test_a_suite_is_learned_at_once(tmp_path):
     folder = tmp_path / "suite"
-    command = [*TRAIN, "--suite", "train", "--num-envs", "28", "--selection-runs", "14", "--timesteps", "112"]
+    command = [
+        *TRAIN,
+        "--suite",
+        "train",
+        "--num-envs",
+        "28",
+        "--selection-runs",
+        "14",
+        "--timesteps",
+        "112",
+    ]
     run(*command, "--output-dir", str(folder))
     about = load_policy(folder).about
     assert about["tasks"] == "train"
@@ -179,7 +200,17 @@ def test_a_suite_is_learned_at_once(tmp_path):
 def test_random_tasks_resume_bit_for_bit(tmp_path):
     """New tasks at every update, selected by tasks that stay."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [*TRAIN, "--agent", "es", "--suite", "random", "--slots", "2", "--selection-suite", "validation"]
+    command = [
+        *TRAIN,
+        "--agent",
+        "es",
+        "--suite",
+        "random",
+        "--slots",
+        "2",
+        "--selection-suite",
+        "validation",
+    ]
     command += ["--selection-runs", "3", "--timesteps", "64"]
     run(*command, "--output-dir", str(whole))
     command += ["--output-dir", str(killed)]
@@ -193,9 +224,22 @@ def test_random_tasks_resume_bit_for_bit(tmp_path):
 
 def test_a_look_at_the_policy(tmp_path):
     folder = tmp_path / "look"
-    done = run(*TRAIN, "--output-dir", str(folder), "--timesteps", "16", "--certificate-runs", "2", "--tensorboard")
+    done = run(
+        *TRAIN,
+        "--output-dir",
+        str(folder),
+        "--timesteps",
+        "16",
+        "--certificate-runs",
+        "2",
+        "--tensorboard",
+    )
     assert "replayed mean schedule" in done.stdout
-    assert set(load_policy(folder).about["certificate"]["differences"]) == {"replay", "shuffled", "untrained"}
+    assert set(load_policy(folder).about["certificate"]["differences"]) == {
+        "replay",
+        "shuffled",
+        "untrained",
+    }
     assert (folder / "layer_lr.png").stat().st_size > 1000
     assert (folder / "episode.gif").stat().st_size > 1000
     assert list((folder / "tensorboard").glob("events.*"))
@@ -237,7 +281,10 @@ def test_nothing_to_resume(tmp_path):
         (["--preset", "best"], ["best", "default", "source"]),
         (["--suite", "test"], ["test", "train", "random"]),
         (["--suite", "train", "--task", "mnist1d-cnn"], ["mnist1d-cnn", "train", "--suite None"]),
-        (["--agent", "garo", "--suite", "random", "--selection-suite", "train"], ["garo", "random"]),
+        (
+            ["--agent", "garo", "--suite", "random", "--selection-suite", "train"],
+            ["garo", "random"],
+        ),
         (["--config", "missing.yml"], ["missing.yml"]),
         (["--agent", "dqn", "--action", "recursive"], ["discrete", "recursive"]),
         (["--agent", "q_learning", "--action", "discrete"], ["continuous", "discrete"]),
@@ -266,7 +313,16 @@ def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):
     folder = tmp_path / "ppo"
     command = [part for part in TRAIN if part not in ("--wandb", "disabled")]
     clean = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
-    process(*command, "--certificate-runs", "2", "--output-dir", str(folder), "--timesteps", "16", **clean)
+    process(
+        *command,
+        "--certificate-runs",
+        "2",
+        "--output-dir",
+        str(folder),
+        "--timesteps",
+        "16",
+        **clean,
+    )
     (run_folder,) = folder.glob("wandb/offline-run-*")
     assert list(run_folder.glob("*.wandb"))
     assert list(run_folder.glob("files/media/images/layer_lr*.png"))
@@ -276,13 +332,21 @@ def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):
 def test_a_wandb_that_cannot_be_reached_or_imported_stops_nothing(trained, tmp_path):
     """The curve is that of a training without it."""
     command = [part for part in TRAIN if part != "disabled"]
-    nobody = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
-    done = process(*command, "online", "--output-dir", str(tmp_path / "down"), "--timesteps", "96", **nobody)
+    nobody = {
+        "WANDB_API_KEY": "0" * 40,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_INIT_TIMEOUT": "1",
+    }
+    done = process(
+        *command, "online", "--output-dir", str(tmp_path / "down"), "--timesteps", "96", **nobody
+    )
     assert "wandb could not start" in done.stdout
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "wandb.py").write_text("raise ImportError('no wandb here')")
     absent = {"PYTHONPATH": str(tmp_path / "empty")}
-    done = process(*command, "online", "--output-dir", str(tmp_path / "absent"), "--timesteps", "96", **absent)
+    done = process(
+        *command, "online", "--output-dir", str(tmp_path / "absent"), "--timesteps", "96", **absent
+    )
     assert "no wandb here" in done.stdout
     assert curve(tmp_path / "down") == curve(tmp_path / "absent") == curve(trained)
 
@@ -306,7 +370,9 @@ def test_selection_on_one_task_is_the_mean_loss():
 def test_where_losses_are_large_a_divergence_is_worse_than_they_are():
     before, other = np.array([[1e4, 3e4]]), np.array([[1e4, 3e4], [1.0, 1.0]])
     assert train_agent.select(Judged([[2e4, np.inf]]), before) == (2e4 + 2e5) / 2
-    assert train_agent.select(Judged([[np.inf] * 2]), before) > train_agent.select(Judged([[5e4] * 2]), before)
+    assert train_agent.select(Judged([[np.inf] * 2]), before) > train_agent.select(
+        Judged([[5e4] * 2]), before
+    )
     assert train_agent.select(Judged([[np.inf] * 2, [1.0] * 2]), other) > 1.0
     assert train_agent.select(Judged([[np.inf] * 2]), np.full((1, 2), np.inf)) == DIVERGED
 
@@ -320,4 +386,6 @@ def test_selection_on_several_tasks_is_what_the_benchmark_ranks_by():
     assert judge([[2.0] * 4, [1.0] * 4]) == pytest.approx(1.0)
     assert judge([[1.8] * 4, [0.9] * 4]) == pytest.approx(0.9)
     assert judge([[1.8] * 4, [1.0] * 4]) == pytest.approx(0.9**0.5)  # both tasks count alike
-    assert judge([[2.0, 2.0, 2.0, np.inf], [1e-9, 1.0, 1.0, 1.0]]) == pytest.approx(1.0)  # extremes do not decide
+    assert judge([[2.0, 2.0, 2.0, np.inf], [1e-9, 1.0, 1.0, 1.0]]) == pytest.approx(
+        1.0
+    )  # extremes do not decide

@@ -1,4 +1,7 @@
-"""Where data come from: the cache, CIFAR-10 in its own format, text, and what is said when something is missing."""
+"""Where data come from.
+
+The cache, CIFAR-10 in its own format, text, and what is said when something is missing.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ import torch
 from torch import nn
 
 from lr_gym.benchmark.run import Cell, Contestant, run_cell
-from lr_gym.inner_loop import InnerLoop
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.optional import require
 from lr_gym.tasks import TASKS, datasets, images, tables, text
-from lr_gym.tasks.cache import cache_folder, cached, permutation, require, split_examples
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.tasks.cache import cache_folder, cached, permutation, split_examples
+from lr_gym.training.inner_loop import InnerLoop
 
 # The cache
 
@@ -63,7 +67,12 @@ def test_damaged_cache_is_found_and_rebuilt(cache, damage):
     file = cache / "some.safetensors"
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
-    files = {"truncated": file.read_bytes()[:-100], "empty": b"", "altered": bytes(content), "foreign": b"x" * 100}
+    files = {
+        "truncated": file.read_bytes()[:-100],
+        "empty": b"",
+        "altered": bytes(content),
+        "foreign": b"x" * 100,
+    }
     file.write_bytes(files.get(damage, (2).to_bytes(8, "little") + b"{}"))
     with pytest.warns(UserWarning, match="some.safetensors is damaged"):
         again = cached("some", build)
@@ -82,7 +91,8 @@ def test_failed_preparation_leaves_nothing(cache):
 def test_two_processes_prepare_once(cache):
     code = (
         "import sys, time, torch; from lr_gym.tasks.cache import cached\n"
-        "def build():\n    open(sys.argv[1], 'a').write('x'); time.sleep(1); return {'x': torch.ones(10)}\n"
+        "def build():\n    open(sys.argv[1], 'a').write('x'); time.sleep(1); return {'x': "
+        "torch.ones(10)}\n"
         "assert cached('both', build)['x'].sum() == 10"
     )
     log = cache / "log"
@@ -129,7 +139,12 @@ def test_titanic_is_standardised_by_the_gradient_split_only():
 
 def test_prices_of_diamonds_are_standardised_by_the_gradient_split_only():
     data = tables.diamonds()
-    assert [tuple(split.inputs.shape) for split in data] == [(40_000, 26), (4_000, 26), (4_000, 26), (5_940, 26)]
+    assert [tuple(split.inputs.shape) for split in data] == [
+        (40_000, 26),
+        (4_000, 26),
+        (4_000, 26),
+        (5_940, 26),
+    ]
     assert data.gradient.targets.mean() == pytest.approx(0.0, abs=1e-5)
     assert data.gradient.targets.std() == pytest.approx(1.0, abs=1e-5)
     assert abs(data.test.targets.mean()) > 1e-4
@@ -144,7 +159,9 @@ def test_one_flight_in_four_is_late():
         assert 0.22 < split.targets.double().mean() < 0.26
         assert torch.isfinite(split.inputs).all()
     hour, late = data.gradient.inputs[:, 0], data.gradient.targets
-    assert late[hour > 1.0].double().mean() > 1.5 * late[hour < -1.0].double().mean()  # delays add up over the day
+    assert (
+        late[hour > 1.0].double().mean() > 1.5 * late[hour < -1.0].double().mean()
+    )  # delays add up over the day
 
 
 # CIFAR-10
@@ -164,7 +181,9 @@ def cifar_files(tmp_path, monkeypatch):
         sums[name] = hashlib.md5(content).hexdigest()
     meta = pickle.dumps({"label_names": [str(i) for i in range(10)]})
     (folder / "batches.meta").write_bytes(meta)
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in sums if name != "test_batch"])
+    monkeypatch.setattr(
+        CIFAR10, "train_list", [[name, sums[name]] for name in sums if name != "test_batch"]
+    )
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
     return tmp_path
@@ -173,8 +192,10 @@ def cifar_files(tmp_path, monkeypatch):
 def test_cifar10_is_read_from_its_own_format(cifar_files):
     data = images.read_cifar10(cifar_files, download=False)
     assert [tuple(split.inputs.shape) for split in data] == [(n, 3, 32, 32) for n in (90, 4, 6, 20)]
-    torch.testing.assert_close(data.gradient.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    raw = pickle.loads((cifar_files / "cifar-10-batches-py" / "test_batch").read_bytes())  # noqa: S301 - our own
+    torch.testing.assert_close(
+        data.gradient.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0
+    )
+    raw = pickle.loads((cifar_files / "cifar-10-batches-py" / "test_batch").read_bytes())
     assert data.test.targets.tolist() == raw["labels"]
     first = torch.from_numpy(raw["data"][0].reshape(3, 32, 32)).float().flatten(1)
     mine = data.test.inputs[0].flatten(1)
@@ -204,7 +225,9 @@ def test_missing_cifar10_says_how_to_fill_the_folder(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(CIFAR10, "download", refuse)
-    with pytest.raises(FileNotFoundError, match=r"(?s)could not be downloaded.*torchvision.*LR_GYM_DATA") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"(?s)could not be downloaded.*torchvision.*LR_GYM_DATA"
+    ) as error:
         images.read_cifar10(tmp_path)
     assert str(tmp_path) in str(error.value)
 
@@ -250,7 +273,11 @@ def small_bert(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("bert")
     config = transformers.BertConfig(
-        vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=30522,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     with torch.random.fork_rng(devices=[]):
         transformers.BertModel(config).save_pretrained(folder)
@@ -264,7 +291,9 @@ def test_bert_from_a_local_folder_fine_tunes_whole(small_bert, monkeypatch):
     some = text.reviews()[0][:40], text.reviews()[1][:40]
     monkeypatch.setattr(text, "reviews", lambda: some)
     monkeypatch.setattr(text, "REVIEWS", (10, 10, 10, 10))
-    task = dataclasses.replace(TASKS["imdb-bert"], data=lambda: text.tokens(text.bert_folder()), batch_size=3)
+    task = dataclasses.replace(
+        TASKS["imdb-bert"], data=lambda: text.tokens(text.bert_folder()), batch_size=3
+    )
     loop = InnerLoop(task)
     state = loop.init(torch.tensor([1, 2]))
     start = [torch.equal(p[0], p[1]) for p in state.params]
@@ -288,7 +317,11 @@ def test_bert_without_a_folder_names_the_variable(monkeypatch):
 def test_minilm_reads_similar_reviews_as_similar():
     """The encoder is the trained one: sentences of one meaning are closer than those of two."""
     encoder = text.Encoder(text.minilm_folder()).eval()
-    sentences = ["A wonderful film, I loved it.", "I adored this great movie.", "The stock market fell on Monday."]
+    sentences = [
+        "A wonderful film, I loved it.",
+        "I adored this great movie.",
+        "The stock market fell on Monday.",
+    ]
     features = text.encode(encoder, text._token_ids(text.minilm_folder(), sentences))
     features = nn.functional.normalize(features, dim=1)
     similar, other = float(features[0] @ features[1]), float(features[0] @ features[2])
@@ -316,7 +349,9 @@ def test_missing_package_names_the_extra(package, load, extra, monkeypatch, cach
         return real(name, *args)
 
     monkeypatch.setattr(importlib, "import_module", blocked)
-    with pytest.raises(ImportError, match=rf"{package} is missing: pip install \"lr-gym\[{extra}\]\""):
+    with pytest.raises(
+        ImportError, match=rf"{package} is missing: pip install \"lr-gym\[{extra}\]\""
+    ):
         load()
 
 
@@ -327,7 +362,10 @@ def test_require_returns_the_module():
 def test_importing_the_package_loads_no_data_package():
     code = (
         "import sys, lr_gym, lr_gym.tasks\n"
-        "print([m for m in ('torchvision', 'transformers', 'pandas', 'sklearn', 'mnist1d') if m in sys.modules])"
+        "print([m for m in ('torchvision', 'transformers', 'pandas', 'sklearn', 'mnist1d') if m in "
+        "sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
+    ).stdout
     assert out.strip() == "[]"

@@ -11,21 +11,21 @@ import torch
 from tiny import SMALL, TINY, plain_run, tiny_data, tiny_task
 from torch import nn
 
-from lr_gym.inner_loop import InnerLoop
-from lr_gym.rows import flatten, take_rows
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import SPLITS, SUITES, TASKS, Data, Split, find_task
 from lr_gym.tasks import losses as L
 from lr_gym.tasks.architectures import cnn2d, dropout_mlp
-from lr_gym.tasks.models import PROBLEM, initial_buffers, initial_parameters, plain_model
+from lr_gym.tasks.initial import PROBLEM, initial_buffers, initial_parameters, plain_model
 from lr_gym.tasks.modules import GRU, LSTM, Dropout, Pair, Recurrent
 from lr_gym.tasks.random_tasks import RANGES
 from lr_gym.tasks.stacked import STACKED, stacked_forward
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
+from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.tree import flatten, take_rows
 from lr_gym.types import Hyperparams
-from lr_gym.vector_env import LRControlVectorEnv
 
-# Products of a single matrix, or vector instructions at other offsets, round differently, odd sizes on some processors
-# only: these rows are equal within 1e-5, all others to the bit.
+# Products of a single matrix, or vector instructions at other offsets, round differently, odd sizes
+# on some processors only: these rows are equal within 1e-5, all others to the bit.
 RANDOM = ("random-1", "random-5", "random-18", "random-25")
 RUNNABLE = (*SMALL, *RANDOM)
 ROUNDED = ("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", *RANDOM)
@@ -38,7 +38,9 @@ def hyper(loop: InnerLoop, runs: int, lr: float = 1e-3) -> Hyperparams:
 
 def advance(loop: InnerLoop, seeds: torch.Tensor, steps: int):
     runs = len(seeds)
-    return loop.advance(loop.init(seeds), hyper(loop, runs), torch.ones(steps, runs, dtype=loop.dtype))
+    return loop.advance(
+        loop.init(seeds), hyper(loop, runs), torch.ones(steps, runs, dtype=loop.dtype)
+    )
 
 
 # The batched loop, the plain loop, the row alone
@@ -81,7 +83,9 @@ def test_rows_of_a_batch_equal_rows_alone(name):
         torch.testing.assert_close(alone_losses[:, 0], losses[:, row], rtol=tolerance, atol=0)
         expected = flatten(take_rows(state, torch.tensor([row])))
         for key, value in flatten(alone).items():
-            torch.testing.assert_close(value, expected[key], rtol=tolerance, atol=tolerance, msg=f"{key}, row {row}")
+            torch.testing.assert_close(
+                value, expected[key], rtol=tolerance, atol=tolerance, msg=f"{key}, row {row}"
+            )
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -95,7 +99,9 @@ def test_environment_runs_and_is_finite(name):
         assert np.isfinite(reward).all()
 
 
-@pytest.mark.parametrize("name", ["mnist1d-cnn", "mnist1d-gru", "digits-cnn", "titanic-mlp", "quadratic", "logistic"])
+@pytest.mark.parametrize(
+    "name", ["mnist1d-cnn", "mnist1d-gru", "digits-cnn", "titanic-mlp", "quadratic", "logistic"]
+)
 def test_training_learns(name):
     loop = InnerLoop(TASKS[name], base="adam")
     start = loop.init(torch.arange(2))
@@ -111,7 +117,10 @@ def test_the_table_says_what_is_there(name):
     assert task.family
     assert task.source
     outputs = plain_model(task, torch.tensor([0])).eval()(task.data().test.inputs)
-    assert all(0.0 <= float(metric(outputs, task.data().test.targets)) <= 1.0 for metric in task.metrics.values())
+    assert all(
+        0.0 <= float(metric(outputs, task.data().test.targets)) <= 1.0
+        for metric in task.metrics.values()
+    )
 
 
 def test_names_and_environments_are_unique():
@@ -134,13 +143,19 @@ def test_dropout_drops_its_fraction_and_keeps_the_mean():
 
 def test_dropout_layers_steps_and_runs_have_masks_of_their_own():
     model = dropout_mlp((3, 4, 4, 2), 0.5)
-    seeds = [buffer for buffer in initial_buffers(model, torch.tensor([1, 2])) if buffer.unique().numel() > 1]
+    seeds = [
+        buffer
+        for buffer in initial_buffers(model, torch.tensor([1, 2]))
+        if buffer.unique().numel() > 1
+    ]
     assert len(torch.cat(seeds).unique()) == 4
 
 
 def test_torchs_dropout_is_refused():
     with pytest.raises(TypeError, match=r"Dropout.*lr_gym\.tasks\.modules\.Dropout"):
-        InnerLoop(tiny_task(lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.1)))).init(torch.tensor([0]))
+        InnerLoop(tiny_task(lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.1)))).init(
+            torch.tensor([0])
+        )
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0])
@@ -149,7 +164,9 @@ def test_dropout_probability_out_of_range(p):
         Dropout(p)
 
 
-@pytest.mark.parametrize(("kind", "of_torch"), [(GRU, nn.GRU), (LSTM, nn.LSTM), (Recurrent, nn.RNN)])
+@pytest.mark.parametrize(
+    ("kind", "of_torch"), [(GRU, nn.GRU), (LSTM, nn.LSTM), (Recurrent, nn.RNN)]
+)
 def test_recurrences_are_torchs(kind, of_torch):
     ours, torchs = kind(2, 3), of_torch(2, 3, batch_first=True)
     torchs.load_state_dict(ours.state_dict())
@@ -162,10 +179,15 @@ def test_stacked_recurrence_is_torchs(kind):
     """Values and every gradient, in float64."""
     module = kind(3, 4).double()
     x = torch.randn(2, 5, 6, 3, dtype=torch.float64, requires_grad=True)
-    weights = {n: torch.stack([p, 1.5 * p]).detach().requires_grad_() for n, p in module.named_parameters()}
+    weights = {
+        n: torch.stack([p, 1.5 * p]).detach().requires_grad_() for n, p in module.named_parameters()
+    }
     ours = stacked_forward(module, weights, x)
     theirs = torch.stack(
-        [torch.func.functional_call(module, {n: w[row] for n, w in weights.items()}, (x[row],)) for row in range(2)]
+        [
+            torch.func.functional_call(module, {n: w[row] for n, w in weights.items()}, (x[row],))
+            for row in range(2)
+        ]
     )
     torch.testing.assert_close(ours, theirs)
     upstream = torch.randn_like(ours)
@@ -183,11 +205,16 @@ def test_stacked_recurrence_is_torchs(kind):
 def test_stacked_convolution_is_torchs(dims, options):
     module = (nn.Conv1d, nn.Conv2d)[dims - 1](4, 6, 3, **options).double()
     x = torch.randn(2, 3, 4, *([9] * dims), dtype=torch.float64, requires_grad=True)
-    weights = {name: torch.stack([p, 2 * p]).detach().requires_grad_() for name, p in module.named_parameters()}
+    weights = {
+        name: torch.stack([p, 2 * p]).detach().requires_grad_()
+        for name, p in module.named_parameters()
+    }
     inputs = [x, *weights.values()]
     ours = stacked_forward(module, weights, x)
     own = ({name: w[row] for name, w in weights.items()} for row in range(2))
-    theirs = torch.stack([torch.func.functional_call(module, each, (x[row],)) for row, each in enumerate(own)])
+    theirs = torch.stack(
+        [torch.func.functional_call(module, each, (x[row],)) for row, each in enumerate(own)]
+    )
     torch.testing.assert_close(ours, theirs)
     upstream = torch.randn_like(ours)
     torch.testing.assert_close(
@@ -252,11 +279,21 @@ MODELS = {
     "same module twice": same_twice,
     "tied in sequence": tied_in_sequence,
     "tied, and a part unused": Tied,
-    "layer norm without bias": lambda: nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5, bias=False), nn.Linear(5, 5)),
-    "layer norm without weights": lambda: nn.Sequential(nn.LayerNorm(5, elementwise_affine=False), nn.Linear(5, 5)),
-    "batch norm without weights": lambda: nn.Sequential(nn.BatchNorm1d(5, affine=False), nn.Linear(5, 5)),
-    "batch norm of the batch": lambda: nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 5)),
-    "batch norm of all batches": lambda: nn.Sequential(nn.BatchNorm1d(5, momentum=None), nn.Linear(5, 5)),
+    "layer norm without bias": lambda: nn.Sequential(
+        nn.Linear(5, 5), nn.LayerNorm(5, bias=False), nn.Linear(5, 5)
+    ),
+    "layer norm without weights": lambda: nn.Sequential(
+        nn.LayerNorm(5, elementwise_affine=False), nn.Linear(5, 5)
+    ),
+    "batch norm without weights": lambda: nn.Sequential(
+        nn.BatchNorm1d(5, affine=False), nn.Linear(5, 5)
+    ),
+    "batch norm of the batch": lambda: nn.Sequential(
+        nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 5)
+    ),
+    "batch norm of all batches": lambda: nn.Sequential(
+        nn.BatchNorm1d(5, momentum=None), nn.Linear(5, 5)
+    ),
 }
 
 
@@ -269,7 +306,9 @@ def test_what_torch_allows_trains_as_in_the_plain_loop(name):
     layers = loop.layout.num_layers
     ones = torch.ones(2, layers, dtype=torch.float64)
     state = loop.init(torch.tensor([3, 4]))
-    state, losses = loop.advance(state, Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones), torch.ones(6, 2))
+    state, losses = loop.advance(
+        state, Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones), torch.ones(6, 2)
+    )
     plain = []
     for step in range(7):
         optimizer.zero_grad()
@@ -309,7 +348,11 @@ def test_frozen_parameters_are_refused():
 
 @pytest.mark.parametrize(
     "loss",
-    [nn.functional.cross_entropy, lambda *x: nn.functional.cross_entropy(*x)[None], lambda x, y: x[:, :2].mean(0)],
+    [
+        nn.functional.cross_entropy,
+        lambda *x: nn.functional.cross_entropy(*x)[None],
+        lambda x, y: x[:, :2].mean(0),
+    ],
 )
 def test_a_loss_that_is_no_loss_of_each_example_is_named(loss):
     loop = InnerLoop(dataclasses.replace(TINY, loss=loss))
@@ -318,7 +361,9 @@ def test_a_loss_that_is_no_loss_of_each_example_is_named(loss):
 
 
 def test_quadratic_has_its_condition_number_and_optimum():
-    module = plain_model(dataclasses.replace(TINY, model=lambda: Quadratic(8, 50.0, 0.0)), torch.tensor([5]))
+    module = plain_model(
+        dataclasses.replace(TINY, model=lambda: Quadratic(8, 50.0, 0.0)), torch.tensor([5])
+    )
     x, optimum = torch.zeros(1, 8), module.optimum.clone()
     hessian = torch.autograd.functional.hessian(
         lambda t: module.losses(t, optimum, module.direction, x).sum(), module.theta.detach()
@@ -333,7 +378,9 @@ def test_rosenbrock_is_scipys():
     from scipy.optimize import rosen
 
     module, point = Rosenbrock(4, 0.0), torch.tensor([0.3, -1.2, 0.7, 2.0], dtype=torch.float64)
-    assert module.losses(point, torch.zeros(1, 4)).item() == pytest.approx(rosen(point.numpy()), rel=1e-6)
+    assert module.losses(point, torch.zeros(1, 4)).item() == pytest.approx(
+        rosen(point.numpy()), rel=1e-6
+    )
     assert module.losses(torch.ones(4), torch.zeros(1, 4)).item() == 0.0
 
 
@@ -354,7 +401,9 @@ def test_a_student_that_is_the_teacher_has_no_loss(name):
 def test_runs_have_problems_of_their_own(name):
     model = TASKS[name].model()
     assert any(type(module) in PROBLEM for module in model.modules())
-    assert all((buffer[0] != buffer[1]).any() for buffer in initial_buffers(model, torch.tensor([0, 1])))
+    assert all(
+        (buffer[0] != buffer[1]).any() for buffer in initial_buffers(model, torch.tensor([0, 1]))
+    )
 
 
 # Losses and metrics
@@ -366,16 +415,27 @@ def test_metrics_equal_scikit_learns():
     logits = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
     truth = torch.arange(50) % 2
     predicted = logits.argmax(1)
-    for ours, theirs in ((L.precision, "precision"), (L.recall, "recall"), (L.f1, "f1"), (L.accuracy, "accuracy")):
-        assert float(ours(logits, truth)) == pytest.approx(getattr(metrics, f"{theirs}_score")(truth, predicted))
+    for ours, theirs in (
+        (L.precision, "precision"),
+        (L.recall, "recall"),
+        (L.f1, "f1"),
+        (L.accuracy, "accuracy"),
+    ):
+        assert float(ours(logits, truth)) == pytest.approx(
+            getattr(metrics, f"{theirs}_score")(truth, predicted)
+        )
     for metric in (L.precision, L.recall, L.f1):
         assert float(metric(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))) == 0.0
 
 
 def test_bernoulli_kl_equals_torchs():
-    student, teacher = torch.randn(2, 30, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    student, teacher = torch.randn(
+        2, 30, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     bernoulli = torch.distributions.Bernoulli
-    expected = torch.distributions.kl_divergence(bernoulli(logits=teacher), bernoulli(logits=student))
+    expected = torch.distributions.kl_divergence(
+        bernoulli(logits=teacher), bernoulli(logits=student)
+    )
     ours = L.bernoulli_kl(torch.stack((student, teacher), -1), torch.zeros(30))
     torch.testing.assert_close(ours, expected[:, 0], rtol=1e-8, atol=1e-12)
 
@@ -449,11 +509,18 @@ def test_sizes_below_one_are_refused(field, value):
 
 @pytest.mark.parametrize("change", ["one class", "large batch"])
 def test_one_class_and_large_batches_train_to_finite_values(change):
-    """Minibatches are drawn with replacement; a single class is learned, its loss falls and stays finite."""
+    """Minibatches are drawn with replacement.
+
+    A single class is learned, its loss falls and stays finite.
+    """
     one = Split(tiny_data().gradient.inputs, torch.zeros(40, dtype=torch.int64))
     data = Data(*(one for _ in SPLITS)) if change == "one class" else tiny_data()
-    task = dataclasses.replace(TINY, data=lambda: data, batch_size=6 if change == "one class" else 500)
-    env = LRControlVectorEnv(task, 2, horizon=40, decisions=4, initial_lr=(0.1, 0.1), schedule="constant")
+    task = dataclasses.replace(
+        TINY, data=lambda: data, batch_size=6 if change == "one class" else 500
+    )
+    env = LRControlVectorEnv(
+        task, 2, horizon=40, decisions=4, initial_lr=(0.1, 0.1), schedule="constant"
+    )
     env.reset(seed=0)
     for _ in range(4):
         observation, reward, _, _, info = env.step(np.zeros(env.action_space.shape))
@@ -470,6 +537,9 @@ def test_unknown_names_list_the_valid_ones(name):
 
 
 def test_evaluation_in_pieces_equals_evaluation_at_once():
-    loops = [InnerLoop(dataclasses.replace(TINY, chunk=chunk), dtype=torch.float64) for chunk in (7, 4096)]
+    loops = [
+        InnerLoop(dataclasses.replace(TINY, chunk=chunk), dtype=torch.float64)
+        for chunk in (7, 4096)
+    ]
     a, b = (loop.evaluate(loop.init(torch.arange(3)), "reward") for loop in loops)
     torch.testing.assert_close(a, b, rtol=1e-12, atol=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from naive_muon import NaiveMuon
 
-from lr_gym.update import (
+from lr_gym.updates.rules import (
     RULES,
     BaseRule,
     MomentScale,
@@ -70,20 +70,37 @@ def test_muon_is_torchs_but_for_its_precision(shape):
     rule, param = base_rule("muon"), draw(1, *shape)
     twin, start_at = torch.nn.Parameter(param[0].clone()), param.clone()
     optimizer = torch.optim.Muon(
-        [twin], lr=0.03, weight_decay=0.1, momentum=0.9, nesterov=False, adjust_lr_fn="match_rms_adamw"
+        [twin],
+        lr=0.03,
+        weight_decay=0.1,
+        momentum=0.9,
+        nesterov=False,
+        adjust_lr_fn="match_rms_adamw",
     )
     first, second, scale = start(rule, param)
     one = torch.ones(1, dtype=torch.float64)
     for step in range(10):
         grad = draw(1, *shape, seed=step)
         twin.grad = grad[0].clone()
-        step_(rule, param, grad, first, second, scale, lr=0.03 * one, momentum=0.9 * one, weight_decay=0.1 * one)
+        step_(
+            rule,
+            param,
+            grad,
+            first,
+            second,
+            scale,
+            lr=0.03 * one,
+            momentum=0.9 * one,
+            weight_decay=0.1 * one,
+        )
         optimizer.step()
     assert (param[0] - twin).norm() < 0.02 * (param - start_at).norm()
 
 
 def test_orthogonal_brings_all_singular_values_near_one():
-    found = orthogonal(draw(20, 6, 4, 3) * torch.logspace(-8, 8, 20, dtype=torch.float64).view(20, 1, 1, 1))
+    found = orthogonal(
+        draw(20, 6, 4, 3) * torch.logspace(-8, 8, 20, dtype=torch.float64).view(20, 1, 1, 1)
+    )
     values = torch.linalg.svdvals(found.flatten(2))
     assert values.min() > 0.6
     assert values.max() < 1.25
@@ -123,7 +140,9 @@ def test_changing_beta1_equals_explicit_products(base):
         step_(rule, param, grads[t], first, second, scale, lr=lr, momentum=momentum)
 
         weights = [(1 - betas[s]) * math.prod(betas[s + 1 : t + 1]) for s in range(t + 1)]
-        mean = sum(w * g for w, g in zip(weights, grads, strict=False)) / (1 - math.prod(betas[: t + 1]))
+        mean = sum(w * g for w, g in zip(weights, grads, strict=False)) / (
+            1 - math.prod(betas[: t + 1])
+        )
         squares = [0.001 * 0.999 ** (t - s) * grads[s].square() for s in range(t + 1)]
         root = (sum(squares) / (1 - 0.999 ** (t + 1))).sqrt()
         expected = expected - 0.01 * mean / (root + 1e-8)
@@ -174,7 +193,16 @@ def test_noise_joins_the_gradient():
         first, second, scale = start(rule, param)
         tenth, momentum = torch.full((2,), 0.1).double(), torch.full((2,), 0.9).double()
         scale = scale.advanced(rule, momentum)
-        step_(rule, param, first=first, second=second, scale=scale, lr=tenth, momentum=momentum, **given)
+        step_(
+            rule,
+            param,
+            first=first,
+            second=second,
+            scale=scale,
+            lr=tenth,
+            momentum=momentum,
+            **given,
+        )
         results.append((param, first, second))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
@@ -189,12 +217,16 @@ def test_noise_has_the_asked_for_size():
         assert abs(noise[i].mean().item()) <= 4 * size.item() / 20_000**0.5
         torch.testing.assert_close(noise[i].std(), size, rtol=0.03, atol=0)
         if level[i]:
-            assert abs((noise[i] * grad[i]).mean() / (size * grad[i].std())) < 0.03  # independent of the gradient
+            assert (
+                abs((noise[i] * grad[i]).mean() / (size * grad[i].std())) < 0.03
+            )  # independent of the gradient
 
 
 def test_noise_differs_between_steps_runs_and_tensors():
     grad, level, seeds = torch.ones(2, 50), torch.ones(2), torch.tensor([1, 2])
-    drawn = [gradient_noise(grad, level, seeds, step, start) for step in (0, 1) for start in (0, 50)]
+    drawn = [
+        gradient_noise(grad, level, seeds, step, start) for step in (0, 1) for start in (0, 50)
+    ]
     rows = torch.cat(drawn)
     assert len(rows.unique()) == rows.numel()
     assert torch.equal(drawn[0], gradient_noise(grad, level, seeds, torch.tensor([0, 0]), 0))

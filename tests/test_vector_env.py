@@ -1,4 +1,7 @@
-"""The environments: Gymnasium's and SB3's own checks, episodes, divergence, independence of rows, options."""
+"""The environments.
+
+Gymnasium's and SB3's own checks, episodes, divergence, independence of rows, options.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +24,32 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from tiny import SMALL, TINY
 
 import lr_gym  # noqa: F401 - registers the environments
-from lr_gym.action import ACTIONS, CONTROLLED, action_table
-from lr_gym.env import LRControlEnv
-from lr_gym.layers import CONTROLS
-from lr_gym.observation import FEATURES
-from lr_gym.reward import REWARDS, diverged_return
-from lr_gym.schedules import SCHEDULES, base_schedule
+from lr_gym.control.action import ACTIONS, CONTROLLED, action_table
+from lr_gym.control.observation import FEATURES
+from lr_gym.envs.env import LRControlEnv
+from lr_gym.envs.reward import REWARDS, diverged_return
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.layers import GRANULARITIES
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.losses import cross_entropy
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.updates.schedules import SCHEDULES, base_schedule
 
 IDS = [f"lr_gym/{TASKS[name].env_id}" for name in SMALL]
 SHORT = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 OPTIONS = [
-    *({"action": action, "control": control} for action, control in itertools.product(ACTIONS, CONTROLS)),
+    *(
+        {"action": action, "granularity": granularity}
+        for action, granularity in itertools.product(ACTIONS, GRANULARITIES)
+    ),
     {"controls": CONTROLLED, "render_mode": "ansi"},
     {"controls": CONTROLLED, "action": "discrete", "render_mode": "rgb_array"},
     {"base": "sgd", "schedule": "cosine", "reward": "paired", "dtype": torch.float64},
-    {"features": ("log_lr", "depth"), "reward": "final_log_loss", "mask_loss": 0.5, "mask_progress": 0.5},
+    {
+        "features": ("log_lr", "depth"),
+        "reward": "final_log_loss",
+        "mask_loss": 0.5,
+        "mask_progress": 0.5,
+    },
 ]
 
 
@@ -55,7 +66,10 @@ def random_actions(env, seed=0):
 
 
 def play(env, steps, actions):
-    """Steps of an environment that was reset: lists of observations, rewards, terminations and infos."""
+    """Steps of an environment that was reset.
+
+    Lists of observations, rewards, terminations and infos.
+    """
     return [env.step(next(actions)) for _ in range(steps)]
 
 
@@ -89,7 +103,10 @@ def test_registered_environment_passes_both_checks(env_id):
 def test_options_pass_both_checks(options):
     env = LRControlEnv(TINY, **{**SHORT, **options})
     env.spec = gymnasium.envs.registration.EnvSpec(
-        "Tiny-v0", entry_point=LRControlEnv, kwargs={"task": TINY, **SHORT, **options}, disable_env_checker=True
+        "Tiny-v0",
+        entry_point=LRControlEnv,
+        kwargs={"task": TINY, **SHORT, **options},
+        disable_env_checker=True,
     )
     check_env(env)
     sb3_check_env(env, skip_render_check=False)
@@ -111,7 +128,12 @@ def test_module_prefix_makes_the_environment_in_a_fresh_process():
 
 def test_sync_vector_env_of_single_environments_equals_the_native_batch():
     single = gymnasium.make_vec(
-        IDS[0], 2, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, horizon=12, decisions=4
+        IDS[0],
+        2,
+        "sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        horizon=12,
+        decisions=4,
     )
     native = gymnasium.make_vec(IDS[0], 2, horizon=12, decisions=4)
     observations = [env.reset(seed=[5, 9])[0].reshape(2, -1) for env in (single, native)]
@@ -136,7 +158,7 @@ def test_vector_wrapper_sees_whole_episodes():
 def test_spaces_are_what_the_options_say(options):
     env = tiny(**options)
     controls = options.get("controls", ("lr",))
-    layers = 1 if options.get("control") == "global" else 2
+    layers = 1 if options.get("granularity") == "global" else 2
     features = len(options.get("features", env.control_spec.features))
     assert env.observation_space.shape == (3, layers, features)
     assert set(env.control_spec.features) <= set(FEATURES)
@@ -156,7 +178,9 @@ def test_spaces_are_what_the_options_say(options):
 # Episodes
 
 
-@pytest.mark.parametrize(("horizon", "decisions"), [(12, 4), (13, 4), (3, 10), (1, 1), (7, 7), (10, 1)])
+@pytest.mark.parametrize(
+    ("horizon", "decisions"), [(12, 4), (13, 4), (3, 10), (1, 1), (7, 7), (10, 1)]
+)
 def test_decisions_cover_the_horizon_exactly(horizon, decisions):
     env = tiny(2, horizon=horizon, decisions=decisions)
     interval = max(1, horizon // decisions)
@@ -239,7 +263,9 @@ def test_a_seed_and_a_mask_seed_those_runs_only():
     assert_same(observation[0], fresh[0])
     assert info["run_seed"][0] == fresh_info["run_seed"][0]
     assert_same(env.reset(options={"reset_mask": [False] * 3})[0], observation)
-    assert_same(tiny().reset(seed=7, options={"reset_mask": [True, False, False]})[0], fresh)  # the first starts all
+    assert_same(
+        tiny().reset(seed=7, options={"reset_mask": [True, False, False]})[0], fresh
+    )  # the first starts all
 
 
 def test_initial_lr_may_be_given_for_one_reset():
@@ -280,17 +306,25 @@ def test_reported_lr_is_initial_lr_times_schedule_times_actions(schedule):
         multiplier = multiplier * np.exp(action[..., 0].astype(float) * math.log(4))
         info = env.step(action)[4]
         factor = float(base_schedule(schedule)(decision / 4))
-        np.testing.assert_allclose(info.get("final_info", info)["lr"], 1e-2 * multiplier * factor, rtol=1e-6)
+        np.testing.assert_allclose(
+            info.get("final_info", info)["lr"], 1e-2 * multiplier * factor, rtol=1e-6
+        )
 
 
 def test_discrete_action_is_its_row_of_the_table():
     pairs = (("discrete", "recursive"), ("discrete_residual", "residual"))
     for discrete, continuous in pairs:
-        a, b = tiny(action=discrete, controls=CONTROLLED), tiny(action=continuous, controls=CONTROLLED)
+        a, b = (
+            tiny(action=discrete, controls=CONTROLLED),
+            tiny(action=continuous, controls=CONTROLLED),
+        )
         a.reset(seed=0), b.reset(seed=0)
         for index, _ in zip(random_actions(a), range(4), strict=False):
             scale = ACTIONS[discrete].step / ACTIONS[continuous].step
-            discretely, continuously = a.step(index), b.step(action_table(CONTROLLED).numpy()[index] * scale)
+            discretely, continuously = (
+                a.step(index),
+                b.step(action_table(CONTROLLED).numpy()[index] * scale),
+            )
             np.testing.assert_allclose(discretely[1], continuously[1], rtol=1e-6)
             np.testing.assert_allclose(discretely[4]["lr"], continuously[4]["lr"], rtol=1e-6)
 
@@ -300,7 +334,11 @@ def test_returned_arrays_are_the_callers_own():
     env.reset(seed=0)
     actions = random_actions(env)
     first = env.step(next(actions))
-    before = [np.array(first[0]), np.array(first[1]), {key: np.array(value) for key, value in first[4].items()}]
+    before = [
+        np.array(first[0]),
+        np.array(first[1]),
+        {key: np.array(value) for key, value in first[4].items()},
+    ]
     env.step(next(actions))
     assert_same([first[0], first[1], first[4]], before)
     first[0][:] = 7
@@ -319,7 +357,12 @@ def test_return_is_the_decrease_of_the_log_loss(reward):
     rewards = np.stack([step[1] for step in steps])
     expected = np.log(start["reward_loss"]) - np.log(steps[-1][4]["reward_loss"])
     if REWARDS[reward].paired:
-        adam = {"base": "adam", "initial_lr": (1e-3, 1e-3), "action": "residual", "control": "global"}
+        adam = {
+            "base": "adam",
+            "initial_lr": (1e-3, 1e-3),
+            "action": "residual",
+            "granularity": "global",
+        }
         twin = tiny(**adam, autoreset_mode=AutoresetMode.DISABLED, dtype=torch.float64)
         twin.reset(seed=2)
         end = [twin.step(np.zeros((3, 1, 1))) for _ in range(4)][-1][4]["reward_loss"]
@@ -331,10 +374,13 @@ def test_return_is_the_decrease_of_the_log_loss(reward):
 
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize(
-    ("base", "reason"), [("adamw", "loss_above_limit"), ("adam", "loss_above_limit"), ("sgd", "non_finite_loss")]
+    ("base", "reason"),
+    [("adamw", "loss_above_limit"), ("adam", "loss_above_limit"), ("sgd", "non_finite_loss")],
 )
 def test_divergence_ends_the_run_with_the_documented_return(base, reason, reward):
-    env = LRControlVectorEnv("mnist1d-mlp", 3, base=base, reward=reward, initial_lr=(1e3, 1e3), **SHORT)
+    env = LRControlVectorEnv(
+        "mnist1d-mlp", 3, base=base, reward=reward, initial_lr=(1e3, 1e3), **SHORT
+    )
     _, start = env.reset(seed=0)
     total, actions = np.zeros(3), random_actions(env)
     for _ in range(4):
@@ -380,18 +426,29 @@ def test_late_divergence_has_the_same_return(reward):
 
 
 def test_a_loss_below_the_optimum_is_named():
-    task = dataclasses.replace(TINY, loss=lambda outputs, targets: cross_entropy(outputs, targets) - 100.0)
-    with pytest.raises(ValueError, match=r"'tiny' starts with a loss of -9.*optimum 0.*Task.optimum"):
+    task = dataclasses.replace(
+        TINY, loss=lambda outputs, targets: cross_entropy(outputs, targets) - 100.0
+    )
+    with pytest.raises(
+        ValueError, match=r"'tiny' starts with a loss of -9.*optimum 0.*Task.optimum"
+    ):
         LRControlVectorEnv(task, 2).reset(seed=0)
     LRControlVectorEnv(dataclasses.replace(task, optimum=-100.0), 2).reset(seed=0)
 
 
 def test_a_reference_that_breaks_spoils_no_reward(monkeypatch):
-    """Adam at 1e-3 comes to something that is no number; the run that is compared with it does not."""
+    """Adam at 1e-3 comes to something that is no number.
+
+    The run that is compared with it does not.
+    """
     env = LRControlVectorEnv(TINY, 2, reward="paired", horizon=12, decisions=3)
     env.reset(seed=0)
     evaluate = env._reference_loop.evaluate
-    monkeypatch.setattr(env._reference_loop, "evaluate", lambda *rest: evaluate(*rest) * torch.tensor([1.0, math.nan]))
+    monkeypatch.setattr(
+        env._reference_loop,
+        "evaluate",
+        lambda *rest: evaluate(*rest) * torch.tensor([1.0, math.nan]),
+    )
     for _ in range(2):
         _, reward, terminated, _, _ = env.step(np.zeros(env.action_space.shape, np.float32))
         assert np.isfinite(reward).all()
@@ -400,15 +457,26 @@ def test_a_reference_that_breaks_spoils_no_reward(monkeypatch):
 
 @pytest.mark.parametrize("reward", ["log_loss", "paired"])
 def test_rows_of_64_equal_rows_alone_to_the_bit(reward):
-    """Contract (b) of the environment: float32, restarts included, a third of the rows diverging."""
-    options = {"base": "sgd", "initial_lr": (1e-2, 1e3), "horizon": 10, "decisions": 5, "reward": reward}
+    """Contract (b) of the environment.
+
+    Float32, restarts included, a third of the rows diverging.
+    """
+    options = {
+        "base": "sgd",
+        "initial_lr": (1e-2, 1e3),
+        "horizon": 10,
+        "decisions": 5,
+        "reward": reward,
+    }
     runs = 64 if reward == "log_loss" else 16
     both = LRControlVectorEnv("mnist1d-mlp", runs, **options)
     alone = LRControlVectorEnv("mnist1d-mlp", 1, **options)
     starts = both.reset(seed=40)
     actions = list(itertools.islice(random_actions(both), 7))
     steps = play(both, 7, iter(actions))
-    diverged = np.any([step[4]["final_info"]["diverged"] for step in steps if "final_info" in step[4]], axis=0)
+    diverged = np.any(
+        [step[4]["final_info"]["diverged"] for step in steps if "final_info" in step[4]], axis=0
+    )
     assert runs // 4 <= diverged.sum() <= 3 * runs // 4
     for row in range(runs):
         one = slice(row, row + 1)
@@ -418,7 +486,15 @@ def test_rows_of_64_equal_rows_alone_to_the_bit(reward):
             mine = alone.step(action[one])
             for part in range(4):
                 assert_same(mine[part], step[part][one])
-            for key in ("run_seed", "step", "train_loss", "reward_loss", "lr", "diverged", "divergence"):
+            for key in (
+                "run_seed",
+                "step",
+                "train_loss",
+                "reward_loss",
+                "lr",
+                "diverged",
+                "divergence",
+            ):
                 assert_same(mine[4][key], step[4][key][one])
             if mine[2][0]:
                 assert_same(mine[4]["final_obs"][0], step[4]["final_obs"][row])
@@ -447,7 +523,7 @@ def test_desynchronised_rows_equal_rows_alone():
 CURVES = """
 import hashlib, torch
 torch.set_num_threads(1)
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.vector_env import LRControlVectorEnv
 env = LRControlVectorEnv("mnist1d-mlp", 3, controls=("lr", "momentum", "noise"), horizon=20, decisions=5,
                          reward="paired", mask_loss=0.5)
 digest = hashlib.sha256(env.reset(seed=11)[0].tobytes())
@@ -466,7 +542,9 @@ def run_python(code: str) -> str:
     """Output of a fresh process in the repository's root."""
     root = Path(__file__).parents[1]
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=600).stdout
+    return subprocess.run(
+        command, cwd=root, check=True, capture_output=True, text=True, timeout=600
+    ).stdout
 
 
 def test_same_seed_in_two_processes_gives_the_same_everything(capsys):
@@ -481,12 +559,20 @@ def test_same_seed_in_two_processes_gives_the_same_everything(capsys):
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 def test_state_continues_bit_for_bit(base, reward, tmp_path):
-    options = {"base": base, "reward": reward, "controls": CONTROLLED, "initial_lr": (1e-2, 1e4), "mask_loss": 0.5}
+    options = {
+        "base": base,
+        "reward": reward,
+        "controls": CONTROLLED,
+        "initial_lr": (1e-2, 1e4),
+        "mask_loss": 0.5,
+    }
     env = tiny(8, **options)
     env.reset(seed=3)
     actions = list(itertools.islice(random_actions(env), 12))
     play(env, 5, iter(actions))
-    assert len(set(env.state_dict()["host.step"].tolist())) > 1  # rows that diverged are out of step
+    assert (
+        len(set(env.state_dict()["host.step"].tolist())) > 1
+    )  # rows that diverged are out of step
     torch.save(env.state_dict(), tmp_path / "state.pt")
     expected = play(env, 7, iter(actions[5:]))
     again = tiny(8, **options)
@@ -504,7 +590,9 @@ def test_state_keeps_the_initial_lr_that_a_reset_named():
 
 
 @pytest.mark.parametrize(
-    "other", [{"num_envs": 4}, {"base": "sgd"}, {"controls": ("lr", "momentum")}, {"average": 1.0}], ids=str
+    "other",
+    [{"num_envs": 4}, {"base": "sgd"}, {"controls": ("lr", "momentum")}, {"average": 1.0}],
+    ids=str,
 )
 def test_a_state_of_other_options_is_refused(other):
     env = tiny()
@@ -520,7 +608,7 @@ def test_no_state_before_the_first_reset():
 
 @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
 def test_copies_go_on_alike(how):
-    copied = copy.deepcopy if how == "deepcopy" else lambda env: pickle.loads(pickle.dumps(env))  # noqa: S301
+    copied = copy.deepcopy if how == "deepcopy" else lambda env: pickle.loads(pickle.dumps(env))
     env = LRControlVectorEnv("quadratic", 3, horizon=20)
     env.reset(seed=0)
     play(env, 2, random_actions(env))
@@ -596,7 +684,9 @@ def test_render_survives_divergence_and_zero_lr(mode):
         ended = env.step(action)[2]
         frames.append(env.render())
     if mode == "rgb_array":
-        assert all(f.shape == (320, 640, 3) and f.dtype == np.uint8 for frame in frames for f in frame)
+        assert all(
+            f.shape == (320, 640, 3) and f.dtype == np.uint8 for frame in frames for f in frame
+        )
         assert (frames[0][0] != frames[1][0]).any()
 
 
@@ -611,7 +701,7 @@ def test_render_without_a_mode_names_the_option():
 
 WRONG = [
     ("task", "mnist"), ("num_envs", 0), ("num_envs", 2.0), ("num_envs", True), ("horizon", 0), ("horizon", 2.5),
-    ("decisions", 0), ("decisions", "4"), ("control", "tensor"), ("controls", ("momentum",)), ("controls", "lr"),
+    ("decisions", 0), ("decisions", "4"), ("granularity", "tensor"), ("controls", ("momentum",)), ("controls", "lr"),
     ("action", "absolute"), ("base", "lion"), ("schedule", "step"), ("features", ()), ("features", ("depht",)),
     ("initial_lr", (0.0, 1.0)), ("initial_lr", (1e-2, 1e-3)), ("initial_lr", (1e-3, math.inf)),
     ("initial_lr", (math.nan, math.nan)), ("initial_lr", 1e-3), ("initial_lr", (1e-3, 1e-2, 1e-1)),

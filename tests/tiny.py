@@ -1,4 +1,7 @@
-"""Small things that several tests need: a task of microseconds, a plain training loop's parts, random policies."""
+"""Small things that several tests need.
+
+A task of microseconds, a plain training loop's parts, random policies.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import functools
 import torch
 from torch import nn
 
-from lr_gym.control import ControlSpec
-from lr_gym.inner_loop import minibatch
-from lr_gym.policy import MLPPolicy
+from lr_gym.control.spec import ControlSpec
+from lr_gym.policies.policy import MLPPolicy
 from lr_gym.tasks import TASKS, Data, Split, Task
-from lr_gym.tasks.models import mlp, plain_model
+from lr_gym.tasks.initial import mlp, plain_model
 from lr_gym.tasks.task import cross_entropy
+from lr_gym.training.inner_loop import minibatch
 
 
 @functools.cache
@@ -40,7 +43,11 @@ TINY = Task(
 
 # Tasks whose data are made or installed with the tests, and whose steps take milliseconds.
 TABLES = ("titanic", "diamonds", "flights")
-SMALL = tuple(name for name, task in TASKS.items() if task.source in ("mnist1d", "digits", *TABLES, "gaussian"))
+SMALL = tuple(
+    name
+    for name, task in TASKS.items()
+    if task.source in ("mnist1d", "digits", *TABLES, "gaussian")
+)
 
 
 def tiny_task(model) -> Task:
@@ -49,19 +56,30 @@ def tiny_task(model) -> Task:
 
 
 def plain_run(task: Task, run_seed: int, dtype: torch.dtype):
-    """Start the run `run_seed` as a plain module: the module, and a function step -> loss of its minibatch."""
+    """Start the run `run_seed` as a plain module.
+
+    The module, and a function step -> loss of its minibatch.
+    """
     seeds = torch.tensor([run_seed])
     data = task.data().to("cpu", dtype)
     model = plain_model(task, seeds, dtype)
 
     def loss_at(step: int) -> torch.Tensor:
-        index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[0]
+        index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[
+            0
+        ]
         return task.loss(model(data.gradient.inputs[index]), data.gradient.targets[index]).mean()
 
     return model, loss_at
 
 
-def random_policy(spec: ControlSpec, interval: int = 3, seed: int = 0, scale: float = 0.7, outputs: int | None = None):
+def random_policy(
+    spec: ControlSpec,
+    interval: int = 3,
+    seed: int = 0,
+    scale: float = 0.7,
+    outputs: int | None = None,
+):
     """A policy with random weights, so that every action differs."""
     generator = torch.Generator().manual_seed(seed)
     features, outputs = len(spec.features), outputs or len(spec.controls)

@@ -1,4 +1,7 @@
-"""Stable-Baselines3 on lr_gym: the adapter of the environments, PPO and DQN. Only this folder imports SB3."""
+"""Stable-Baselines3 on lr_gym: the adapter of the environments, PPO and DQN.
+
+Only this folder imports SB3.
+"""
 
 from agents.sb3.dqn import DQNConfig, DQNLearner
 from agents.sb3.ppo import PPOConfig, PPOLearner

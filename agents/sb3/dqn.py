@@ -1,4 +1,7 @@
-"""DQN: values of discrete learning-rate factors (and momentum steps), the same network for every layer."""
+"""DQN.
+
+Values of discrete learning-rate factors (and momentum steps), the same network for every layer.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from agents.learner import PolicyLearner
 from agents.sb3.ppo import mlp_policy
 from agents.sb3.rows import LayerRowsVecEnv
 from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
-from lr_gym.policy import MLPPolicy
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import MLPPolicy
 
 __all__ = ["DQNConfig", "DQNLearner"]
 
@@ -53,7 +56,11 @@ class RowwiseDQN(DQN):
     """SB3's DQN, which explores in all rows at once or in none, made to explore in each row by itself."""
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """Epsilon-greedy in each row; greedy where `deterministic`."""
         action, state = self.policy.predict(observation, state, episode_start, True)
@@ -65,7 +72,10 @@ class RowwiseDQN(DQN):
 
 
 class DQNLearner(PolicyLearner):
-    """SB3's DQN on layer rows; it learns after each decision, and an update is one training of every run."""
+    """SB3's DQN on layer rows.
+
+    It learns after each decision, and an update is one training of every run.
+    """
 
     def __init__(
         self,
@@ -80,9 +90,14 @@ class DQNLearner(PolicyLearner):
         super().__init__(selection)
         if not isinstance(env.action_space, gym.spaces.Discrete):
             raise ValueError(
-                f"DQN needs action='discrete' or 'discrete_residual'; got {env.envs[0].control_spec.action!r}"
+                "DQN needs action='discrete' or 'discrete_residual'; got "
+                f"{env.envs[0].control_spec.action!r}"
             )
-        self._decisions, self._gradient_steps, self._batch = env.decisions, config.gradient_steps, config.batch_size
+        self._decisions, self._gradient_steps, self._batch = (
+            env.decisions,
+            config.gradient_steps,
+            config.batch_size,
+        )
         self.model = RowwiseDQN(
             "MlpPolicy",
             env,

@@ -1,4 +1,7 @@
-"""PPO: one small network controls every layer, and starts at exactly the base optimizer and its schedule."""
+"""PPO.
+
+One small network controls every layer, and starts at exactly the base optimizer and its schedule.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from torch import nn
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
 from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
-from lr_gym.policy import MLPPolicy, SavedPolicy
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import MLPPolicy, SavedPolicy
 
 __all__ = ["PPOConfig", "PPOLearner", "relative_rewards"]
 
@@ -25,7 +28,10 @@ LIMIT = 5.0  # spreads
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """PPO's hyperparameters (Schulman et al. 2017), named as in SB3; defaults measured on mnist1d-mlp."""
+    """PPO's hyperparameters (Schulman et al. 2017), named as in SB3.
+
+    Defaults measured on mnist1d-mlp.
+    """
 
     learning_rate: float = 1e-3
     """Of the agent's own Adam; falls linearly to 0."""
@@ -36,7 +42,10 @@ class PPOConfig:
     gamma: float = 1.0
     """1 makes the return the total decrease of the log loss; less rewards early decreases."""
     gae_lambda: float = 1.0
-    """Of generalised advantage estimation; below 1 an early decision is judged by what it gives soon."""
+    """Of generalised advantage estimation.
+
+    Below 1 an early decision is judged by what it gives soon.
+    """
     clip_range: float = 0.2
     """Of the probability ratio."""
     ent_coef: float = 0.0
@@ -44,13 +53,19 @@ class PPOConfig:
     log_std_init: float = -2.0
     """Initial log std of the actions."""
     twins: int = 1
-    """Trainings with the same task, initial weights, data and lr, rewarded relative to one another; 1 for none."""
+    """Trainings with the same task, initial weights, data and lr, rewarded relative to one another.
+
+    1 for none.
+    """
     hidden: tuple[int, ...] = (64, 64)
     """Widths of actor and critic, tanh."""
 
 
 class PPOLearner(PolicyLearner):
-    """SB3's PPO on layer rows; an update is one rollout of as many decisions as the longest training has."""
+    """SB3's PPO on layer rows.
+
+    An update is one rollout of as many decisions as the longest training has.
+    """
 
     def __init__(
         self,
@@ -67,7 +82,8 @@ class PPOLearner(PolicyLearner):
             env: what it learns in; its row seeds are set by the caller.
             selection: what it is judged in.
             config: hyperparameters.
-            seed: of initial weights, exploration and minibatches; seeds the global generators that SB3 uses.
+            seed: of initial weights, exploration and minibatches; seeds the global generators that
+                SB3 uses.
             updates: how many there will be: the learning rate reaches 0 after them.
         """
         super().__init__(selection)
@@ -97,13 +113,22 @@ class PPOLearner(PolicyLearner):
         self._total, self._callback = self.model._setup_learn(samples * updates)
 
     def go_on_from(self, policy: SavedPolicy) -> None:
-        """Start with the actor of a trained policy instead; a ValueError where controls or network differ."""
+        """Start with the actor of a trained policy instead.
+
+        A ValueError where controls or network differ.
+        """
         spec = rows_of(self.model).envs[0].control_spec
         linears = linears_of(self._actor())
         shapes = [tuple(m.weight.shape) for m in linears]
-        given = [tuple(w.shape) for w in policy.weights] if isinstance(policy, MLPPolicy) else policy.kind
+        given = (
+            [tuple(w.shape) for w in policy.weights]
+            if isinstance(policy, MLPPolicy)
+            else policy.kind
+        )
         if not isinstance(policy, MLPPolicy) or given != shapes:
-            raise ValueError(f"init must be a network of shapes {shapes}, as ppo.hidden makes; got {given}")
+            raise ValueError(
+                f"init must be a network of shapes {shapes}, as ppo.hidden makes; got {given}"
+            )
         if policy.spec != spec:
             raise ValueError(f"init has the controls {policy.spec}, this training {spec}")
         with torch.no_grad():
@@ -158,15 +183,17 @@ def relative_rewards(
 ) -> NDArray[np.float32]:
     """Rewards less the twins' median, in units of the spread of their returns.
 
-    What twins share, however much it matters, is no merit of the agent's; and every task counts alike, however far its
-    loss can fall. One step is worth `LIMIT` spreads at most, which also bounds what a divergence costs.
+    What twins share, however much it matters, is no merit of the agent's; and every task counts
+    alike, however far its loss can fall. One step is worth `LIMIT` spreads at most, which also
+    bounds what a divergence costs.
 
     Args:
         rewards: (decisions, rows), a row for each layer of each run.
         layers: of each run, in order; equal among twins.
         twins: neighbouring runs that are compared.
-        restarted: (decisions - 1, rows) whether a row is in another training, after a divergence, from the second
-            decision on: that one has no twins, so it is left out of medians and rewarded with 0.
+        restarted: (decisions - 1, rows) whether a row is in another training, after a divergence,
+            from the second decision on: that one has no twins, so it is left out of medians and
+            rewarded with 0.
     """
     relative, alone = rewards.copy(), np.zeros(rewards.shape, dtype=bool)
     alone[1:] = restarted

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from agents.learner import episode_means
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.vector_env import LRControlVectorEnv
 
 __all__ = ["LayerRowsVecEnv"]
 
@@ -21,9 +21,10 @@ __all__ = ["LayerRowsVecEnv"]
 class LayerRowsVecEnv(VecEnv):
     """Batched environments as one SB3 VecEnv in which every (run, layer) is a row of its own.
 
-    One small network thus controls every layer of every run. Each layer's row gets its run's full reward. The
-    environments step in threads of their own, one for each: torch releases the interpreter lock, and since rows do
-    not touch each other the result does not depend on how runs are shared out.
+    One small network thus controls every layer of every run. Each layer's row gets its run's full
+    reward. The environments step in threads of their own, one for each: torch releases the
+    interpreter lock, and since rows do not touch each other the result does not depend on how runs
+    are shared out.
     """
 
     def __init__(
@@ -33,13 +34,17 @@ class LayerRowsVecEnv(VecEnv):
         renew: Callable[[int], Sequence[LRControlVectorEnv]] | None = None,
         twins: int = 1,
     ) -> None:
-        """Wrap environments that share features and actions; their tasks and numbers of layers may differ.
+        """Wrap environments that share features and actions.
+
+        Their tasks and numbers of layers may differ.
 
         Args:
             envs: at least one, with equal control specs.
             threads: that step them, one for each environment by default.
-            renew: makes the environments of generation 1, 2, ... on other tasks, with as many rows; None keeps them.
-            twins: neighbouring runs that share a row seed, and so differ in nothing but what the agent does.
+            renew: makes the environments of generation 1, 2, ... on other tasks, with as many rows;
+                None keeps them.
+            twins: neighbouring runs that share a row seed, and so differ in nothing but what the
+                agent does.
         """
         if not envs:
             raise ValueError("envs is empty: give at least one LRControlVectorEnv")
@@ -49,7 +54,9 @@ class LayerRowsVecEnv(VecEnv):
                 raise ValueError("all environments must have the same control spec")
         for env in envs:
             if env.num_envs % twins:
-                raise ValueError(f"{env.num_envs} runs of {env.task.name} are no multiple of twins={twins}")
+                raise ValueError(
+                    f"{env.num_envs} runs of {env.task.name} are no multiple of twins={twins}"
+                )
         self.envs = list(envs)
         self.twins = twins
         self.generation = 0
@@ -68,7 +75,9 @@ class LayerRowsVecEnv(VecEnv):
         else:
             action_space = gym.spaces.Box(-1.0, 1.0, (controls,), np.float32)
         self.render_mode = None
-        super().__init__(int(self._bounds[-1]), gym.spaces.Box(-1.0, 1.0, (features,), np.float32), action_space)
+        super().__init__(
+            int(self._bounds[-1]), gym.spaces.Box(-1.0, 1.0, (features,), np.float32), action_space
+        )
 
     @property
     def num_runs(self) -> int:
@@ -104,7 +113,9 @@ class LayerRowsVecEnv(VecEnv):
         envs = list(self._renew(generation))
         rows = [(env.num_envs, env.num_layers, env.control_spec) for env in envs]
         if rows != [(env.num_envs, env.num_layers, env.control_spec) for env in self.envs]:
-            raise ValueError("renewed environments must have the runs, layers and control spec of those before")
+            raise ValueError(
+                "renewed environments must have the runs, layers and control spec of those before"
+            )
         self.envs, self.generation = envs, generation
 
     def reset(self) -> np.ndarray:
@@ -127,7 +138,9 @@ class LayerRowsVecEnv(VecEnv):
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         return [None] * self.num_envs
 
-    def decide(self, actions: np.ndarray) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    def decide(
+        self, actions: np.ndarray
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         """One decision of every row: observations (rows, F), rewards and dones (rows,)."""
         self.step_async(actions)
         observation, rewards, dones, _ = self.step_wait()
@@ -142,14 +155,22 @@ class LayerRowsVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step all environments and spread the results over the rows."""
-        steps = list(self._pool.map(lambda pair: pair[0].step(pair[1]), zip(self.envs, self._actions, strict=True)))
+        steps = list(
+            self._pool.map(
+                lambda pair: pair[0].step(pair[1]), zip(self.envs, self._actions, strict=True)
+            )
+        )
         infos: list[dict[str, Any]] = []
         for i, (_, reward, terminated, _, info) in enumerate(steps):
             self._returns[i] += reward
             self._lengths[i] += 1
             infos += self._row_infos(i, terminated, info)
-        rewards = [np.repeat(step[1], env.num_layers) for env, step in zip(self.envs, steps, strict=True)]
-        dones = [np.repeat(step[2], env.num_layers) for env, step in zip(self.envs, steps, strict=True)]
+        rewards = [
+            np.repeat(step[1], env.num_layers) for env, step in zip(self.envs, steps, strict=True)
+        ]
+        dones = [
+            np.repeat(step[2], env.num_layers) for env, step in zip(self.envs, steps, strict=True)
+        ]
         return (
             self._rows([step[0] for step in steps]),
             np.concatenate(rewards).astype(np.float32),
@@ -160,7 +181,9 @@ class LayerRowsVecEnv(VecEnv):
     def _rows(self, observations: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([o.reshape(-1, o.shape[-1]) for o in observations])
 
-    def _row_infos(self, i: int, terminated: np.ndarray, info: dict[str, Any]) -> list[dict[str, Any]]:
+    def _row_infos(
+        self, i: int, terminated: np.ndarray, info: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         layers = self.envs[i].num_layers
         rows: list[dict[str, Any]] = [{} for _ in range(self.envs[i].num_envs * layers)]
         for run in np.flatnonzero(terminated):
@@ -218,12 +241,20 @@ class LayerRowsVecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Refused: rows have no attributes of their own."""
-        raise AttributeError(f"rows of LayerRowsVecEnv share their attributes; set {attr_name} on .envs")
+        raise AttributeError(
+            f"rows of LayerRowsVecEnv share their attributes; set {attr_name} on .envs"
+        )
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+    ) -> list[Any]:
         """Refused: rows are not environments of their own."""
-        raise AttributeError(f"rows of LayerRowsVecEnv are no environments; call {method_name} on .envs")
+        raise AttributeError(
+            f"rows of LayerRowsVecEnv are no environments; call {method_name} on .envs"
+        )
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
+    ) -> list[bool]:
         """No row is wrapped."""
         return [False for _ in self._get_indices(indices)]

@@ -1,4 +1,7 @@
-"""Everything that an SB3 algorithm's next update depends on, as tensors and plain values; between two updates only."""
+"""Everything that an SB3 algorithm's next update depends on, as tensors and plain values.
+
+Between two updates only.
+"""
 
 from __future__ import annotations
 

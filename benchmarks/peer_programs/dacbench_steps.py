@@ -1,11 +1,14 @@
-"""DACBench's SGD environment on random examples of given shapes; started by ../peers.py in a venv that holds dacbench.
+"""DACBench's SGD environment on random examples of given shapes.
 
-Arguments: a JSON file of layers as DACBench takes them, the shape of an example ("1x28x28"), batch size, batches to
-train on, examples to validate on. An environment step is an epoch of AdamW and the loss on the validation examples (its
-`epoch_mode`). Writes "ready VERSION"; for each line that it reads it makes a step and writes its seconds of processor
-time.
+Started by ../peers.py in a venv that holds dacbench.
 
-Examples lie in memory as tensors, without the decoding and transforming of pictures that DACBench's own datasets do.
+Arguments: a JSON file of layers as DACBench takes them, the shape of an example ("1x28x28"), batch
+size, batches to train on, examples to validate on. An environment step is an epoch of AdamW and the
+loss on the validation examples (its `epoch_mode`). Writes "ready VERSION"; for each line that it
+reads it makes a step and writes its seconds of processor time.
+
+Examples lie in memory as tensors, without the decoding and transforming of pictures that DACBench's
+own datasets do.
 """
 
 import importlib.metadata
@@ -27,7 +30,9 @@ learned = batch * batches
 class Random(torch.utils.data.TensorDataset):
     """What torchvision's datasets look like to DACBench."""
 
-    def __init__(self, root: str, train: bool = True, download: bool = False, transform: object = None) -> None:
+    def __init__(
+        self, root: str, train: bool = True, download: bool = False, transform: object = None
+    ) -> None:
         count = learned + validation if train else batch
         super().__init__(torch.randn(count, *shape), torch.randint(10, (count,)))
 

@@ -1,7 +1,10 @@
-"""JAX's jit(vmap + scan) on what mnist1d-mlp computes; started by ../peers.py in a venv that holds jax.
+"""JAX's jit(vmap + scan) on what mnist1d-mlp computes.
 
-Arguments: runs, batch size, inner steps between statistics, how many such intervals are measured at once. Writes
-"ready VERSION"; for each line that it reads it measures and writes inner steps per second of processor time.
+Started by ../peers.py in a venv that holds jax.
+
+Arguments: runs, batch size, inner steps between statistics, how many such intervals are measured at
+once. Writes "ready VERSION"; for each line that it reads it measures and writes inner steps per
+second of processor time.
 """
 
 import functools
@@ -20,7 +23,10 @@ targets = jax.random.randint(jax.random.key(2), (3000,), 0, 10)
 
 def init(key):
     pairs = itertools.pairwise(sizes)
-    params = [(jax.random.uniform(key, (o, i), minval=-1, maxval=1) / i**0.5, jnp.zeros(o)) for i, o in pairs]
+    params = [
+        (jax.random.uniform(key, (o, i), minval=-1, maxval=1) / i**0.5, jnp.zeros(o))
+        for i, o in pairs
+    ]
     zeros = jax.tree.map(jnp.zeros_like, params)
     return params, zeros, zeros, 0, key
 
@@ -50,9 +56,15 @@ def step(state, lr):
 
 
 def interval(state, lr):
-    state, loss = jax.lax.scan(lambda s, _: (lambda n: (n[0], n[1][0]))(step(s, lr)), state, None, interval_steps - 1)
+    state, loss = jax.lax.scan(
+        lambda s, _: (lambda n: (n[0], n[1][0]))(step(s, lr)), state, None, interval_steps - 1
+    )
     state, (last, grads, update) = step(state, lr)
-    norms = [sum(jnp.square(x).sum() for x in layer) for tree in (grads, update, *state[:3]) for layer in tree]
+    norms = [
+        sum(jnp.square(x).sum() for x in layer)
+        for tree in (grads, update, *state[:3])
+        for layer in tree
+    ]
     return state, (loss, last, jnp.stack(norms))
 
 

@@ -13,7 +13,9 @@ from lr_gym.benchmark.figures import write_figures
 from lr_gym.benchmark.markdown import tables
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m lr_gym.benchmark", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lr_gym.benchmark", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("results", type=Path, help="results.json of an evaluation")
     parser.add_argument("--figures", type=Path, help="folder for the plots")
     args = parser.parse_args()

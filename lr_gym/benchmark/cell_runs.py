@@ -15,7 +15,13 @@ def _rows(outcome: Outcome) -> list[tuple[int, dict[str, float]]]:
     """(updates, figures) of each point of the curve."""
     points = zip(outcome.steps, outcome.curve, outcome.lr, strict=False)
     return [
-        (step, {"test_loss": loss, **{f"lr/{name}": lr for name, lr in zip(outcome.layers, rates, strict=True)}})
+        (
+            step,
+            {
+                "test_loss": loss,
+                **{f"lr/{name}": lr for name, lr in zip(outcome.layers, rates, strict=True)},
+            },
+        )
         for step, loss, rates in points
     ]
 
@@ -30,7 +36,20 @@ def log_cells(folder: Path, outcomes: Mapping[Cell, Outcome], wandb: str) -> Non
     """
     for cell, outcome in outcomes.items():
         who = cell.contestant.optimizer or cell.contestant.policy
-        config = {**cell.contestant._asdict(), "task": cell.task, "seed": cell.seed, "horizon": cell.horizon}
+        config = {
+            **cell.contestant._asdict(),
+            "task": cell.task,
+            "seed": cell.seed,
+            "horizon": cell.horizon,
+        }
         summary = {"final_test_loss": outcome.test_loss, **outcome.metrics, "error": outcome.error}
         name = f"{who}-lr{cell.contestant.lr:g}-seed{cell.seed}"
-        log_run(folder, config, _rows(outcome), summary, wandb=wandb, name=name, group=f"{folder.name}-{cell.task}")
+        log_run(
+            folder,
+            config,
+            _rows(outcome),
+            summary,
+            wandb=wandb,
+            name=name,
+            group=f"{folder.name}-{cell.task}",
+        )

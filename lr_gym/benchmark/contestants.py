@@ -1,4 +1,7 @@
-"""OPTIMIZERS: who can be compared, a literal table; entrants are its rows and the policies of one evaluation."""
+"""OPTIMIZERS: who can be compared, a literal table.
+
+Entrants are its rows and the policies of one evaluation.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,30 @@ from torch.optim import Optimizer
 
 from lr_gym.benchmark.hypergradient import HypergradientAdam
 from lr_gym.layers import muon_groups, muon_matrices
-from lr_gym.optim import AdaptiveUPGD, EnhancedSGD, GlobalAdaptiveSGD, GradientAgreementOptimizer, PolicyOptimizer
-from lr_gym.policy import load_policy
-from lr_gym.tasks.cache import require
+from lr_gym.optim import (
+    AdaptiveUPGD,
+    EnhancedSGD,
+    GlobalAdaptiveSGD,
+    GradientAgreementOptimizer,
+    PolicyOptimizer,
+)
+from lr_gym.optional import require
+from lr_gym.policies.policy import load_policy
 
-__all__ = ["OPTIMIZERS", "Baseline", "Contestant", "Entrant", "check_installed", "entrants", "make_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "Baseline",
+    "Contestant",
+    "Entrant",
+    "check_installed",
+    "entrants",
+    "make_optimizer",
+]
 
-ADAM_RANGE = (3e-5, 0.3)  # of learning rates, wide enough for a fine-tuned encoder and for the noisy quadratic
+ADAM_RANGE = (
+    3e-5,
+    0.3,
+)  # of learning rates, wide enough for a fine-tuned encoder and for the noisy quadratic
 SGD_RANGE = (1e-3, 10.0)
 POLICY_LR = 1e-3  # PolicyOptimizer's own default: where a policy that nobody tuned starts from
 
@@ -34,7 +54,8 @@ class Baseline(NamedTuple):
         lr: fixed learning rate; None is tuned.
         space: (low, high) of the learning rates that tuning may try, log-uniform.
         package: optional module that it needs; "" for none.
-        code: files of lr_gym that it consists of, patterns; trainings are done anew where they change.
+        code: files of lr_gym that it consists of, patterns; trainings are done anew where they
+            change.
     """
 
     about: str
@@ -85,7 +106,10 @@ class Entrant(NamedTuple):
 
 
 class _Together(Optimizer):
-    """Several optimizers as one: their groups in one list, so that schedulers and `zero_grad` reach all."""
+    """Several optimizers as one.
+
+    Their groups in one list, so that schedulers and `zero_grad` reach all.
+    """
 
     def __init__(self, *parts: Optimizer) -> None:
         self.parts = parts
@@ -103,7 +127,9 @@ class _FlatMuon(Optimizer):
 
     def __init__(self, params: Sequence[nn.Parameter], lr: float) -> None:
         self._flat = [nn.Parameter(param.detach().view(len(param), -1)) for param in params]
-        self._muon = torch.optim.Muon(self._flat, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        self._muon = torch.optim.Muon(
+            self._flat, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        )
         super().__init__(params, {"lr": lr})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -133,7 +159,10 @@ def _schedule_free(model: nn.Module, lr: float, horizon: int) -> Optimizer:
 
 
 def _prodigy(model: nn.Module, lr: float, horizon: int) -> Optimizer:
-    """Prodigy (Mishchenko & Defazio 2024); its authors advise lr 1, a cosine schedule, and these two for it."""
+    """Prodigy (Mishchenko & Defazio 2024).
+
+    Its authors advise lr 1, a cosine schedule, and these two for it.
+    """
     module = require("prodigyopt", "benchmark")
     options = {"use_bias_correction": True, "safeguard_warmup": True}
     return module.Prodigy(model.parameters(), lr, **options)  # type: ignore[no-any-return]
@@ -145,7 +174,9 @@ def _d_adaptation(model: nn.Module, lr: float, horizon: int) -> Optimizer:
     return module.DAdaptAdam(model.parameters(), lr, bias_correction=True)  # type: ignore[no-any-return]
 
 
-def _plain(rule: Callable[..., Optimizer], **options: Any) -> Callable[[nn.Module, float, int], Optimizer]:
+def _plain(
+    rule: Callable[..., Optimizer], **options: Any
+) -> Callable[[nn.Module, float, int], Optimizer]:
     """An optimizer of (parameters, learning rate)."""
     return lambda model, lr, horizon: rule(model.parameters(), lr, **options)
 
@@ -159,7 +190,9 @@ _ADAMW = _plain(torch.optim.AdamW)
 OPTIMIZERS: dict[str, Baseline] = {
     "sgd": Baseline("SGD, constant", _SGD, space=SGD_RANGE),
     "sgd-momentum": Baseline("SGD, momentum 0.9, constant", _MOMENTUM, space=SGD_RANGE),
-    "sgd-momentum-cosine": Baseline("SGD, momentum 0.9, cosine", _MOMENTUM, "cosine", space=SGD_RANGE),
+    "sgd-momentum-cosine": Baseline(
+        "SGD, momentum 0.9, cosine", _MOMENTUM, "cosine", space=SGD_RANGE
+    ),
     "adam": Baseline("Adam, lr 1e-3", _ADAM, lr=1e-3),
     "adam-constant": Baseline("Adam, constant", _ADAM),
     "adam-cosine": Baseline("Adam, cosine", _ADAM, "cosine"),
@@ -172,21 +205,36 @@ OPTIMIZERS: dict[str, Baseline] = {
     "adamw-wsd": Baseline("AdamW, stable, then decay (WSD without warmup)", _ADAMW, "wsd"),
     "radam": Baseline("RAdam, constant", _plain(torch.optim.RAdam)),
     "nadam": Baseline("NAdam, constant", _plain(torch.optim.NAdam)),
-    "muon": Baseline("Muon on hidden matrices, AdamW on the rest, cosine", _muon, "cosine", code=("layers.py",)),
-    "muon-wsd": Baseline("Muon on hidden matrices, AdamW on the rest, WSD", _muon, "wsd", code=("layers.py",)),
+    "muon": Baseline(
+        "Muon on hidden matrices, AdamW on the rest, cosine", _muon, "cosine", code=("layers.py",)
+    ),
+    "muon-wsd": Baseline(
+        "Muon on hidden matrices, AdamW on the rest, WSD", _muon, "wsd", code=("layers.py",)
+    ),
     "schedule-free": Baseline("Schedule-free AdamW", _schedule_free, package="schedulefree"),
     "prodigy": Baseline("Prodigy, lr 1, cosine", _prodigy, "cosine", lr=1.0, package="prodigyopt"),
-    "d-adaptation": Baseline("D-Adaptation of Adam, lr 1", _d_adaptation, lr=1.0, package="pytorch_optimizer"),
+    "d-adaptation": Baseline(
+        "D-Adaptation of Adam, lr 1", _d_adaptation, lr=1.0, package="pytorch_optimizer"
+    ),
     "hypergradient": Baseline(
-        "Adam, hypergradient descent", _plain(HypergradientAdam), code=("benchmark/hypergradient.py",)
+        "Adam, hypergradient descent",
+        _plain(HypergradientAdam),
+        code=("benchmark/hypergradient.py",),
     ),
     "gradient-agreement": Baseline(
         "Gradient Agreement of Adam",
-        lambda model, lr, horizon: GradientAgreementOptimizer(torch.optim.Adam(model.parameters(), lr)),
+        lambda model, lr, horizon: GradientAgreementOptimizer(
+            torch.optim.Adam(model.parameters(), lr)
+        ),
         code=_OWN,
     ),
     "adaptive-upgd": Baseline("AdaptiveUPGD", _plain(AdaptiveUPGD), code=_OWN),
-    "garo": Baseline("GARO (GlobalAdaptiveSGD), random cell", _plain(GlobalAdaptiveSGD), space=SGD_RANGE, code=_OWN),
+    "garo": Baseline(
+        "GARO (GlobalAdaptiveSGD), random cell",
+        _plain(GlobalAdaptiveSGD),
+        space=SGD_RANGE,
+        code=_OWN,
+    ),
     "garo-trained": Baseline(
         "GARO with the trained cell of builtin:garo",
         _plain(GlobalAdaptiveSGD, weights="builtin:garo", layerwise=True),
@@ -203,24 +251,39 @@ def check_installed(optimizers: Iterable[str]) -> None:
         if package := OPTIMIZERS[name].package:
             require(package, "benchmark")
         if OPTIMIZERS[name].make is _muon and not hasattr(torch.optim, "Muon"):
-            raise ImportError(f"{name} is torch's own and needs torch>=2.9; this is {torch.__version__}: leave it out")
+            raise ImportError(
+                f"{name} is torch's own and needs torch>=2.9; this is {torch.__version__}: leave "
+                "it out"
+            )
 
 
 def _policy_names(policies: Sequence[str]) -> list[str]:
-    """Short names: of the built-in policy, file or folder, or what was asked for where two would be the same."""
-    short = [Path(p.removeprefix("builtin:")).name.removesuffix(".safetensors") or p for p in policies]
-    return [name if short.count(name) == 1 else path for name, path in zip(short, policies, strict=True)]
+    """Short names.
+
+    Of the built-in policy, file or folder, or what was asked for where two would be the same.
+    """
+    short = [
+        Path(p.removeprefix("builtin:")).name.removesuffix(".safetensors") or p for p in policies
+    ]
+    return [
+        name if short.count(name) == 1 else path for name, path in zip(short, policies, strict=True)
+    ]
 
 
-def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str]]) -> list[Entrant]:
-    """Rows of an evaluation: each policy without and with a tuned initial learning rate, then the baselines.
+def entrants(
+    optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str]]
+) -> list[Entrant]:
+    """Rows of an evaluation.
+
+    Each policy without and with a tuned initial learning rate, then the baselines.
 
     Args:
         optimizers: names of OPTIMIZERS.
         policies: files, output folders of train_agent.py, or builtin:NAME.
 
     Raises:
-        ValueError: for unknown or repeated names, for policies that cannot be read, or where there is nothing.
+        ValueError: for unknown or repeated names, for policies that cannot be read, or where there
+            is nothing.
         ImportError: naming what is not installed that an optimizer needs.
     """
     for name in optimizers:
@@ -237,7 +300,11 @@ def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str
     for path, short in zip(paths, _policy_names(paths), strict=True):
         space = SGD_RANGE if load_policy(path).spec.base == "sgd" else ADAM_RANGE
         about = f"{path}, initial lr"
-        rows.append(Entrant(f"policy {short}", f"{about} {POLICY_LR:g}, no tuning", "", path, POLICY_LR, space))
+        rows.append(
+            Entrant(
+                f"policy {short}", f"{about} {POLICY_LR:g}, no tuning", "", path, POLICY_LR, space
+            )
+        )
         rows.append(Entrant(f"policy {short} (tuned lr)", f"{about} tuned", "", path, None, space))
     for name in optimizers:
         row = OPTIMIZERS[name]
@@ -245,7 +312,9 @@ def entrants(optimizers: Sequence[str], policies: Sequence[str | os.PathLike[str
     return rows
 
 
-def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int, steps_per_epoch: float) -> Optimizer:
+def make_optimizer(
+    contestant: Contestant, model: nn.Module, horizon: int, steps_per_epoch: float
+) -> Optimizer:
     """Build a contestant's optimizer; the schedule of a baseline is one of `schedulers.SCHEDULERS`.
 
     Args:
@@ -258,5 +327,7 @@ def make_optimizer(contestant: Contestant, model: nn.Module, horizon: int, steps
         policy = load_policy(contestant.policy)
         groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
         steps = None if policy.spec.endless else horizon
-        return PolicyOptimizer(groups, policy, contestant.lr, steps, steps_per_epoch=steps_per_epoch)
+        return PolicyOptimizer(
+            groups, policy, contestant.lr, steps, steps_per_epoch=steps_per_epoch
+        )
     return OPTIMIZERS[contestant.optimizer].make(model, contestant.lr, horizon)

@@ -1,4 +1,7 @@
-"""Figures of one training's curve: the area under it, when it reaches a target, and how much sooner than another."""
+"""Figures of one training's curve.
+
+The area under it, when it reaches a target, and how much sooner than another.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,12 @@ def area_under_curve(steps: Sequence[int], losses: Sequence[float]) -> float:
         steps: updates done, from 0 to the horizon.
         losses: at each of them; fewer where the training ended early.
     """
-    if len(losses) < len(steps) or not steps or not np.isfinite(losses).all() or steps[-1] == steps[0]:
+    if (
+        len(losses) < len(steps)
+        or not steps
+        or not np.isfinite(losses).all()
+        or steps[-1] == steps[0]
+    ):
         return float("inf")
     return float(trapezoid(losses, steps) / (steps[-1] - steps[0]))
 
@@ -30,7 +38,10 @@ def steps_to_target(steps: Sequence[int], losses: Sequence[float], target: float
         losses: at each of them.
         target: loss.
     """
-    return next((float(step) for step, loss in zip(steps, losses, strict=False) if loss <= target), float("inf"))
+    return next(
+        (float(step) for step, loss in zip(steps, losses, strict=False) if loss <= target),
+        float("inf"),
+    )
 
 
 def speed_up(steps: Sequence[int], losses: Sequence[float], other: Sequence[float]) -> float:

@@ -19,7 +19,11 @@ _DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
 def _lines(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """How each entrant is drawn, as in the report."""
     return {
-        name: {"color": style["color"], "linestyle": _DASHES[style["dash"]], "linewidth": style["width"] * 0.8}
+        name: {
+            "color": style["color"],
+            "linestyle": _DASHES[style["dash"]],
+            "linewidth": style["width"] * 0.8,
+        }
         for name, style in entrant_styles(results).items()
     }
 
@@ -28,7 +32,9 @@ def _ranking(results: Mapping[str, Any]) -> Figure:
     """Interquartile mean of each entrant with its interval."""
     entries = results["ranking"][::-1]
     figure = Figure(figsize=(7.0, 1.2 + 0.28 * len(entries)), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"log of {results['reference']}'s test loss over one's own (right is better)")
+    axes = figure.add_subplot(
+        xlabel=f"log of {results['reference']}'s test loss over one's own (right is better)"
+    )
     for kind, colour in (("policy", "#d55e00"), ("baseline", "#0072b2")):
         rows = [(i, entry["score"]) for i, entry in enumerate(entries) if entry["kind"] == kind]
         means = [score["mean"] for _, score in rows]
@@ -43,7 +49,9 @@ def _ranking(results: Mapping[str, Any]) -> Figure:
 def _profiles(results: Mapping[str, Any]) -> Figure:
     """Fraction of trainings at least so good, within +-1 nat."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="score", ylabel="fraction of trainings with at least this score", xlim=(-1, 1))
+    axes = figure.add_subplot(
+        xlabel="score", ylabel="fraction of trainings with at least this score", xlim=(-1, 1)
+    )
     lines = _lines(results)
     for name, fractions in results["profiles"]["fractions"].items():
         axes.plot(results["profiles"]["thresholds"], fractions, label=name, **lines[name])
@@ -85,5 +93,7 @@ def write_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
         for ending in ("png", "svg"):
             files.append(folder / f"{name}.{ending}")
             with rc_context({"svg.hashsalt": name}):  # the same file for the same results
-                figure.savefig(files[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None)
+                figure.savefig(
+                    files[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None
+                )
     return files

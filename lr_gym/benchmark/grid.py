@@ -28,7 +28,8 @@ def named_tasks(names: Sequence[str]) -> list[str]:
     """Tasks asked for by name, whatever they cost.
 
     Raises:
-        ValueError: for an unknown or repeated name, and where data or packages of a task are not there.
+        ValueError: for an unknown or repeated name, and where data or packages of a task are not
+            there.
     """
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"task {', '.join(map(repr, repeated))} is asked for twice")
@@ -50,7 +51,9 @@ def suite_tasks(suite: str) -> tuple[list[str], dict[str, str]]:
     for name in SUITES[suite]:
         task = find_task(name)
         if task.device == "cuda" and not torch.cuda.is_available():
-            skipped[name] = f"trains for hours on a CPU and no GPU is here; run it anyway with --task {name}"
+            skipped[name] = (
+                f"trains for hours on a CPU and no GPU is here; run it anyway with --task {name}"
+            )
         elif reason := _obstacle(task):
             skipped[name] = reason
     tasks = [name for name in SUITES[suite] if name not in skipped]
@@ -63,12 +66,18 @@ Rates = Mapping[tuple[str, str], float]  # (task, entrant's name) -> learning ra
 
 
 def reported_cells(
-    rows: Sequence[Entrant], tasks: Sequence[str], lrs: Rates, seeds: int, horizon: int | None, factor: float = 1.0
+    rows: Sequence[Entrant],
+    tasks: Sequence[str],
+    lrs: Rates,
+    seeds: int,
+    horizon: int | None,
+    factor: float = 1.0,
 ) -> dict[tuple[str, str], list[Cell]]:
     """(task, entrant's name) -> its cells on the test split, one per seed, at `factor` times its learning rate."""
     return {
         (task, row.name): [
-            Cell(row.at(lrs[task, row.name] * factor), task, seed, test=True, horizon=horizon) for seed in range(seeds)
+            Cell(row.at(lrs[task, row.name] * factor), task, seed, test=True, horizon=horizon)
+            for seed in range(seeds)
         ]
         for task in tasks
         for row in rows

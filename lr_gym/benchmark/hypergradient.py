@@ -1,4 +1,7 @@
-"""Hypergradient descent: the learning rate follows the angle between this gradient and the last update."""
+"""Hypergradient descent.
+
+The learning rate follows the angle between this gradient and the last update.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ __all__ = ["HypergradientAdam"]
 class HypergradientAdam(Optimizer):
     """Adam-HD with the multiplicative rule of Baydin et al. (ICLR 2018, section 3).
 
-    With u the last Adam direction and g the gradient that followed it, lr <- lr (1 + hyper_lr cos(g, u)): the loss fell
-    along u where g still points the same way. The scale-free form needs no hyper_lr of the gradient's size.
+    With u the last Adam direction and g the gradient that followed it, lr <- lr (1 + hyper_lr
+    cos(g, u)): the loss fell along u where g still points the same way. The scale-free form needs
+    no hyper_lr of the gradient's size.
     """
 
     def __init__(
@@ -35,7 +39,9 @@ class HypergradientAdam(Optimizer):
         for name, value in (("lr", lr), ("hyper_lr", hyper_lr), ("eps", eps)):
             if not value >= 0.0:
                 raise ValueError(f"{name} must be at least 0; got {value!r}")
-        super().__init__(params, {"lr": lr, "hyper_lr": hyper_lr, "betas": betas, "eps": eps, "step": 0})
+        super().__init__(
+            params, {"lr": lr, "hyper_lr": hyper_lr, "betas": betas, "eps": eps, "step": 0}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -51,10 +57,14 @@ class HypergradientAdam(Optimizer):
 
     def _cosine(self, params: list[Tensor]) -> float:
         """Cosine between the gradients and the last directions, 0 before there are any."""
-        pairs = [(p.grad, self.state[p]["direction"]) for p in params if "direction" in self.state[p]]
+        pairs = [
+            (p.grad, self.state[p]["direction"]) for p in params if "direction" in self.state[p]
+        ]
         if not pairs:
             return 0.0
-        grad, direction = (torch.cat([t.flatten() for t in side]) for side in zip(*pairs, strict=True))
+        grad, direction = (
+            torch.cat([t.flatten() for t in side]) for side in zip(*pairs, strict=True)
+        )
         return float(grad.dot(direction) / (grad.norm() * direction.norm()).clamp_min(1e-30))
 
     def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:

@@ -30,12 +30,18 @@ def tables(results: Mapping[str, Any]) -> str:
         results: as in results.json.
     """
     ranking = [
-        [row["name"], _interval(row["score"], "+.3f"), f"{row['failed']:.0%}", ", ".join(row["beats"]) or "none"]
+        [
+            row["name"],
+            _interval(row["score"], "+.3f"),
+            f"{row['failed']:.0%}",
+            ", ".join(row["beats"]) or "none",
+        ]
         for row in results["ranking"]
     ]
     parts = [
         "\n".join(f"- {line}" for line in results["summary"]),
-        f"Score: log of {results['reference']}'s test loss over one's own, same seed; interquartile mean and interval.",
+        f"Score: log of {results['reference']}'s test loss over one's own, same seed; "
+        "interquartile mean and interval.",
         _table(["contestant", "score", "diverged", "better than (Holm)"], ranking),
         *([" ".join(results["cost"])] if "cost" in results else []),  # not told by older versions
     ]
@@ -54,12 +60,18 @@ def tables(results: Mapping[str, Any]) -> str:
                 row["name"],
                 f"{row['lr']:.3g}",
                 _interval(row["test_loss"]),
-                *(_interval(row["metrics"][m], ".3f") if m in row["metrics"] else "-" for m in metrics),
+                *(
+                    _interval(row["metrics"][m], ".3f") if m in row["metrics"] else "-"
+                    for m in metrics
+                ),
                 str(row["diverged"] + row["raised"]),
             ]
             for row in entry["rows"]
         ]
-        parts += [f"### {task}", _table(["contestant", "lr", "test loss", *metrics, "diverged"], rows)]
+        parts += [
+            f"### {task}",
+            _table(["contestant", "lr", "test loss", *metrics, "diverged"], rows),
+        ]
     if results["misset"]:
         factors = [f"{point['factor']:g} x" for point in results["misset"][0]["points"]]
         off = [

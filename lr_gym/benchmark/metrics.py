@@ -45,11 +45,18 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
         method="BCa",
         rng=np.random.default_rng(seed),
     )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+    return Interval(
+        mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
+    )
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of values - baseline, seed by seed, with its interval: below 0 is better where lower is better."""
+def paired_difference(
+    values: Sequence[float], baseline: Sequence[float], seed: int = 0
+) -> Interval:
+    """Mean of values - baseline, seed by seed, with its interval.
+
+    Below 0 is better where lower is better.
+    """
     if len(values) != len(baseline):
         raise ValueError(f"pairs need equal seeds; got {len(values)} and {len(baseline)} values")
     with np.errstate(invalid="ignore"):

@@ -95,20 +95,30 @@ def _ranking(results: Mapping[str, Any]) -> go.Figure:
 
 def _profiles(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
     """Fraction of trainings at or above each score."""
-    figure = go.Figure(layout=_layout("score", "fraction of trainings at least as good", rows=len(styles)))
+    figure = go.Figure(
+        layout=_layout("score", "fraction of trainings at least as good", rows=len(styles))
+    )
     at, fractions = np.array(results["profiles"]["thresholds"]), results["profiles"]["fractions"]
     values = np.array([fractions[name] for name in styles])
     moving = np.nonzero(((values > 0.0) & (values < 1.0)).any(0))[0]
     inside = slice(max(0, moving.min() - 2), moving.max() + 3) if len(moving) else slice(None)
     for name, row in zip(styles, values, strict=True):
-        figure.add_scatter(x=at[inside], y=row[inside], name=name, line={**styles[name], "shape": "hv"}, mode="lines")
+        figure.add_scatter(
+            x=at[inside],
+            y=row[inside],
+            name=name,
+            line={**styles[name], "shape": "hv"},
+            mode="lines",
+        )
     return figure
 
 
 def _misset(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
     """Score against the factor by which the learning rate is off."""
     options = {"x": {"type": "log", "tickvals": [0.01, 0.1, 1, 10, 100]}}
-    figure = go.Figure(layout=_layout("learning rate, times its own", "score", rows=len(styles), **options))
+    figure = go.Figure(
+        layout=_layout("learning rate, times its own", "score", rows=len(styles), **options)
+    )
     for entry in results["misset"]:
         figure.add_scatter(
             x=[point["factor"] for point in entry["points"]],
@@ -154,7 +164,10 @@ def _rates(row: Mapping[str, Any]) -> go.Figure:
     """Geometric mean over seeds of each layer's learning rate."""
     layers = row["layers"]
     layout = _layout(
-        "updates", "effective learning rate", rows=len(layers), y={"type": "log", "exponentformat": "power"}
+        "updates",
+        "effective learning rate",
+        rows=len(layers),
+        y={"type": "log", "exponentformat": "power"},
     )
     figure = go.Figure(layout=layout)
     for i, (layer, style) in enumerate(_styles(layers).items()):

@@ -13,8 +13,12 @@ from lr_gym.benchmark.run import Cell, Outcome
 __all__ = ["CellProgress", "remaining"]
 
 
-def remaining(pending: collections.Counter[str], spent: dict[str, list[float]], workers: int) -> float:
-    """Seconds until the pending cells are done; tasks not seen yet count like the mean of the others.
+def remaining(
+    pending: collections.Counter[str], spent: dict[str, list[float]], workers: int
+) -> float:
+    """Seconds until the pending cells are done.
+
+    Tasks not seen yet count like the mean of the others.
 
     Args:
         pending: task -> cells to come.
@@ -23,7 +27,9 @@ def remaining(pending: collections.Counter[str], spent: dict[str, list[float]], 
     """
     means = {task: sum(seconds) / len(seconds) for task, seconds in spent.items() if seconds}
     typical = sum(means.values()) / len(means) if means else 0.0
-    return sum(count * means.get(task, typical) for task, count in pending.items()) / max(1, workers)
+    return sum(count * means.get(task, typical) for task, count in pending.items()) / max(
+        1, workers
+    )
 
 
 class CellProgress:
@@ -35,7 +41,11 @@ class CellProgress:
         self._workers = workers
         self._bar = rich.progress.Progress(
             *("[progress.description]{task.description}", rich.progress.BarColumn()),
-            *(rich.progress.MofNCompleteColumn(), rich.progress.TimeElapsedColumn(), "{task.fields[left]}"),
+            *(
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TimeElapsedColumn(),
+                "{task.fields[left]}",
+            ),
             console=rich.console.Console(stderr=True),
         )
         self._line = self._bar.add_task(title, total=len(cells), left="")

@@ -23,13 +23,17 @@ def _number(value: float | None, pattern: str = ".4f", missing: str = "diverged"
 
 def _interval(interval: dict[str, float | None], pattern: str = ".4f") -> str:
     """The two ends of an interval."""
-    if interval["low"] is None or interval["low"] == interval["high"]:  # nothing to tell a spread by
+    if (
+        interval["low"] is None or interval["low"] == interval["high"]
+    ):  # nothing to tell a spread by
         return "-"
     return f"{_number(interval['low'], pattern)} to {_number(interval['high'], pattern)}"
 
 
 def _html(plot: Plot, name: str) -> dict[str, str]:
-    figure = plot.figure.to_html(full_html=False, include_plotlyjs=False, config=_OPTIONS, div_id=f"plot-{name}")
+    figure = plot.figure.to_html(
+        full_html=False, include_plotlyjs=False, config=_OPTIONS, div_id=f"plot-{name}"
+    )
     return {"title": plot.title, "about": plot.about, "html": figure}
 
 

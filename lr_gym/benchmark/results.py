@@ -1,4 +1,7 @@
-"""Outcomes of cells -> the content of results.json: plain values, the same for the same seeds but for `timing`."""
+"""Outcomes of cells -> the content of results.json.
+
+Plain values, the same for the same seeds but for `timing`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from lr_gym.benchmark.contestants import Entrant
 from lr_gym.benchmark.curves import area_under_curve, speed_up, steps_to_target
 from lr_gym.benchmark.metrics import Interval, mean_interval, paired_difference
 from lr_gym.benchmark.run import Cell, Outcome
-from lr_gym.benchmark.scores import iqm_interval, performance_profile, probability_of_improvement, scores
+from lr_gym.benchmark.scores import (
+    iqm_interval,
+    performance_profile,
+    probability_of_improvement,
+    scores,
+)
 from lr_gym.benchmark.significance import compare_all, winner
 from lr_gym.benchmark.tuning import Tuning
 from lr_gym.tasks import find_task
@@ -39,19 +47,29 @@ def plain(value: Any) -> Any:
 
 
 def reference_of(rows: Sequence[Entrant]) -> str:
-    """Whom scores are relative to: Adam at 1e-3 where it takes part, else the first baseline, else the first row."""
+    """Whom scores are relative to.
+
+    Adam at 1e-3 where it takes part, else the first baseline, else the first row.
+    """
     baselines = [row.name for row in rows if row.optimizer]
     return "adam" if "adam" in baselines else (baselines or [rows[0].name])[0]
 
 
 def _target(task: str, rows: Sequence[Entrant], outcomes: Outcomes) -> tuple[str, float]:
-    """The best baseline by selection loss, and the mean end of its curves: what the others have to reach.
+    """The best baseline by selection loss, and the mean end of its curves.
+
+    What the others have to reach.
 
     Where even that diverged there is nothing to reach: -inf.
     """
     candidates = [row for row in rows if row.optimizer] or list(rows)
-    best = min(candidates, key=lambda row: float(np.mean([o.selection_loss for o in outcomes[task, row.name]])))
-    ends = [o.curve[-1] if math.isfinite(o.test_loss) else np.inf for o in outcomes[task, best.name]]
+    best = min(
+        candidates,
+        key=lambda row: float(np.mean([o.selection_loss for o in outcomes[task, row.name]])),
+    )
+    ends = [
+        o.curve[-1] if math.isfinite(o.test_loss) else np.inf for o in outcomes[task, best.name]
+    ]
     return best.name, float(np.mean(ends)) if np.isfinite(ends).all() else -math.inf
 
 
@@ -61,7 +79,13 @@ def _median_reached(steps: Sequence[float]) -> float:
     return float(np.median(reached)) if reached else math.inf
 
 
-def _row(row: Entrant, lr: float, outcomes: Sequence[Outcome], reference: Sequence[Outcome], target: float) -> Any:
+def _row(
+    row: Entrant,
+    lr: float,
+    outcomes: Sequence[Outcome],
+    reference: Sequence[Outcome],
+    target: float,
+) -> Any:
     """One entrant on one task."""
     whole = [o for o in outcomes if math.isfinite(o.test_loss)]
     losses = [o.test_loss for o in outcomes]
@@ -96,7 +120,9 @@ def _losses(name: str, tasks: Sequence[str], outcomes: Outcomes) -> NDArray[np.f
     return np.array([[o.test_loss for o in outcomes[task, name]] for task in tasks])
 
 
-def _speed_ups(name: str, other: str, tasks: Sequence[str], outcomes: Outcomes) -> list[list[float]]:
+def _speed_ups(
+    name: str, other: str, tasks: Sequence[str], outcomes: Outcomes
+) -> list[list[float]]:
     """Of one entrant over another with the same seed (T, S)."""
     return [
         [
@@ -120,7 +146,9 @@ def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -
             "kind": "baseline" if row.optimizer else "policy",
             "score": iqm_interval(normal[row.name]),
             "failed": float(np.mean(~np.isfinite(losses[row.name]))),
-            "beats": [p.second if p.first == row.name else p.first for p in pairs if p.better == row.name],
+            "beats": [
+                p.second if p.first == row.name else p.first for p in pairs if p.better == row.name
+            ],
         }
         for row in rows
     ]
@@ -138,16 +166,23 @@ def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -
         "probability_of_improvement": against_baselines(
             lambda name, other: probability_of_improvement(losses[name], losses[other])
         ),
-        "speed_up": against_baselines(lambda name, other: iqm_interval(_speed_ups(name, other, tasks, outcomes))),
+        "speed_up": against_baselines(
+            lambda name, other: iqm_interval(_speed_ups(name, other, tasks, outcomes))
+        ),
         "profiles": {
             "thresholds": THRESHOLDS,
-            "fractions": {name: performance_profile(values, THRESHOLDS) for name, values in normal.items()},
+            "fractions": {
+                name: performance_profile(values, THRESHOLDS) for name, values in normal.items()
+            },
         },
     }
 
 
 def _misset(
-    rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Mapping[float, Outcomes], right: Outcomes
+    rows: Sequence[Entrant],
+    tasks: Sequence[str],
+    outcomes: Mapping[float, Outcomes],
+    right: Outcomes,
 ) -> list[dict[str, Any]]:
     """Each entrant at a learning rate that is off by each factor, scored like the ranking."""
     reference = _losses(reference_of(rows), tasks, right)
@@ -161,14 +196,20 @@ def _misset(
                     "factor": factor,
                     "score": iqm_interval(scores(losses, reference)),
                     "failed": float(np.mean(~np.isfinite(losses))),
-                    "test_loss": {task: float(np.mean(loss)) for task, loss in zip(tasks, losses, strict=True)},
+                    "test_loss": {
+                        task: float(np.mean(loss)) for task, loss in zip(tasks, losses, strict=True)
+                    },
                 }
             )
-        table.append({"name": row.name, "kind": "baseline" if row.optimizer else "policy", "points": points})
+        table.append(
+            {"name": row.name, "kind": "baseline" if row.optimizer else "policy", "points": points}
+        )
     return table
 
 
-def _timing(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes, targets: Mapping[str, float]) -> Any:
+def _timing(
+    rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes, targets: Mapping[str, float]
+) -> Any:
     """Seconds of a training's updates, all and to the target, the only figures that differ between two runs."""
     table: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
     for task in tasks:
@@ -176,7 +217,9 @@ def _timing(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes, t
             found = outcomes[task, row.name]
             seconds = float(np.mean([o.training for o in found]))
             each = seconds / max(1.0, float(np.mean([o.updates for o in found])))
-            steps = _median_reached([steps_to_target(o.steps, o.curve, targets[task]) for o in found])
+            steps = _median_reached(
+                [steps_to_target(o.steps, o.curve, targets[task]) for o in found]
+            )
             table[task][row.name] = {"training": seconds, "to_target": each * steps}
     return table
 
@@ -198,7 +241,8 @@ def assemble(
         outcomes: of the reported cells.
         lrs: at which each entrant was reported.
         tuning: what tuning found.
-        misset: factor -> outcomes at that many times the learning rate; empty where it was not asked for.
+        misset: factor -> outcomes at that many times the learning rate; empty where it was not
+            asked for.
         failures: cells that raised, and what.
     """
     reference = reference_of(rows)
@@ -218,7 +262,11 @@ def assemble(
                 )
                 for row in rows
             ],
-            "tuning": {row.name: tuning[task, row.name].trials for row in rows if (task, row.name) in tuning},
+            "tuning": {
+                row.name: tuning[task, row.name].trials
+                for row in rows
+                if (task, row.name) in tuning
+            },
         }
         for task in tasks
     }
@@ -228,10 +276,16 @@ def assemble(
         **across,
         "misset": _misset(rows, tasks, misset, outcomes) if misset else [],
         "failures": [
-            {"task": cell.task, "contestant": cell.contestant.optimizer or cell.contestant.policy, "error": error}
+            {
+                "task": cell.task,
+                "contestant": cell.contestant.optimizer or cell.contestant.policy,
+                "error": error,
+            }
             for cell, error in failures
         ],
-        "timing": _timing(rows, tasks, outcomes, {task: target[1] for task, target in targets.items()}),
+        "timing": _timing(
+            rows, tasks, outcomes, {task: target[1] for task, target in targets.items()}
+        ),
     }
     return {**plain(content), "summary": summarise(rows, across, len(tasks), failures, outcomes)}
 
@@ -245,11 +299,18 @@ def costs(policies: Mapping[str, Mapping[str, Any]], budget: int, tuning_seeds: 
         tuning_seeds: trainings of each of them.
     """
     tuning = (
-        f"Tuning cost each contestant that is tuned {budget * tuning_seeds} trainings of each task, those at a fixed "
+        f"Tuning cost each contestant that is tuned {budget * tuning_seeds} trainings of each "
+        "task, those at a fixed "
         "learning rate and untuned policies none."
     )
     unknown = "what that cost is not recorded"
-    return [tuning, *(f"{path} was trained once: {about.get('cost', unknown)}." for path, about in policies.items())]
+    return [
+        tuning,
+        *(
+            f"{path} was trained once: {about.get('cost', unknown)}."
+            for path, about in policies.items()
+        ),
+    ]
 
 
 def _counted(names: Sequence[str]) -> str:
@@ -269,10 +330,20 @@ def summarise(
         where += ", of one seed, by which nothing can be tested"
     best = across["ranking"][0]["name"]
     if across["winner"]:
-        ahead = f", though {best} leads the ranking by interquartile means" if best != across["winner"] else ""
-        lines = [f"{across['winner']} is the winner {where}: better on average than every other entrant{ahead}."]
+        ahead = (
+            f", though {best} leads the ranking by interquartile means"
+            if best != across["winner"]
+            else ""
+        )
+        lines = [
+            f"{across['winner']} is the winner {where}: better on average than every other "
+            f"entrant{ahead}."
+        ]
     else:
-        lines = [f"No winner {where}: {best} ranks first, and is not shown to be better than every other entrant."]
+        lines = [
+            f"No winner {where}: {best} ranks first, and is not shown to be better than every "
+            "other entrant."
+        ]
     baselines = {row.name for row in rows if row.optimizer}
     for row in rows:
         if not row.policy or not baselines:
@@ -281,7 +352,9 @@ def summarise(
         for pair in across["pairs"]:
             other = pair.second if pair.first == row.name else pair.first
             if row.name in (pair.first, pair.second) and other in baselines:
-                key = "level" if not pair.better else "better" if pair.better == row.name else "worse"
+                key = (
+                    "level" if not pair.better else "better" if pair.better == row.name else "worse"
+                )
                 verdicts[key].append(other)
         better, worse = (_counted(verdicts[key]) for key in ("better", "worse"))
         level = len(verdicts["level"])
@@ -290,11 +363,18 @@ def summarise(
             f"no difference shown to {level or 'none'}."
         )
     for row in rows:
-        trainings = [outcome for (_, name), group in outcomes.items() if name == row.name for outcome in group]
+        trainings = [
+            outcome
+            for (_, name), group in outcomes.items()
+            if name == row.name
+            for outcome in group
+        ]
         if acted := sum(outcome.guarded for outcome in trainings):
             lines.append(
-                f"{row.name}: its guard acted in {acted} of {len(trainings)} trainings, where layers looked like "
-                "nothing that the policy has learned from; there its learning rates fade to the initial one, or hold."
+                f"{row.name}: its guard acted in {acted} of {len(trainings)} trainings, where "
+                "layers looked like "
+                "nothing that the policy has learned from; there its learning rates fade to the "
+                "initial one, or hold."
             )
     if failures:
         lines.append(f"{len(failures)} trainings raised an error and count as diverged: see below.")

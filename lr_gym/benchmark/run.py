@@ -1,8 +1,9 @@
 """The ordinary training loop that every contestant runs in.
 
-A cell is one training: (contestant, task, seed). Cells with the same seed start from the same weights and see the same
-minibatches. The selection split chooses learning rates. The test split is looked at in the cells that are reported and
-in no other: its loss along the training draws the curves, nothing is chosen by it.
+A cell is one training: (contestant, task, seed). Cells with the same seed start from the same
+weights and see the same minibatches. The selection split chooses learning rates. The test split is
+looked at in the cells that are reported and in no other: its loss along the training draws the
+curves, nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from torch.optim import Optimizer
 
 from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, make_optimizer
 from lr_gym.benchmark.schedulers import SCHEDULERS, advance
-from lr_gym.inner_loop import minibatch
+from lr_gym.envs.reward import loss_limit
 from lr_gym.optim import EnhancedSGD, PolicyOptimizer
-from lr_gym.reward import loss_limit
 from lr_gym.rng import Stream, random_bits
 from lr_gym.tasks import Data, Split, Task, find_task
-from lr_gym.tasks.models import plain_model
+from lr_gym.tasks.initial import plain_model
 from lr_gym.tasks.task import check_data
+from lr_gym.training.inner_loop import minibatch
 from lr_gym.types import check_count
 
 __all__ = [
@@ -42,8 +43,12 @@ __all__ = [
 ]
 
 CURVE_POINTS = 25
-CURVE_EXAMPLES = 512  # of the test split; all of it would cost the language model more than its training
-BATCH_NORM_BATCHES = 50  # that give an averaged network its running statistics, as schedule-free's authors advise
+CURVE_EXAMPLES = (
+    512  # of the test split; all of it would cost the language model more than its training
+)
+BATCH_NORM_BATCHES = (
+    50  # that give an averaged network its running statistics, as schedule-free's authors advise
+)
 
 
 class Cell(NamedTuple):
@@ -102,13 +107,18 @@ def evaluation_seed(index: int) -> Tensor:
 
 
 def averages(optimizer: Optimizer) -> bool:
-    """Whether it evaluates another point than it trains: schedule-free, and policies that average."""
+    """Whether it evaluates another point than it trains.
+
+    Schedule-free, and policies that average.
+    """
     return hasattr(optimizer, "eval") and getattr(optimizer, "averages", True)
 
 
 @contextlib.contextmanager
 def evaluated(model: nn.Module, optimizer: Optimizer, batches: Iterable[Tensor]) -> Iterator[None]:
-    """The model where its optimizer wants it evaluated, as its authors ask; weights and buffers come back as they were.
+    """The model where its optimizer wants it evaluated, as its authors ask.
+
+    Weights and buffers come back as they were.
 
     Schedule-free's own way back goes by an interpolation and its rounding.
 
@@ -159,16 +169,22 @@ class _Training:
         self.task = task = find_task(cell.task)
         device = device_of(task)
         self.data: Data = check_data(task.name, task.data()).to(device, torch.float32)
-        self.horizon = check_count("horizon", task.horizon if cell.horizon is None else cell.horizon)
+        self.horizon = check_count(
+            "horizon", task.horizon if cell.horizon is None else cell.horizon
+        )
         seed = evaluation_seed(cell.seed)
         self.model = plain_model(task, seed).to(device)
         examples = len(self.data.gradient.inputs)
         epoch = examples / task.batch_size
         self.optimizer: Optimizer = make_optimizer(cell.contestant, self.model, self.horizon, epoch)
-        schedule = "constant" if cell.contestant.policy else OPTIMIZERS[cell.contestant.optimizer].schedule
+        schedule = (
+            "constant" if cell.contestant.policy else OPTIMIZERS[cell.contestant.optimizer].schedule
+        )
         self.scheduler = SCHEDULERS[schedule](self.optimizer, cell.contestant.lr, self.horizon)
         steps = torch.arange(self.horizon)
-        self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(device)
+        self.batches = minibatch(seed.expand(self.horizon), steps, task.batch_size, examples).to(
+            device
+        )
         if averages(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
 
@@ -195,9 +211,15 @@ class _Training:
     def rates(self) -> dict[str, float]:
         """Effective learning rate of each layer, or of all."""
         if isinstance(self.optimizer, PolicyOptimizer):
-            return {k.removeprefix("lr/"): v for k, v in self.optimizer.metrics().items() if k.startswith("lr/")}
+            return {
+                k.removeprefix("lr/"): v
+                for k, v in self.optimizer.metrics().items()
+                if k.startswith("lr/")
+            }
         group = self.optimizer.param_groups[0]
-        return {"all": float(group["lr"]) * float(group.get("d", 1.0))}  # d: the scale that Prodigy and its like find
+        return {
+            "all": float(group["lr"]) * float(group.get("d", 1.0))
+        }  # d: the scale that Prodigy and its like find
 
     def score(self, split: Split) -> tuple[float, dict[str, float]]:
         """Loss and metrics where the optimizer wants to be evaluated."""
@@ -210,7 +232,8 @@ def run_cell(cell: Cell) -> Outcome:
     """Train once: a plain module, a plain loop, the contestant's optimizer.
 
     Raises:
-        Exception: whatever the task's data or the optimizer raise; `attempt` turns it into an outcome.
+        Exception: whatever the task's data or the optimizer raise; `attempt` turns it into an
+            outcome.
     """
     start = time.perf_counter()
     training = _Training(cell)
@@ -272,7 +295,9 @@ def attempt(cell: Cell) -> Outcome:
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "PolicyOptimizer: the policy has learned from nothing like", UserWarning)
+            warnings.filterwarnings(
+                "ignore", "PolicyOptimizer: the policy has learned from nothing like", UserWarning
+            )
             return run_cell(cell)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"

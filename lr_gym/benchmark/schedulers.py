@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
-from lr_gym.schedules import base_schedule
+from lr_gym.updates.schedules import base_schedule
 
 __all__ = ["SCHEDULERS", "advance"]
 
@@ -30,13 +30,17 @@ SCHEDULERS: dict[str, Callable[[Optimizer, float, int], LRScheduler | None]] = {
     "cosine": lambda optimizer, lr, horizon: CosineAnnealingLR(optimizer, T_max=horizon),
     "linear": lambda optimizer, lr, horizon: LinearLR(optimizer, 1.0, 0.0, total_iters=horizon),
     "wsd": _wsd,
-    "one-cycle": lambda optimizer, lr, horizon: OneCycleLR(optimizer, max_lr=lr, total_steps=horizon),
+    "one-cycle": lambda optimizer, lr, horizon: OneCycleLR(
+        optimizer, max_lr=lr, total_steps=horizon
+    ),
     "plateau": lambda optimizer, lr, horizon: ReduceLROnPlateau(optimizer, factor=0.5, patience=2),
 }
 
 
 def advance(scheduler: LRScheduler | None, losses: list[float], point: bool) -> None:
-    """Take one step; a plateau scheduler takes one at every point of the curve, on the mean training loss since.
+    """Take one step.
+
+    A plateau scheduler takes one at every point of the curve, on the mean training loss since.
 
     Args:
         scheduler: None is constant.

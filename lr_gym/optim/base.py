@@ -1,4 +1,7 @@
-"""What the optimizers share: checked arguments and gradients, state that travels whole, metrics to log."""
+"""What the optimizers share.
+
+Checked arguments and gradients, state that travels whole, metrics to log.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         if grad.layout != torch.strided:
             raise RuntimeError(
                 f"sparse gradient of a parameter of shape {tuple(param.shape)}: use a dense one, "
-                "for example torch.nn.Embedding(sparse=False), or torch.optim.SparseAdam for that parameter"
+                "for example torch.nn.Embedding(sparse=False), or torch.optim.SparseAdam for that "
+                "parameter"
             )
         if grad.is_complex():
             raise RuntimeError(
@@ -75,7 +79,9 @@ def groups_with_grads(
     for group in groups:
         params, grads = dense_grads(group["params"])
         if params:
-            work.append((group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads))
+            work.append(
+                (group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads)
+            )
     return work
 
 
@@ -86,7 +92,9 @@ def wide_norm(x: Tensor) -> Tensor:
 
 
 def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:
-    """Whether to run one kernel over many tensors; by default where all are on an accelerator, as torch does.
+    """Whether to run one kernel over many tensors.
+
+    By default where all are on an accelerator, as torch does.
 
     On a CPU the plain loop is as fast and needs temporaries of one tensor only.
     """
@@ -94,10 +102,12 @@ def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:
 
 
 def in_blocks(*tensors: Tensor, size: int = 2**17) -> Iterable[tuple[Tensor, ...]]:
-    """Cut tensors of one shape into flat pieces that fit a CPU's cache; several operations then read memory once.
+    """Cut tensors of one shape into flat pieces that fit a CPU's cache.
 
-    Views, so in-place operations reach the tensors. On an accelerator, or where one is not contiguous, the only piece
-    is the tensors as they are.
+    Several operations then read memory once.
+
+    Views, so in-place operations reach the tensors. On an accelerator, or where one is not
+    contiguous, the only piece is the tensors as they are.
     """
     if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
         return zip(*(torch.split(t.view(-1), size) for t in tensors), strict=True)
@@ -105,21 +115,26 @@ def in_blocks(*tensors: Tensor, size: int = 2**17) -> Iterable[tuple[Tensor, ...
 
 
 def layers_of(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
-    """Layer of each parameter: that of its module where all names are known, else found by shape."""
+    """Layer of each parameter.
+
+    That of its module where all names are known, else found by shape.
+    """
     params = [param for group in groups for param in group["params"]]
     names = [name for group in groups for name in group.get("param_names", ())]
     named = len(names) == len(params)
-    layout = layout_of_named(zip(names, params, strict=True)) if named else layout_of_tensors(params)
+    layout = (
+        layout_of_named(zip(names, params, strict=True)) if named else layout_of_tensors(params)
+    )
     return dict(zip(params, layout.layer_of, strict=True))
 
 
 class AdaptiveOptimizer(Optimizer):
     """An optimizer whose state outside `state[p]` survives state_dict, deepcopy and pickle.
 
-    Subclasses name the attributes that belong to the object in `_carried`, and put what a checkpoint needs
-    beside `state` and `param_groups` into `extra_state`. Tools that keep only these two entries of a
-    state_dict (torch's distributed checkpoints) lose the extra one, and the optimizer then goes on from a
-    fresh one.
+    Subclasses name the attributes that belong to the object in `_carried`, and put what a
+    checkpoint needs beside `state` and `param_groups` into `extra_state`. Tools that keep only
+    these two entries of a state_dict (torch's distributed checkpoints) lose the extra one, and the
+    optimizer then goes on from a fresh one.
     """
 
     _carried: ClassVar[tuple[str, ...]] = ()
@@ -129,21 +144,29 @@ class AdaptiveOptimizer(Optimizer):
         raise NotImplementedError
 
     def extra_state(self) -> dict[str, Any]:
-        """State beyond `state` and `param_groups`: tensors, numbers, strings and nested dicts of them."""
+        """State beyond `state` and `param_groups`.
+
+        Tensors, numbers, strings and nested dicts of them.
+        """
         return {}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Restore what `extra_state` returned; entries missing from an older one keep their present value."""
+        """Restore what `extra_state` returned.
+
+        Entries missing from an older one keep their present value.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim, with one more entry, "extra"."""
         return {**super().state_dict(), "extra": self.extra_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch.optim; entries and options missing from an older checkpoint are filled with the defaults.
+        """As torch.optim.
 
-        A state tensor keeps its saved dtype (torch would cast float32 statistics of a bfloat16 parameter
-        down).
+        Entries and options missing from an older checkpoint are filled with the defaults.
+
+        A state tensor keeps its saved dtype (torch would cast float32 statistics of a bfloat16
+        parameter down).
         """
         super().load_state_dict(state_dict)
         order = (p for group in self.param_groups for p in group["params"])
@@ -176,10 +199,13 @@ class HasMetrics(Protocol):
         ...
 
 
-def log_metrics(optimizer: HasMetrics, log: Callable[[dict[str, float], int], Any], every: int = 1) -> RemovableHandle:
+def log_metrics(
+    optimizer: HasMetrics, log: Callable[[dict[str, float], int], Any], every: int = 1
+) -> RemovableHandle:
     """Call `log(optimizer.metrics(), step)` after every `every`-th step; `wandb.log` fits as it is.
 
-    For TensorBoard: `lambda metrics, step: [writer.add_scalar(k, v, step) for k, v in metrics.items()]`.
+    For TensorBoard: `lambda metrics, step: [writer.add_scalar(k, v, step) for k, v in
+    metrics.items()]`.
 
     Returns:
         A handle whose `remove()` ends the logging.

@@ -1,4 +1,7 @@
-"""One step of a base optimizer on tensors of PolicyOptimizer: moments, and updates by our rules or torch's kernels."""
+"""One step of a base optimizer on tensors of PolicyOptimizer.
+
+Moments, and updates by our rules or torch's kernels.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,25 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.base import in_blocks
-from lr_gym.update import BaseRule, MomentScale, gradient_noise, step_
+from lr_gym.updates.rules import BaseRule, MomentScale, gradient_noise, step_
 
 __all__ = [
     "BLOCK",
     "MASSES",
     "Slot",
-    "alike",
-    "descent",
     "drop_foreign",
     "fused_update",
+    "gradient_of",
     "masses",
     "moments",
     "plain_update",
+    "same_shape_batches",
 ]
 
 BLOCK = 2**18  # elements; smaller ones cost more in calls than they save in memory traffic
-SMALL = 2**15  # elements of a tensor that is updated together with others: calls cost more than copies
+SMALL = (
+    2**15
+)  # elements of a tensor that is updated together with others: calls cost more than copies
 TOGETHER = 64  # of them at most, for the memory of copies
 KERNELS = ("cpu", "cuda")  # devices whose fused kernels are used unasked
 MASSES = ("first_mass", "second_mass")  # keys of a tensor's state: see update.MomentScale
@@ -53,7 +58,7 @@ class Slot(NamedTuple):
     rule: BaseRule
 
 
-def descent(slot: Slot) -> Tensor:
+def gradient_of(slot: Slot) -> Tensor:
     """The gradient to descend along, zeros where there is none; a sparse one is an error."""
     grad = slot.param.grad
     if grad is None:
@@ -69,7 +74,7 @@ def moments(state: Mapping[Tensor, State], slot: Slot) -> tuple[Tensor, Tensor |
     own = state[param] if param.grad is not None else dict(state.get(param, {}))
     first = "exp_avg" if adam else "momentum_buffer"
     if own.get(first) is None:
-        _change_hands(own, slot.rule.family)
+        _migrate_moments(own, slot.rule.family)
     if own.get(first) is None:
         own[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if adam:
@@ -77,8 +82,11 @@ def moments(state: Mapping[Tensor, State], slot: Slot) -> tuple[Tensor, Tensor |
     return own[first], own["exp_avg_sq"] if adam else None
 
 
-def _change_hands(own: State, family: str) -> None:
-    """A tensor's moments are another rule's: what was AdamW's and is now Muon's keeps the first; else all is new."""
+def _migrate_moments(own: State, family: str) -> None:
+    """A tensor's moments are another rule's: what was AdamW's and is now Muon's keeps the first.
+
+    Else all is new.
+    """
     kept = own.pop("exp_avg", None) if family == "muon" else None
     if kept is None:
         for key in ("step", *MASSES):
@@ -90,7 +98,10 @@ def _change_hands(own: State, family: str) -> None:
 
 
 def drop_foreign(own: State, family: str) -> None:
-    """Of a state that was loaded: SGD's momentum is a sum and Muon's a mean; only SGD never counts squares."""
+    """Of a state that was loaded: SGD's momentum is a sum and Muon's a mean.
+
+    Only SGD never counts squares.
+    """
     mass = own.get("second_mass")
     if mass is not None and "momentum_buffer" in own and (float(mass) == 0.0) != (family == "sgd"):
         for key in ("momentum_buffer", *MASSES):
@@ -100,11 +111,14 @@ def drop_foreign(own: State, family: str) -> None:
 def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -> MomentScale:
     """Masses (1, n) of the moments of n tensors, of the dtype and on the device of `like`.
 
-    After steps by the plain path they are kept; after fused ones, or torch's own Adam, the number of steps tells.
+    After steps by the plain path they are kept; after fused ones, or torch's own Adam, the number
+    of steps tells.
     """
     states = [state.get(slot.param, {}) for slot in slots]
     if all(key in own for own in states for key in MASSES):
-        return MomentScale(*(torch.cat([own[key].to(like) for own in states]).unsqueeze(0) for key in MASSES))
+        return MomentScale(
+            *(torch.cat([own[key].to(like) for own in states]).unsqueeze(0) for key in MASSES)
+        )
     zero, found = torch.zeros((), device=like.device), []
     steps = torch.stack([own.get("step", zero).to(zero) for own in states]).double()
     for i, key in enumerate(MASSES):
@@ -118,14 +132,25 @@ def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -
     return MomentScale(*found)
 
 
-def alike(slots: Sequence[Slot]) -> list[list[Slot]]:
-    """Tensors that one call can update: up to TOGETHER small ones of one shape, rule and group; a large one alone."""
+def same_shape_batches(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """Tensors that one call can update: up to TOGETHER small ones of one shape, rule and group.
+
+    A large one alone.
+    """
     together: dict[tuple[Any, ...], list[Slot]] = {}
     for i, slot in enumerate(slots):
         param = slot.param
-        key = (param.shape, param.dtype, slot.rule.family, id(slot.group)) if param.numel() <= SMALL else (i,)
+        key = (
+            (param.shape, param.dtype, slot.rule.family, id(slot.group))
+            if param.numel() <= SMALL
+            else (i,)
+        )
         together.setdefault(key, []).append(slot)
-    return [members[i : i + TOGETHER] for members in together.values() for i in range(0, len(members), TOGETHER)]
+    return [
+        members[i : i + TOGETHER]
+        for members in together.values()
+        for i in range(0, len(members), TOGETHER)
+    ]
 
 
 def plain_update(
@@ -138,7 +163,9 @@ def plain_update(
     seed: int,
     step: int,
 ) -> None:
-    """One step on tensors that are `alike`, as so many runs at once; on a large one in blocks that fit a CPU's cache.
+    """One step on tensors that are `same_shape_batches`, as so many runs at once.
+
+    On a large one in blocks that fit a CPU's cache.
 
     Args:
         state: of the optimizer.
@@ -151,14 +178,16 @@ def plain_update(
     """
     group = slots[0].group
     rule = dataclasses.replace(slots[0].rule, beta2=group["betas"][1], eps=group["eps"])
-    grads, adam = [descent(slot) for slot in slots], rule.family == "adam"
+    grads, adam = [gradient_of(slot) for slot in slots], rule.family == "adam"
     kept = [moments(state, slot) for slot in slots]
     changed = [[slot.param for slot in slots], [first for first, _ in kept]]
     changed += [[second for _, second in kept if second is not None]] if adam else []
     added = [] if noise is None else [_noise(slots, grads, noise, seed, step)]
     before = masses(state, slots, lr)
     scale = MomentScale(before.mass[0], before.second[0]).advanced(rule, momentum)
-    for slot, first, second in zip(slots, torch.split(scale.mass, 1), torch.split(scale.second, 1), strict=True):
+    for slot, first, second in zip(
+        slots, torch.split(scale.mass, 1), torch.split(scale.second, 1), strict=True
+    ):
         state[slot.param].update(first_mass=first, second_mass=second)
         state[slot.param].pop("step", None)
     weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
@@ -180,7 +209,9 @@ def plain_update(
                 torch._foreach_copy_(column, row.unbind())
 
 
-def _noise(slots: Sequence[Slot], grads: Sequence[Tensor], level: Tensor, seed: int, step: int) -> list[Tensor]:
+def _noise(
+    slots: Sequence[Slot], grads: Sequence[Tensor], level: Tensor, seed: int, step: int
+) -> list[Tensor]:
     """What to add to the gradient of each tensor; level (n,)."""
     seeds = torch.full((1,), seed, dtype=torch.int64, device=level.device)
     return [
@@ -190,11 +221,17 @@ def _noise(slots: Sequence[Slot], grads: Sequence[Tensor], level: Tensor, seed: 
 
 
 def _rows(columns: Sequence[Sequence[Tensor]], *, whole: bool) -> Iterable[list[Tensor]]:
-    """Columns of n tensors each as tensors (n, *shape): copies of them, or of one alone its blocks, or the `whole`."""
+    """Columns of n tensors each as tensors (n, *shape).
+
+    Copies of them, or of one alone its blocks, or the `whole`.
+    """
     if len(columns[0]) > 1:
         return [[torch.stack(list(column)) for column in columns]]
     alone = [column[0] for column in columns]
-    return ([t.unsqueeze(0) for t in part] for part in ([alone] if whole else in_blocks(*alone, size=BLOCK)))
+    return (
+        [t.unsqueeze(0) for t in part]
+        for part in ([alone] if whole else in_blocks(*alone, size=BLOCK))
+    )
 
 
 def fused_update(
@@ -205,9 +242,12 @@ def fused_update(
     decoupled: bool,
     anywhere: bool,
 ) -> list[Slot]:
-    """One step on the tensors that torch's fused kernels take: a call for all of one group and learning rate.
+    """One step on the tensors that torch's fused kernels take.
 
-    On the CPU, where rates can be read for nothing, layers of one rate share a call; elsewhere each has its own.
+    A call for all of one group and learning rate.
+
+    On the CPU, where rates can be read for nothing, layers of one rate share a call; elsewhere each
+    has its own.
 
     Args:
         state: of the optimizer.
@@ -219,7 +259,10 @@ def fused_update(
     Returns:
         The tensors that they do not take.
     """
-    columns = {of: rate.tolist() if rate.device.type == "cpu" else _unbound(rate) for of, rate in rates.items()}
+    columns = {
+        of: rate.tolist() if rate.device.type == "cpu" else _unbound(rate)
+        for of, rate in rates.items()
+    }
     calls: dict[tuple[Any, ...], tuple[Slot, tuple[list[Tensor], ...]]] = {}
     left: list[Slot] = []
     for slot in slots:
@@ -266,7 +309,10 @@ def _unbound(rates: Tensor) -> Sequence[Tensor]:
 
 
 def _fits_kernel(own: State, slot: Slot, anywhere: bool) -> bool:
-    """Whether the kernels take a tensor that has a gradient; makes the moments and the count of steps they need."""
+    """Whether the kernels take a tensor that has a gradient.
+
+    Makes the moments and the count of steps they need.
+    """
     param, grad = slot.param, slot.param.grad
     if slot.rule.family != "adam" or not (anywhere or param.device.type in KERNELS):
         return False
@@ -276,7 +322,12 @@ def _fits_kernel(own: State, slot: Slot, anywhere: bool) -> bool:
     dtype, first, second = param.dtype, own["exp_avg"], own["exp_avg_sq"]
     if grad.is_sparse or not (grad.dtype == first.dtype == second.dtype == dtype):
         return False
-    if not (param.is_contiguous() and grad.is_contiguous() and first.is_contiguous() and second.is_contiguous()):
+    if not (
+        param.is_contiguous()
+        and grad.is_contiguous()
+        and first.is_contiguous()
+        and second.is_contiguous()
+    ):
         return False
     if "first_mass" in own:  # both follow from the number of steps
         del own["first_mass"]
@@ -287,7 +338,10 @@ def _fits_kernel(own: State, slot: Slot, anywhere: bool) -> bool:
 
 
 def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:
-    """Number of steps t of a mass (1,) that is 1 - beta2^t, as torch counts it; exact until the mass rounds to 1."""
+    """Number of steps t of a mass (1,) that is 1 - beta2^t, as torch counts it.
+
+    Exact until the mass rounds to 1.
+    """
     left = (1.0 - second_mass.double()).clamp_min(torch.finfo(torch.float32).eps / 2)
     steps = torch.round(torch.log(left) / math.log(beta2)) if beta2 > 0.0 else torch.ones_like(left)
     return steps.to(torch.float32).reshape(())

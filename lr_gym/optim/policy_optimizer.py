@@ -12,31 +12,31 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_gym.action import decode
-from lr_gym.averaging import leave_average_, share, show_average_, snapshot_
-from lr_gym.control import ControlState, apply_action, decide_observation, initial_state
-from lr_gym.observation import Outlook
+from lr_gym.control.action import decode
+from lr_gym.control.observation import TrainingContext
+from lr_gym.control.spec import ControlState, apply_action, decide_observation, initial_state
 from lr_gym.optim.base import evaluate
 from lr_gym.optim.base_step import (
     BLOCK,
     MASSES,
     Slot,
-    alike,
-    descent,
     drop_foreign,
     fused_update,
+    gradient_of,
     masses,
     moments,
     plain_update,
+    same_shape_batches,
 )
-from lr_gym.optim.controller_rows import CONTROLLER, KEYS, load_rows, save_rows
+from lr_gym.optim.controlled_model import ControlledModel, lay_out
 from lr_gym.optim.guard import Guard
-from lr_gym.optim.live import Live, lay_out
 from lr_gym.optim.sampling import Piece, measure_gradients, measure_pieces, pieces_of
-from lr_gym.policy import Policy, load_policy
-from lr_gym.schedules import base_schedule
+from lr_gym.optim.state import CONTROLLER, KEYS, load_rows, save_rows
+from lr_gym.policies.policy import Policy, load_policy
 from lr_gym.types import Hyperparams, LayerStats, check_count, numbers_like
-from lr_gym.update import base_rule
+from lr_gym.updates.averaging import leave_average_, show_average_, snapshot_, snapshot_weight
+from lr_gym.updates.rules import base_rule
+from lr_gym.updates.schedules import base_schedule
 
 __all__ = ["PolicyOptimizer"]
 
@@ -47,8 +47,13 @@ _MANY_PASSES = 200  # over the examples, from which on Muon wants more decay (do
 
 
 def _decay(base: str, total_steps: int | None, steps_per_epoch: float | None) -> float:
-    """Weight decay of who asks for none: torch's, and more where Muon's weights would grow while nothing is new."""
-    passes = 0.0 if total_steps is None or steps_per_epoch is None else total_steps / steps_per_epoch
+    """Weight decay of who asks for none.
+
+    Torch's, and more where Muon's weights would grow while nothing is new.
+    """
+    passes = (
+        0.0 if total_steps is None or steps_per_epoch is None else total_steps / steps_per_epoch
+    )
     if base == "muon" and passes > _MANY_PASSES:
         return 0.1
     return 0.01 if base_rule(base).decoupled else 0.0
@@ -113,24 +118,29 @@ class PolicyOptimizer(Optimizer):
             params: parameters, named parameters, or groups of either.
             policy: a file, a training's output folder, "builtin:NAME", or a policy.
             lr: initial learning rate, where the policy starts from.
-            total_steps: length of the training in optimizer steps; None where unknown, which hides progress
-                and leaves the policy's base schedule at its start. A policy that looks at no end (`spec.endless`) needs
-                none; given one, it decides as often as it would in a training of that length.
-            base: "adamw", "adam", "sgd" or "muon", of the family that the policy was trained on; the policy's own by
-                default.
-            steps_per_epoch: optimizer steps in which every training example is seen once, len(loader) in most scripts;
-                None hides from the policy how often it will have passed over the data.
-            weight_decay: decoupled for adamw and muon, L2 for the others. By default 0.01 and 0, and 0.1 under muon
-                where the training is known to pass over its examples more than 200 times (docs/policies.md).
-            betas: (momentum or beta1, beta2), (0.9, 0.999) by default; under base="sgd" the first is the momentum.
+            total_steps: length of the training in optimizer steps; None where unknown, which hides
+                progress and leaves the policy's base schedule at its start. A policy that looks at
+                no end (`spec.endless`) needs none; given one, it decides as often as it would in a
+                training of that length.
+            base: "adamw", "adam", "sgd" or "muon", of the family that the policy was trained on;
+                the policy's own by default.
+            steps_per_epoch: optimizer steps in which every training example is seen once,
+                len(loader) in most scripts; None hides from the policy how often it will have
+                passed over the data.
+            weight_decay: decoupled for adamw and muon, L2 for the others. By default 0.01 and 0,
+                and 0.1 under muon where the training is known to pass over its examples more than
+                200 times (docs/policies.md).
+            betas: (momentum or beta1, beta2), (0.9, 0.999) by default; under base="sgd" the first
+                is the momentum.
             eps: Adam's epsilon; 1e-8 by default.
             maximize: ascend instead of descend.
             seed: of the gradient noise, where the policy uses noise.
-            fused: whether torch's fused kernels update what they can, in a fraction of the time and equal to rounding:
-                contiguous tensors that are not sgd's nor muon's matrices, under a policy that sets the learning rate
-                only. By default so on CPU and CUDA devices; True also on others; False nowhere.
-            sample: statistics of a tensor of more than 4 times as many elements are those of so many of its elements,
-                spread over it at random; None measures every element.
+            fused: whether torch's fused kernels update what they can, in a fraction of the time and
+                equal to rounding: contiguous tensors that are not sgd's nor muon's matrices, under
+                a policy that sets the learning rate only. By default so on CPU and CUDA devices;
+                True also on others; False nowhere.
+            sample: statistics of a tensor of more than 4 times as many elements are those of so
+                many of its elements, spread over it at random; None measures every element.
 
         Raises:
             TypeError: for a policy that is none.
@@ -139,7 +149,10 @@ class PolicyOptimizer(Optimizer):
         """
         policy = load_policy(policy) if isinstance(policy, (str, os.PathLike)) else policy
         if not hasattr(policy, "spec"):
-            raise TypeError(f"policy must be a file, 'builtin:NAME' or a policy; got {policy!r}: pass a rate as lr=...")
+            raise TypeError(
+                f"policy must be a file, 'builtin:NAME' or a policy; got {policy!r}: pass a rate "
+                "as lr=..."
+            )
         spec = policy.spec
         base = spec.base if base is None else base
         rule = base_rule(base)
@@ -167,12 +180,15 @@ class PolicyOptimizer(Optimizer):
         kernels = rule.family != "sgd" and spec.controls == ("lr",)
         if fused and not kernels:
             raise ValueError(
-                f"fused=True takes base='adam', 'adamw' or 'muon' and a policy that controls lr only; got "
+                "fused=True takes base='adam', 'adamw' or 'muon' and a policy that controls lr "
+                "only; got "
                 f"base={base!r} and controls={spec.controls}: leave fused out"
             )
         self._fused = fused if kernels else False
         self._warned = self._warned_of_rate = self._warned_of_end = False
-        self._live: Live | None = None  # None until the first step, and again after parameters or state change
+        self._live: ControlledModel | None = (
+            None  # None until the first step, and again after parameters or state change
+        )
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -185,7 +201,10 @@ class PolicyOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step; a closure re-evaluates the model and returns the loss, which is observed and returned."""
+        """Make one step.
+
+        A closure re-evaluates the model and returns the loss, which is observed and returned.
+        """
         self._check_trains()
         loss = evaluate(closure)
         if loss is not None:
@@ -212,29 +231,48 @@ class PolicyOptimizer(Optimizer):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the averaged weights into the model, to evaluate or save it; nothing where the policy averages none.
+        """Put the averaged weights into the model, to evaluate or save it.
 
-        A model with batch norm then wants its running statistics anew: `torch.optim.swa_utils.update_bn`.
+        Nothing where the policy averages none.
+
+        A model with batch norm then wants its running statistics anew:
+        `torch.optim.swa_utils.update_bn`.
         """
         if self.averages:
             self._show(show_average_, training=False)
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put back the weights that are trained, bit for bit; before the next `step` after an `eval`."""
+        """Put back the weights that are trained, bit for bit.
+
+        Before the next `step` after an `eval`.
+        """
         self._show(leave_average_, training=True)
 
     def observe(self, loss: Tensor | float) -> None:
-        """Tell the policy the training loss of the pending gradient; before `step`, at every step or never."""
+        """Tell the policy the training loss of the pending gradient.
+
+        Before `step`, at every step or never.
+        """
         self._check_trains()
         live = self._prepare()
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), device="cpu")
+        value = (
+            loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), device="cpu")
+        )
         if value.numel() != 1:
-            raise ValueError(f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass loss.mean()")
-        live.control = live.control.add_loss(value.to(live.control.loss_sum, non_blocking=True).reshape(1))
+            raise ValueError(
+                f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass "
+                "loss.mean()"
+            )
+        live.control = live.control.add_loss(
+            value.to(live.control.loss_sum, non_blocking=True).reshape(1)
+        )
 
     def metrics(self) -> dict[str, float]:
-        """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift; reads the device."""
+        """Each layer's effective lr, multiplier, momentum, noise and, if guarded, trust and drift.
+
+        Reads the device.
+        """
         live, step = self._prepare(), self.param_groups[0]["step"]
         hyper = self._effective(live, step)
         columns = {
@@ -253,19 +291,26 @@ class PolicyOptimizer(Optimizer):
         return values
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, in mid-training too: new layers start at multiplier 1, the others keep theirs."""
+        """Add a group, in mid-training too.
+
+        New layers start at multiplier 1, the others keep theirs.
+        """
         self._store_controller()
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for param in group["params"]:
             if torch.is_complex(param):
                 self.param_groups.pop()
-                raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
+                raise ValueError(
+                    "complex parameters are not supported; pass torch.view_as_real(parameter)"
+                )
         group["step"] = self.param_groups[0]["step"]
         group.setdefault(_START, float(group.get("initial_lr", group["lr"])))
         if group.get("muon") not in (None, True, False):
             self.param_groups.pop()
-            raise ValueError(f"a group's muon must be True, False or left out; got {group['muon']!r}")
+            raise ValueError(
+                f"a group's muon must be True, False or left out; got {group['muon']!r}"
+            )
         self._live = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -274,7 +319,10 @@ class PolicyOptimizer(Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken; one of torch's AdamW starts the controller afresh."""
+        """Continue exactly where `state_dict` was taken.
+
+        One of torch's AdamW starts the controller afresh.
+        """
         said = [group.get("muon") for group in self.param_groups]
         last: dict[str, Any] = {}  # what is loaded, after all hooks of the user's
         hook = self.register_load_state_dict_pre_hook(lambda _, given: last.update(given))
@@ -288,12 +336,20 @@ class PolicyOptimizer(Optimizer):
         saved = [index for group in last["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for param, index in zip(params, saved, strict=True):
-            for key in (*KEYS, "average", *MASSES):  # torch casts what it loads to the parameter's dtype
+            for key in (
+                *KEYS,
+                "average",
+                *MASSES,
+            ):  # torch casts what it loads to the parameter's dtype
                 if key in last["state"].get(index, {}):
                     self.state[param][key] = last["state"][index][key].to(param.device, copy=True)
             drop_foreign(self.state[param], self._rule.family)
-            if self._fused is not False and "step" in self.state[param]:  # torch moves it only where a group says fused
-                self.state[param]["step"] = self.state[param]["step"].to(param.device, torch.float32)
+            if (
+                self._fused is not False and "step" in self.state[param]
+            ):  # torch moves it only where a group says fused
+                self.state[param]["step"] = self.state[param]["step"].to(
+                    param.device, torch.float32
+                )
         self._live = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -326,7 +382,7 @@ class PolicyOptimizer(Optimizer):
             for key, default in self.defaults.items():
                 group.setdefault(key, default)
 
-    def _prepare(self) -> Live:
+    def _prepare(self) -> ControlledModel:
         """Lay out the layers and set up the controller, where that is still to be done."""
         if self._live is not None:
             if self._live.holds(self._params()):
@@ -334,19 +390,27 @@ class PolicyOptimizer(Optimizer):
             self._store_controller()  # somebody has edited param_groups
         spec = self._policy.spec
         for group in self.param_groups:
-            group.setdefault(_START, float(group.get("initial_lr", group["lr"])))  # loaded from one of torch's
-        layout, slots, leads = lay_out(self.param_groups, self._rule, spec.control)
+            group.setdefault(
+                _START, float(group.get("initial_lr", group["lr"]))
+            )  # loaded from one of torch's
+        layout, slots, leads = lay_out(self.param_groups, self._rule, spec.granularity)
         params = self._params()
-        dtype = torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
+        dtype = (
+            torch.float64
+            if any(param.dtype == torch.float64 for param in params)
+            else torch.float32
+        )
         like = torch.zeros((), dtype=dtype, device=params[0].device)
         self._policy = self._policy.to(like.device)
-        seen = getattr(self._policy, "seen", None)  # a policy of the user's own may know nothing of guards
+        seen = getattr(
+            self._policy, "seen", None
+        )  # a policy of the user's own may know nothing of guards
         guard = None if seen is None else Guard(seen, spec, layout.names, like)
         self._check_leads(leads)
         control = initial_state(spec, 1, layout.num_layers, like)
         load_rows(self.state, [lead.param for lead in leads], control, guard)
         multiplier = decode(spec.controls, control.offset, self._unit(control, leads))
-        self._live = Live(layout, slots, leads, control, multiplier, guard)
+        self._live = ControlledModel(layout, slots, leads, control, multiplier, guard)
         return self._live
 
     def _params(self) -> list[Tensor]:
@@ -355,9 +419,12 @@ class PolicyOptimizer(Optimizer):
     def _check_leads(self, leads: list[Slot]) -> None:
         """Warn of layers that were trained before and of which a loaded state knows nothing."""
         states = [self.state.get(lead.param, {}) for lead in leads]
-        if any(CONTROLLER in state for state in states) and any(s and CONTROLLER not in s for s in states):
+        if any(CONTROLLER in state for state in states) and any(
+            s and CONTROLLER not in s for s in states
+        ):
             warnings.warn(
-                "PolicyOptimizer: the state that was loaded has other layers (perhaps it was saved without names): "
+                "PolicyOptimizer: the state that was loaded has other layers (perhaps it was saved "
+                "without names): "
                 "those of which it knows nothing start anew",
                 stacklevel=6,
             )
@@ -368,8 +435,10 @@ class PolicyOptimizer(Optimizer):
             if not self._warned_of_rate and float(group["lr"]) > _RISE * group[_START] > 0.0:
                 self._warned_of_rate = True
                 warnings.warn(
-                    f"PolicyOptimizer: the learning rate has risen to {float(group['lr']):g}, and the policy started "
-                    f"from {group[_START]:g}: what was added multiplies its own, unseen; give your peak rate as lr=...",
+                    f"PolicyOptimizer: the learning rate has risen to {float(group['lr']):g}, and "
+                    "the policy started "
+                    f"from {group[_START]:g}: what was added multiplies its own, unseen; give your "
+                    "peak rate as lr=...",
                     stacklevel=6,
                 )
 
@@ -387,10 +456,14 @@ class PolicyOptimizer(Optimizer):
         """The policy's base schedule at a step."""
         return float(base_schedule(self._policy.spec.schedule)(self._progress(step)))
 
-    def _outlook(self, live: Live, step: int) -> Outlook:
+    def _outlook(self, live: ControlledModel, step: int) -> TrainingContext:
         """What is known of the training as a whole, (1,) each."""
-        one, steps, epoch = torch.ones_like(live.control.loss_sum), self._total_steps, self._steps_per_epoch
-        return Outlook(
+        one, steps, epoch = (
+            torch.ones_like(live.control.loss_sum),
+            self._total_steps,
+            self._steps_per_epoch,
+        )
+        return TrainingContext(
             progress=one * self._progress(step),
             schedule=one * self._factor(step),
             step=one * step,
@@ -403,12 +476,15 @@ class PolicyOptimizer(Optimizer):
             passes_known=one * float(epoch is not None),
         )
 
-    def _effective(self, live: Live, step: int, key: str = "lr") -> Hyperparams:
-        """Hyperparameters in force at a step, (1, L); with key=_START those that would be had nobody changed lr."""
+    def _effective(self, live: ControlledModel, step: int, key: str = "lr") -> Hyperparams:
+        """Hyperparameters in force at a step, (1, L).
+
+        With key=_START those that would be had nobody changed lr.
+        """
         lr = numbers_like([[float(lead.group[key]) for lead in live.leads]], live.multiplier.lr)
         return live.multiplier._replace(lr=live.multiplier.lr * lr * self._factor(step))
 
-    def _decide(self, live: Live, step: int) -> None:
+    def _decide(self, live: ControlledModel, step: int) -> None:
         """Measure, observe, predict, decode."""
         spec = self._policy.spec
         hyper = self._effective(live, step, _START)
@@ -420,7 +496,9 @@ class PolicyOptimizer(Optimizer):
         action, _ = self._policy.predict(observation[0])
         unit = self._unit(control, live.leads)
         _, moved = apply_action(spec, control, action.unsqueeze(0), unit)
-        alive = stats.grad_rms > 0  # a layer without a gradient gives nothing to go by, and stays where it is
+        alive = (
+            stats.grad_rms > 0
+        )  # a layer without a gradient gives nothing to go by, and stays where it is
         action = torch.where(alive.unsqueeze(-1), moved.action, control.action)
         offset = torch.where(alive.unsqueeze(-1), moved.offset, control.offset)
         if live.guard is not None:
@@ -432,15 +510,17 @@ class PolicyOptimizer(Optimizer):
         if live.guard is not None and self._factor(step) > 0.0:
             self._warn(live.guard, wait=False)
 
-    def _measured(self, live: Live, hyper: Hyperparams) -> LayerStats:
+    def _measured(self, live: ControlledModel, hyper: Hyperparams) -> LayerStats:
         """Statistics of the pending gradient, and of the rest where the policy makes use of it."""
         names, layers = live.layout.names, live.layout.layer_of
         if self._policy.spec.gradient_only:
-            return measure_gradients(names, layers, [descent(slot) for slot in live.slots], self._sample, hyper.lr)
+            return measure_gradients(
+                names, layers, [gradient_of(slot) for slot in live.slots], self._sample, hyper.lr
+            )
         pieces: list[Piece] = []
         for i, slot in enumerate(live.slots):
             first, second = moments(self.state, slot)
-            tensors = (slot.param, descent(slot), first, *([] if second is None else [second]))
+            tensors = (slot.param, gradient_of(slot), first, *([] if second is None else [second]))
             pieces += pieces_of(tensors, i, self._sample, BLOCK)
         rules, scale = [slot.rule for slot in live.slots], masses(self.state, live.slots, hyper.lr)
         return measure_pieces(rules, names, layers, pieces, scale, hyper.momentum)
@@ -452,30 +532,39 @@ class PolicyOptimizer(Optimizer):
             # stacklevel: the line that calls step, through torch's two wrappers
             warnings.warn(f"PolicyOptimizer: {message}", stacklevel=6)
 
-    def _average(self, live: Live, step: int) -> None:
+    def _average(self, live: ControlledModel, step: int) -> None:
         """Let the weights after `step` steps join their average, at the end of every interval and of the training."""
         power = self._policy.spec.average
         if power is None or (step % self._interval and step != self._total_steps):
             return
-        weight = share(power, -(-step // self._interval))
+        weight = snapshot_weight(power, -(-step // self._interval))
         for slot in live.slots:
             if slot.param.requires_grad or "average" in self.state[slot.param]:
                 snapshot_(self.state[slot.param], slot.param, weight)
 
     def _check_over(self, step: int) -> None:
         """Warn once where steps are made, or gone on with from a checkpoint, that train nothing."""
-        if self._warned_of_end or self._total_steps is None or step < self._total_steps or self._factor(step) != 0.0:
+        if (
+            self._warned_of_end
+            or self._total_steps is None
+            or step < self._total_steps
+            or self._factor(step) != 0.0
+        ):
             return
         self._warned_of_end = True
         warnings.warn(
-            f"PolicyOptimizer: total_steps={self._total_steps} are over at step {step} and the learning rate is 0: "
-            "give the number of optimizer steps that the whole training takes, those before a checkpoint too",
+            f"PolicyOptimizer: total_steps={self._total_steps} are over at step {step} and the "
+            "learning rate is 0: "
+            "give the number of optimizer steps that the whole training takes, those before a "
+            "checkpoint too",
             stacklevel=5,
         )
 
     def _check_trains(self) -> None:
         if not self.param_groups[0].get(_MODE, True):
-            raise RuntimeError("the parameters are the averaged ones: call optimizer.train() before going on")
+            raise RuntimeError(
+                "the parameters are the averaged ones: call optimizer.train() before going on"
+            )
 
     def _show(self, show: Callable[[dict[str, Any], Tensor], None], *, training: bool) -> None:
         for group in self.param_groups:
@@ -483,24 +572,39 @@ class PolicyOptimizer(Optimizer):
             for param in group["params"]:
                 show(self.state[param], param)
 
-    def _update(self, live: Live, step: int) -> None:
+    def _update(self, live: ControlledModel, step: int) -> None:
         """One step of the base optimizer on every tensor that has a gradient."""
-        slots = [slot for slot in live.slots if slot.param.grad is not None and slot.param.numel() > 0]
+        slots = [
+            slot for slot in live.slots if slot.param.grad is not None and slot.param.numel() > 0
+        ]
         hyper, factor, controls = live.multiplier, self._factor(step), self._policy.spec.controls
         rates = {id(group): hyper.lr[0] * (group["lr"] * factor) for group in self.param_groups}
         if self._fused is not False:
-            slots = fused_update(self.state, slots, rates, decoupled=self._rule.decoupled, anywhere=self._fused is True)
-        for members in alike(slots):
+            slots = fused_update(
+                self.state,
+                slots,
+                rates,
+                decoupled=self._rule.decoupled,
+                anywhere=self._fused is True,
+            )
+        for members in same_shape_batches(slots):
             group, layers = members[0].group, [slot.layer for slot in members]
             lr = torch.stack([rates[id(group)][layer] for layer in layers])
             momentum = torch.full_like(lr, group["betas"][0])
             if "momentum" in controls:
                 momentum = torch.stack([hyper.momentum[0, layer] for layer in layers])
-            level = torch.stack([hyper.noise[0, layer] for layer in layers]) if "noise" in controls else None
+            level = (
+                torch.stack([hyper.noise[0, layer] for layer in layers])
+                if "noise" in controls
+                else None
+            )
             plain_update(self.state, members, lr, momentum, level, seed=self._seed, step=step)
 
     def _store_controller(self) -> None:
-        """Write the controller's state where `state_dict` and copies look; not of parameters that are gone."""
+        """Write the controller's state where `state_dict` and copies look.
+
+        Not of parameters that are gone.
+        """
         live = getattr(self, "_live", None)
         if live is None:
             return

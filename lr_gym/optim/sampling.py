@@ -1,4 +1,6 @@
-"""Measuring the tensors of one training: the large ones by a sample, those of about one size in one call.
+"""Measuring the tensors of one training.
+
+The large ones by a sample, those of about one size in one call.
 
 A sample is of runs of elements that lie side by side, as many of each tensor.
 """
@@ -13,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lr_gym.layer_stats import pooled, tensor_sums
+from lr_gym.control.layer_stats import pooled, tensor_sums
 from lr_gym.layers import Layout
 from lr_gym.optim.base import in_blocks
 from lr_gym.types import LayerStats, numbers_like
-from lr_gym.update import BaseRule, MomentScale
+from lr_gym.updates.rules import BaseRule, MomentScale
 
 __all__ = ["Piece", "measure_gradients", "measure_pieces", "pieces_of", "sampled_runs"]
 
@@ -48,13 +50,17 @@ class Piece(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def sampled_runs(elements: int, sample: int | None, device: torch.device) -> Tensor | None:
-    """Which of a tensor's runs of elements are measured, ascending; None for all, where it is small.
+    """Which of a tensor's runs of elements are measured, ascending.
 
-    One at random, always the same, of each of as many parts of the tensor: so no column of a matrix is missed.
+    None for all, where it is small.
+
+    One at random, always the same, of each of as many parts of the tensor: so no column of a matrix
+    is missed.
 
     Args:
         elements: of the tensor.
-        sample: how many are measured, rounded to whole runs, where there are over 4 times as many; None for all.
+        sample: how many are measured, rounded to whole runs, where there are over 4 times as many;
+            None for all.
         device: of the indices.
     """
     runs = elements // RUN
@@ -62,7 +68,9 @@ def sampled_runs(elements: int, sample: int | None, device: torch.device) -> Ten
     if sample is None or elements <= 4 * sample or runs < 4 * count:
         return None
     edges = torch.arange(count + 1, device="cpu") * runs // count
-    chosen = torch.rand(count, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu")
+    chosen = torch.rand(
+        count, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     places = edges[:-1] + (chosen * edges.diff()).long()
     return (places.pin_memory() if device.type == "cuda" else places).to(device, non_blocking=True)
 
@@ -75,8 +83,12 @@ def _taken(tensor: Tensor, runs: Tensor | None) -> Tensor:
     return flat[: flat.numel() // RUN * RUN].view(-1, RUN).index_select(0, runs).view(-1)
 
 
-def pieces_of(tensors: tuple[Tensor, ...], slot: int, sample: int | None, block: int) -> list[Piece]:
-    """What is measured of a parameter and of what belongs to it: a sample, or all in parts of at most `block` elements.
+def pieces_of(
+    tensors: tuple[Tensor, ...], slot: int, sample: int | None, block: int
+) -> list[Piece]:
+    """What is measured of a parameter and of what belongs to it.
+
+    A sample, or all in parts of at most `block` elements.
 
     Args:
         tensors: of a Piece, whole.
@@ -113,7 +125,11 @@ def measure_pieces(
     groups = _together(pieces, rules)
     pieces = [piece for group in groups for piece in group]
     slots, layers = [piece.slot for piece in pieces], [layer_of[piece.slot] for piece in pieces]
-    mass, second_mass, beta = _columns(scale.mass, slots), _columns(scale.second, slots), _columns(momentum, layers)
+    mass, second_mass, beta = (
+        _columns(scale.mass, slots),
+        _columns(scale.second, slots),
+        _columns(momentum, layers),
+    )
     sums, start = [], 0
     for group in groups:
         part = slice(start, start := start + len(group))
@@ -122,7 +138,9 @@ def measure_pieces(
         param, grad, first = tensors[:3]
         second = tensors[3] if len(tensors) > 3 else None
         masses = MomentScale(mass[0, part], second_mass[0, part])
-        sums.append(tensor_sums(rules[group[0].slot], param, grad, first, second, beta[0, part], masses))
+        sums.append(
+            tensor_sums(rules[group[0].slot], param, grad, first, second, beta[0, part], masses)
+        )
     weights = [piece.weight for piece in pieces]
     table = torch.cat(sums, dim=1)
     if any(weight != 1.0 for weight in weights):
@@ -132,7 +150,11 @@ def measure_pieces(
 
 
 def measure_gradients(
-    names: tuple[str, ...], layer_of: Sequence[int], grads: Sequence[Tensor], sample: int | None, like: Tensor
+    names: tuple[str, ...],
+    layer_of: Sequence[int],
+    grads: Sequence[Tensor],
+    sample: int | None,
+    like: Tensor,
 ) -> LayerStats:
     """Of `measure_pieces` the size of the gradient alone, at a fraction of its cost; all else is 0.
 
@@ -149,20 +171,29 @@ def measure_gradients(
     if any(weight != 1.0 for weight in weights):
         squares = squares * numbers_like(weights, squares)
     layout = Layout(names, tuple(layer_of), tuple(grad.numel() for grad in grads))
-    grad_rms = (layout.pool(squares.unsqueeze(0)) / numbers_like(layout.layer_sizes(), squares)).sqrt()
+    grad_rms = (
+        layout.pool(squares.unsqueeze(0)) / numbers_like(layout.layer_sizes(), squares)
+    ).sqrt()
     zero = torch.zeros_like(grad_rms)
     return LayerStats(zero, grad_rms, zero, zero, zero, zero)
 
 
 def _kind(piece: Piece, rules: Sequence[BaseRule]) -> tuple[Any, ...]:
-    """What pieces that are measured in one call have in common: the rule, types of numbers, and about their size.
+    """What pieces that are measured in one call have in common.
 
-    That is one of CLASSES, up to which they are padded with zeros, of which no sum takes note; but the size itself
-    where they are large, or Muon's, to which it matters.
+    The rule, types of numbers, and about their size.
+
+    That is one of CLASSES, up to which they are padded with zeros, of which no sum takes note; but
+    the size itself where they are large, or Muon's, to which it matters.
     """
     family, size = rules[piece.slot].family, piece.size
     padded = family != "muon" and size <= SMALL
-    return padded, bisect_left(CLASSES, size) if padded else size, family, *(tensor.dtype for tensor in piece.tensors)
+    return (
+        padded,
+        bisect_left(CLASSES, size) if padded else size,
+        family,
+        *(tensor.dtype for tensor in piece.tensors),
+    )
 
 
 def _together(pieces: Sequence[Piece], rules: Sequence[BaseRule]) -> list[list[Piece]]:

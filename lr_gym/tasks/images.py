@@ -1,4 +1,7 @@
-"""CIFAR-10 (Krizhevsky 2009) from the files torchvision knows, and its ResNet-18 (He et al. 2016)."""
+"""CIFAR-10 (Krizhevsky 2009) from the files torchvision knows, and its ResNet-18 (He et al.
+
+2016).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ def cifar10() -> Data:
 
 
 def read_cifar10(folder: Path, download: bool = True) -> Data:
-    """Pictures (n, 3, 32, 32), each channel standardised by the gradient split, and classes (n,). No augmentation.
+    """Pictures (n, 3, 32, 32), each channel standardised by the gradient split, and classes (n,).
+
+    No augmentation.
 
     Of the 50,000 training pictures 4 % are the reward split and 6 % the selection split.
 
@@ -36,7 +41,8 @@ def read_cifar10(folder: Path, download: bool = True) -> Data:
         download: whether torchvision may fetch what is missing.
 
     Raises:
-        FileNotFoundError: where the files are neither there nor to be had; says how to fill the folder.
+        FileNotFoundError: where the files are neither there nor to be had; says how to fill the
+            folder.
     """
     from torchvision.datasets import CIFAR10
 
@@ -49,15 +55,21 @@ def read_cifar10(folder: Path, download: bool = True) -> Data:
             parts = [CIFAR10(folder, train=train, download=True) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
-            f"CIFAR-10 is not in {folder} and could not be downloaded ({error}). On a machine with a connection run\n"
-            f"  python -c \"import torchvision; torchvision.datasets.CIFAR10('{folder}', download=True)\"\n"
-            f"or unpack cifar-10-python.tar.gz there, or name the folder that holds cifar-10-batches-py "
+            f"CIFAR-10 is not in {folder} and could not be downloaded ({error}). On a machine with "
+            "a connection run\n"
+            f"  python -c \"import torchvision; torchvision.datasets.CIFAR10('{folder}', "
+            'download=True)"\n'
+            "or unpack cifar-10-python.tar.gz there, or name the folder that holds "
+            "cifar-10-batches-py "
             f"by --data-dir or LR_GYM_DATA"
         ) from error
     (x, y), (x_test, y_test) = (_tensors(part.data, part.targets) for part in parts)
     reward, selection = len(x) * 4 // 100, len(x) * 6 // 100
     data = split_examples(x, y, (len(x) - reward - selection, reward, selection, 0))
-    mean, std = data.gradient.inputs.mean((0, 2, 3), keepdim=True), data.gradient.inputs.std((0, 2, 3), keepdim=True)
+    mean, std = (
+        data.gradient.inputs.mean((0, 2, 3), keepdim=True),
+        data.gradient.inputs.std((0, 2, 3), keepdim=True),
+    )
     splits = (data.gradient, data.reward, data.selection, Split(x_test, y_test))
     return Data(*(Split((part.inputs - mean) / std, part.targets) for part in splits))
 
@@ -70,7 +82,8 @@ def resnet18(cifar_stem: bool = True) -> nn.Module:
     """ResNet-18 of torchvision for 10 classes.
 
     Args:
-        cifar_stem: a 3 x 3 convolution of stride 1 and no pooling at the start, for pictures of 32 x 32.
+        cifar_stem: a 3 x 3 convolution of stride 1 and no pooling at the start, for pictures of 32
+            x 32.
     """
     from torchvision.models import resnet18 as build
 

@@ -27,7 +27,9 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 def next_symbol(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of logits (n, T, symbols) against symbols (n, T), mean over T, in nats per symbol: (n,)."""
     return (
-        nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).mean(1)
+        nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+        .view_as(targets)
+        .mean(1)
     )
 
 
@@ -42,7 +44,9 @@ def squared_gap(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def bernoulli_kl(outputs: Tensor, targets: Tensor) -> Tensor:
-    """KL divergence of the student's Bernoulli from the teacher's, logits (n, 1, 2): (n,) nats, optimum 0.
+    """KL divergence of the student's Bernoulli from the teacher's, logits (n, 1, 2).
+
+    (n,) nats, optimum 0.
 
     It is the cross-entropy against the teacher's probabilities, minus their entropy.
     """

@@ -1,6 +1,9 @@
-"""Modules that torch lacks in the form we need: one tensor in, one tensor out, so that nn.Sequential can hold them.
+"""Modules that torch lacks in the form we need.
 
-Modules without parameters work on any leading dimensions, so the same line serves one model and B of them.
+One tensor in, one tensor out, so that nn.Sequential can hold them.
+
+Modules without parameters work on any leading dimensions, so the same line serves one model and B
+of them.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ __all__ = [
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) whose masks are a function of (run seed, layer, call).
 
-    Both are buffers, so the masks of a run are the same alone, in a batch, and in a plain training loop.
-    `initial_buffers` sets the seed.
+    Both are buffers, so the masks of a run are the same alone, in a batch, and in a plain training
+    loop. `initial_buffers` sets the seed.
     """
 
     seed: Tensor
@@ -93,7 +96,10 @@ class Residual(nn.Sequential):
 
 
 class SelfAttention(nn.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017): queries, keys, values (..., T, 3 d) -> (..., T, d)."""
+    """Scaled dot-product attention (Vaswani et al. 2017).
+
+    Queries, keys, values (..., T, 3 d) -> (..., T, d).
+    """
 
     def __init__(self, heads: int, causal: bool = False) -> None:
         """`causal`: no position sees a later one."""
@@ -102,8 +108,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each head."""
-        split = x.view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // (3 * self.heads)).permute(2, 0, 3, 1, 4)
-        out = nn.functional.scaled_dot_product_attention(split[0], split[1], split[2], is_causal=self.causal)
+        split = x.view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // (3 * self.heads)).permute(
+            2, 0, 3, 1, 4
+        )
+        out = nn.functional.scaled_dot_product_attention(
+            split[0], split[1], split[2], is_causal=self.causal
+        )
         return out.transpose(1, 2).reshape(*x.shape[:-1], -1)
 
 
@@ -129,9 +139,12 @@ class MeanOverTime(nn.Module):
 
 
 class Pair(nn.Module):
-    """A student beside a teacher that nobody trains: (n, i) -> (n, o, 2), the student's outputs first.
+    """A student beside a teacher that nobody trains.
 
-    The teacher's weights are buffers, which `initial_buffers` draws from the run's seed: each run has its own problem.
+    (n, i) -> (n, o, 2), the student's outputs first.
+
+    The teacher's weights are buffers, which `initial_buffers` draws from the run's seed: each run
+    has its own problem.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:

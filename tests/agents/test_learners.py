@@ -1,4 +1,7 @@
-"""What every agent promises: it resumes bit for bit, does not depend on sharing, and saves what it is judged by."""
+"""What every agent promises.
+
+It resumes bit for bit, does not depend on sharing, and saves what it is judged by.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from gymnasium.vector import AutoresetMode
 from learners import AGENTS, SETTING, UPDATES, assert_equal_states, make_learner
 from tiny import TINY
 
-from lr_gym.optim.garo_cell import load_weights
-from lr_gym.policy import load_policy
-from lr_gym.rollout import final_losses
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.rollout import final_losses
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.optim.contrib.garo_cell import load_weights
+from lr_gym.policies.policy import load_policy
 
 SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]
 
@@ -22,7 +25,10 @@ SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]
 @pytest.mark.parametrize("stop", [1, 3])
 @pytest.mark.parametrize("agent", AGENTS)
 def test_continues_bit_for_bit(agent, stop):
-    """Against one that was never stopped; the other has learned something else before, and runs diverge."""
+    """Against one that was never stopped.
+
+    The other has learned something else before, and runs diverge.
+    """
     options = {} if agent.startswith("garo") else {"base": "sgd", "initial_lr": (1e-2, 1e4)}
     learner = make_learner(agent, **options)
     for _ in range(stop):
@@ -118,7 +124,7 @@ def test_enhanced_sgd_goes_on_with_what_its_preset_learned(tmp_path):
     """The preset's features, bins and actions are those that `controller_of` asks for."""
     from agents.arguments import parse
     from agents.build import build_learner
-    from lr_gym.optim.lr_q_control import controller_of
+    from lr_gym.optim.contrib.lr_q_control import controller_of
 
     words = [
         "--agent",
@@ -132,7 +138,9 @@ def test_enhanced_sgd_goes_on_with_what_its_preset_learned(tmp_path):
         "--num-envs",
         "4",
     ]
-    learner, _ = build_learner(parse([*words, "--selection-runs", "1", "--output-dir", str(tmp_path)]))
+    learner, _ = build_learner(
+        parse([*words, "--selection-runs", "1", "--output-dir", str(tmp_path)])
+    )
     learner.update()
     learner.save(tmp_path / "policy.safetensors", {})
     controller = controller_of(load_policy(tmp_path / "policy.safetensors"))
@@ -156,7 +164,9 @@ def test_ppo_goes_on_from_a_trained_policy():
     assert not torch.equal(second.policy({}).weights[0], trained.weights[0])
 
 
-@pytest.mark.parametrize(("agent", "words"), [("q_learning", "network of shapes"), ("es", "network of shapes")])
+@pytest.mark.parametrize(
+    ("agent", "words"), [("q_learning", "network of shapes"), ("es", "network of shapes")]
+)
 def test_ppo_does_not_go_on_from_another_network(agent, words):
     with pytest.raises(ValueError, match=words):
         make_learner("ppo").go_on_from(make_learner(agent).policy({"agent": agent}))

@@ -1,4 +1,7 @@
-"""The endless suite: slots keep their layers, everything else changes, and the same number is the same batch."""
+"""The endless suite.
+
+Slots keep their layers, everything else changes, and the same number is the same batch.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from tiny import TINY
 
 from agents.random_suite import DEAREST, UPDATE, measured, operations_of, random_batch
 from agents.sb3 import LayerRowsVecEnv, PPOConfig, PPOLearner
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.layers import layout_of_named
-from lr_gym.tasks.models import build_model
+from lr_gym.tasks.initial import build_model
 from lr_gym.tasks.random_tasks import random_task
-from lr_gym.vector_env import LRControlVectorEnv
 
 
 def layers(task) -> int:
@@ -30,7 +33,9 @@ def test_slots_keep_their_layers():
     assert len({task.batch_size for batch in batches for task in batch}) > 8
     assert all(task.horizon % 10 == 0 for batch in batches for task in batch)
     assert [task.name for task in random_batch(3, 2, 4, 10)] == [task.name for task in batches[2]]
-    assert {task.name for task in random_batch(4, 0, 4, 10)}.isdisjoint({task.name for task in batches[0]})
+    assert {task.name for task in random_batch(4, 0, 4, 10)}.isdisjoint(
+        {task.name for task in batches[0]}
+    )
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -48,7 +53,11 @@ def test_no_task_of_a_batch_takes_far_longer_than_others():
 
 
 def test_muons_matrices_count():
-    number = next(i for i in range(100) if (d := random_task(i).drawn)["network"] == "dense" and d["depth"] == 3)
+    number = next(
+        i
+        for i in range(100)
+        if (d := random_task(i).drawn)["network"] == "dense" and d["depth"] == 3
+    )
     *hidden, _ = (p for p in build_model(random_task(number).task).parameters() if p.ndim == 2)
     assert len(hidden) in (3, 4)  # there may be a narrow layer besides
     by_hand = 0
@@ -76,7 +85,12 @@ def test_products_of_a_network_by_hand(network):
         and d["loss"] == "cross_entropy"
     )
     drawn = random_task(number).drawn
-    width, patch, classes, kernel = drawn["width"], drawn["patch"], drawn["classes"], drawn["kernel"]
+    width, patch, classes, kernel = (
+        drawn["width"],
+        drawn["patch"],
+        drawn["classes"],
+        drawn["kernel"],
+    )
     times, states = 40 // patch, -(-40 // drawn["stride"])
     expected = {
         "dense": width * 41 + classes * (width + 1),
@@ -88,7 +102,9 @@ def test_products_of_a_network_by_hand(network):
     assert measured(number).products == expected[network]
     task = random_task(number).task
     weights = measured(number).weights
-    assert operations_of(number) == task.horizon * (task.batch_size * expected[network] + UPDATE * weights)
+    assert operations_of(number) == task.horizon * (
+        task.batch_size * expected[network] + UPDATE * weights
+    )
 
 
 def renewing(seed: int = 0) -> LayerRowsVecEnv:
@@ -103,7 +119,9 @@ def renewing(seed: int = 0) -> LayerRowsVecEnv:
 
 def test_an_agent_goes_from_task_to_task_and_resumes():
     config = PPOConfig(hidden=(8,), n_epochs=1, minibatches=1)
-    learner, other = (PPOLearner(renewing(seed), [], config, seed=seed, updates=5) for seed in (0, 0))
+    learner, other = (
+        PPOLearner(renewing(seed), [], config, seed=seed, updates=5) for seed in (0, 0)
+    )
     rows = learner.model.env
     names = []
     for _ in range(2):

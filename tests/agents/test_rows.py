@@ -8,9 +8,9 @@ import torch
 from tiny import TINY
 
 from agents.sb3 import LayerRowsVecEnv
-from lr_gym.action import ACTIONS
-from lr_gym.layers import CONTROLS
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.control.action import ACTIONS
+from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.layers import GRANULARITIES
 
 
 def make_env(*runs: int, **options) -> LayerRowsVecEnv:
@@ -19,11 +19,11 @@ def make_env(*runs: int, **options) -> LayerRowsVecEnv:
     return LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **options) for n in runs])
 
 
-@pytest.mark.parametrize("control", CONTROLS)
-def test_rows_are_the_layers_of_the_runs(control):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_rows_are_the_layers_of_the_runs(granularity):
     """Against the environment itself, over a restart."""
-    env, plain = make_env(3, control=control), LRControlVectorEnv(
-        TINY, 3, horizon=12, decisions=4, schedule="constant", control=control
+    env, plain = make_env(3, granularity=granularity), LRControlVectorEnv(
+        TINY, 3, horizon=12, decisions=4, schedule="constant", granularity=granularity
     )  # fmt: skip
     layers = plain.num_layers
     assert env.num_envs == 3 * layers
@@ -44,12 +44,16 @@ def test_rows_are_the_layers_of_the_runs(control):
             assert ("terminal_observation" in info) == (step == 4)
             assert ("episode" in info) == (step == 4 and layer == 0)
             if step == 4:
-                np.testing.assert_array_equal(info["terminal_observation"], expected[4]["final_obs"][run][layer])
+                np.testing.assert_array_equal(
+                    info["terminal_observation"], expected[4]["final_obs"][run][layer]
+                )
                 assert info["TimeLimit.truncated"] is False
             if "episode" in info:
                 assert info["episode"]["l"] == 4
                 assert info["episode"]["r"] == pytest.approx(returns[run])
-    assert [episode["return"] for episode in env.episodes] == pytest.approx(list(returns_after(plain, 7)), abs=1e-6)
+    assert [episode["return"] for episode in env.episodes] == pytest.approx(
+        list(returns_after(plain, 7)), abs=1e-6
+    )
     env.close()
 
 
@@ -59,7 +63,9 @@ def returns_after(plain, seed):
     _, info = plain.reset(seed=seed)
     start = info["reward_loss"]
     for _ in range(4):
-        info = plain.step(rng.uniform(-1, 1, (3 * plain.num_layers, 1)).astype(np.float32).reshape(3, -1, 1))[4]
+        info = plain.step(
+            rng.uniform(-1, 1, (3 * plain.num_layers, 1)).astype(np.float32).reshape(3, -1, 1)
+        )[4]
     return np.log(start) - np.log(info["final_info"]["reward_loss"])
 
 
@@ -69,7 +75,9 @@ def test_runs_of_rows_and_seeds_of_runs():
     np.testing.assert_array_equal(env.run_of_row, np.repeat([0, 1, 2], layers))
     assert (env.num_runs, env.decisions, env.interval) == (3, 4, 3)
     observation = env.reset_to([5, 9, 5])
-    np.testing.assert_array_equal(observation[env.run_of_row == 0], observation[env.run_of_row == 2])
+    np.testing.assert_array_equal(
+        observation[env.run_of_row == 0], observation[env.run_of_row == 2]
+    )
     assert (observation[env.run_of_row == 0] != observation[env.run_of_row == 1]).any()
 
 
@@ -101,7 +109,10 @@ def test_state_continues_bit_for_bit():
         for a, b in zip(env.decide(action), other.decide(action), strict=True):
             np.testing.assert_array_equal(a, b)
     assert env.figures() == other.figures()
-    assert all(torch.equal(a, b) for a, b in zip(*(e.state_dict()["returns"] for e in (env, other)), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(*(e.state_dict()["returns"] for e in (env, other)), strict=True)
+    )
 
 
 @pytest.mark.parametrize("action", [name for name in ACTIONS if ACTIONS[name].discrete])

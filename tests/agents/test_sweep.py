@@ -13,9 +13,20 @@ from gymnasium.vector import AutoresetMode
 from learners import SETTING, SWEEP, SWEEP_FEATURES, assert_equal_states, make_learner, sweep_env
 from tiny import TINY
 
-from agents.sweep import KNOWN, PEAK, WORST, SweepConfig, SweepLearner, Sweeps, others, play, regret_of, regrets
-from lr_gym.rollout import final_losses
-from lr_gym.vector_env import LRControlVectorEnv
+from agents.sweep import (
+    KNOWN,
+    PEAK,
+    WORST,
+    SweepConfig,
+    SweepLearner,
+    Sweeps,
+    others,
+    play,
+    regret_of,
+    regrets,
+)
+from lr_gym.envs.rollout import final_losses
+from lr_gym.envs.vector_env import LRControlVectorEnv
 
 SETTINGS = {**SETTING, "features": SWEEP_FEATURES}
 
@@ -25,7 +36,10 @@ def test_regret_in_plain_python():
     capped = [min(x, 1.0) if x == x else 1.0 for x in loss]
     smooth = [
         capped[0],
-        *(0.25 * a + 0.5 * b + 0.25 * c for a, b, c in zip(capped, capped[1:], capped[2:], strict=False)),
+        *(
+            0.25 * a + 0.5 * b + 0.25 * c
+            for a, b, c in zip(capped, capped[1:], capped[2:], strict=False)
+        ),
         capped[-1],
     ]
     got = regrets(torch.tensor(loss), torch.tensor([1.0]))
@@ -34,11 +48,16 @@ def test_regret_in_plain_python():
 
 
 def test_regret_of_a_rate_is_read_off_the_curve():
-    curves, rates = torch.rand(5, SWEEP.rates, generator=torch.Generator().manual_seed(0)), SWEEP.logarithms
+    curves, rates = (
+        torch.rand(5, SWEEP.rates, generator=torch.Generator().manual_seed(0)),
+        SWEEP.logarithms,
+    )
     at = lambda rate: regret_of(rate.expand(5), curves, rates)
     for i in range(SWEEP.rates):
         torch.testing.assert_close(at(rates[i]), curves[:, i], atol=1e-3, rtol=0)
-    torch.testing.assert_close(at((rates[1] + rates[2]) / 2), curves[:, 1:3].mean(1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        at((rates[1] + rates[2]) / 2), curves[:, 1:3].mean(1), atol=1e-3, rtol=0
+    )
     beyond = at(rates[-1] + 2 * (rates[1] - rates[0]))
     torch.testing.assert_close(beyond, curves[:, -1] + 1.0, atol=1e-3, rtol=0)
 
@@ -81,16 +100,22 @@ def test_the_policy_goes_where_the_network_says():
     for _ in range(2):
         learner.update()
     policy, spec = learner.policy({}), learner._spec
-    observation = 2.0 * torch.rand(200, len(SWEEP_FEATURES), generator=torch.Generator().manual_seed(1)) - 1.0
+    observation = (
+        2.0 * torch.rand(200, len(SWEEP_FEATURES), generator=torch.Generator().manual_seed(1)) - 1.0
+    )
     present = (observation[:, SWEEP_FEATURES.index("peak_lr")] * 3.5 - 3.0) * math.log(10.0)
     with torch.no_grad():
-        wanted = ((learner._network(observation[:, others(SWEEP_FEATURES)]) - present) / spec.action_step).clamp(
-            -1.0, 1.0
-        )
-    torch.testing.assert_close(policy.predict(observation)[0].squeeze(-1), wanted, atol=2e-3, rtol=0)
+        wanted = (
+            (learner._network(observation[:, others(SWEEP_FEATURES)]) - present) / spec.action_step
+        ).clamp(-1.0, 1.0)
+    torch.testing.assert_close(
+        policy.predict(observation)[0].squeeze(-1), wanted, atol=2e-3, rtol=0
+    )
     learner._config = dataclasses.replace(SWEEP, shift=0.3)
     shifted, inner = learner.policy({}).predict(observation)[0].squeeze(-1), wanted.abs() < 0.8
-    torch.testing.assert_close(shifted[inner], wanted[inner] + 0.3 / spec.action_step, atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        shifted[inner], wanted[inner] + 0.3 / spec.action_step, atol=2e-3, rtol=0
+    )
 
 
 def test_it_finds_the_rate_wherever_it_starts():
@@ -113,14 +138,18 @@ def test_it_finds_the_rate_wherever_it_starts():
 def test_no_action_moves_what_is_known():
     """Two trainings, one of them at a hundredth of the rate, know the same from the first decision to the last."""
     features = (PEAK, *KNOWN)
-    env = LRControlVectorEnv(TINY, 2, autoreset_mode=AutoresetMode.DISABLED, **{**SETTINGS, "features": features})
+    env = LRControlVectorEnv(
+        TINY, 2, autoreset_mode=AutoresetMode.DISABLED, **{**SETTINGS, "features": features}
+    )
     observation, _ = env.reset(seed=[1, 1], options={"initial_lr": [1e-2, 1e-2]})
     down = np.zeros((2, env.num_layers, 1), dtype=np.float32)
     for _ in range(SETTING["decisions"] - 1):
         down[1] = -1.0
         observation = env.step(down)[0]
     assert (np.abs(observation[0, :, 0] - observation[1, :, 0]) > 0.05).all()
-    first = features.index("first_loss")  # a mean over the first decision's steps, which that decision has a part in
+    first = features.index(
+        "first_loss"
+    )  # a mean over the first decision's steps, which that decision has a part in
     assert observation[0, :, first] == pytest.approx(observation[1, :, first], abs=0.05)
     rest = [i for i in others(features) if i != first]
     assert np.array_equal(observation[0][:, rest], observation[1][:, rest])
@@ -131,7 +160,9 @@ def test_processes_give_what_one_gives():
     """The result does not depend on the number of workers."""
     states = []
     for workers in (1, 2):
-        learner = SweepLearner(functools.partial(sweep_env, SETTINGS), 2, [], SWEEP, seed=3, updates=4, workers=workers)
+        learner = SweepLearner(
+            functools.partial(sweep_env, SETTINGS), 2, [], SWEEP, seed=3, updates=4, workers=workers
+        )
         figures = [learner.update() for _ in range(2)]
         states.append({"figures": figures, **learner.state_dict()})
     assert_equal_states(*states)

@@ -1,4 +1,7 @@
-"""Twins: trainings that differ in nothing but what the agent does, and rewards relative to one another."""
+"""Twins.
+
+Trainings that differ in nothing but what the agent does, and rewards relative to one another.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from tiny import TINY
 
 from agents.sb3 import LayerRowsVecEnv
 from agents.sb3.ppo import LIMIT, relative_rewards
-from lr_gym.vector_env import LRControlVectorEnv
+from lr_gym.envs.vector_env import LRControlVectorEnv
 
 LAYERS = [2, 2, 2, 2, 3, 3, 3, 3]  # two pairs of runs of two layers, two pairs of runs of three
 
@@ -25,7 +28,10 @@ def together(rewards):
 
 
 def test_a_training_after_a_divergence_is_compared_with_none(rewards):
-    """Of three twins of two layers one restarts; the rest is judged as if there were two from there on."""
+    """Of three twins of two layers one restarts.
+
+    The rest is judged as if there were two from there on.
+    """
     rewards = rewards[:, :6]
     restarted = together(rewards)
     restarted[1:, 4:] = True
@@ -63,7 +69,9 @@ def test_scale_and_level_of_a_task_do_not_matter(rewards):
 
 
 def test_equal_trainings_and_divergence_stay_finite(rewards):
-    np.testing.assert_array_equal(relative_rewards(np.ones_like(rewards), LAYERS, 2, together(rewards)), 0.0)
+    np.testing.assert_array_equal(
+        relative_rewards(np.ones_like(rewards), LAYERS, 2, together(rewards)), 0.0
+    )
     rewards[2, 3] = -1e9
     found = relative_rewards(rewards, LAYERS, 2, together(rewards))
     assert found[2, 3] == -LIMIT
@@ -86,5 +94,7 @@ def test_ppo_learns_from_what_is_relative():
     buffer = learner.model.rollout_buffer
     for rows in np.split(np.arange(buffer.rewards.shape[1]), [4, 8]):  # pairs of runs of 2 layers
         np.testing.assert_allclose(np.median(buffer.rewards[:, rows], axis=1), 0.0, atol=1e-6)
-    returns = buffer.returns.reshape(buffer.rewards.shape[1], -1).T  # flattened row by row for its minibatches
+    returns = buffer.returns.reshape(
+        buffer.rewards.shape[1], -1
+    ).T  # flattened row by row for its minibatches
     np.testing.assert_allclose(returns, buffer.rewards[::-1].cumsum(0)[::-1], atol=1e-4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_gym.control import ControlSpec
+from lr_gym.control.spec import ControlSpec
 from lr_gym.optim import (
     AdaptiveUPGD,
     EnhancedSGD,
@@ -18,7 +18,7 @@ from lr_gym.optim import (
     GradientAgreementOptimizer,
     PolicyOptimizer,
 )
-from lr_gym.policy import MLPPolicy, constant_policy
+from lr_gym.policies.policy import MLPPolicy, constant_policy
 
 
 class Row(NamedTuple):
@@ -42,7 +42,9 @@ class Row(NamedTuple):
 
 
 def _agreement(score: str, **preset: Any) -> Callable[..., Optimizer]:
-    return lambda params, **options: GradientAgreementOptimizer(torch.optim.Adam(params, **options), score, **preset)
+    return lambda params, **options: GradientAgreementOptimizer(
+        torch.optim.Adam(params, **options), score, **preset
+    )
 
 
 def _with(cls: Any, **preset: Any) -> Callable[..., Optimizer]:
@@ -77,7 +79,16 @@ _UPGD_KEYS = (
 _BLIND_TO_LR = ControlSpec(
     action_bound=0.5,
     controls=("lr", "momentum", "noise"),
-    features=("grad_trend", "cosine", "snr", "weight_growth", "loss_ratio", "depth", "momentum", "noise"),
+    features=(
+        "grad_trend",
+        "cosine",
+        "snr",
+        "weight_growth",
+        "loss_ratio",
+        "depth",
+        "momentum",
+        "noise",
+    ),
 )
 _POLICY_KEYS = ("controller", "maximize", "first_mass", "second_mass")
 
@@ -90,9 +101,14 @@ ROWS: dict[str, Row] = {
     ),
     "agreement_std": Row(_agreement("std"), ("agreement",), adam_inside=True, scales_grad=True),
     "agreement_restoring": Row(
-        _agreement("std_over_rms", restore_grad=True), ("agreement",), adam_inside=True, variant=True
+        _agreement("std_over_rms", restore_grad=True),
+        ("agreement",),
+        adam_inside=True,
+        variant=True,
     ),
-    "agreement_snr": Row(_agreement("snr"), ("agreement",), adam_inside=True, scales_grad=True, variant=True),
+    "agreement_snr": Row(
+        _agreement("snr"), ("agreement",), adam_inside=True, scales_grad=True, variant=True
+    ),
     "upgd": Row(AdaptiveUPGD, _UPGD_KEYS),
     "upgd_relative": Row(
         _with(AdaptiveUPGD, adaptive_noise=True, sigma=0.1, noise_beta=0.9, noise_norm="global"),

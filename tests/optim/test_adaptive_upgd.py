@@ -12,7 +12,7 @@ from optimizer_contract import assert_same, descend, make_params
 from torch import Tensor
 
 from lr_gym.optim import AdaptiveUPGD, VarianceGradientScaler
-from lr_gym.optim.noise import gradient_sizes
+from lr_gym.optim.contrib.noise import gradient_sizes
 
 
 class Twin:
@@ -37,7 +37,9 @@ class Twin:
         squares = [sum(g * g for g in grad) for grad in lists]
         for k, grad in enumerate(lists):
             square, count = (
-                (sum(squares), sum(map(len, lists))) if o["noise_norm"] == "global" else (squares[k], len(grad))
+                (sum(squares), sum(map(len, lists)))
+                if o["noise_norm"] == "global"
+                else (squares[k], len(grad))
             )
             size = math.sqrt(square / count if o["noise_scale"] == "rms" else square)
             self.size[k] = o["noise_beta"] * self.size[k] + (1 - o["noise_beta"]) * size
@@ -45,9 +47,15 @@ class Twin:
             for i, xi in enumerate(draws[k].flatten().tolist()):
                 gate = 1 - 1 / (1 + math.exp(-self.u[k][i] / largest))
                 m, v = self.m[k][i] / (1 - 0.9**t), self.v[k][i] / (1 - 0.999**t)
-                noise = std * xi / (math.sqrt(v + std**2) + 1e-8) if o["adaptive_noise"] else o["sigma"] * xi
+                noise = (
+                    std * xi / (math.sqrt(v + std**2) + 1e-8)
+                    if o["adaptive_noise"]
+                    else o["sigma"] * xi
+                )
                 way = m / (math.sqrt(v) + 1e-8) + noise
-                self.params[k][i] = self.params[k][i] * (1 - o["lr"] * o["weight_decay"]) - o["lr"] * way * gate
+                self.params[k][i] = (
+                    self.params[k][i] * (1 - o["lr"] * o["weight_decay"]) - o["lr"] * way * gate
+                )
 
 
 BASE = {
@@ -77,7 +85,10 @@ def trained(options: dict[str, Any], steps: int = 8) -> tuple[list[Tensor], Twin
     params = make_params(torch.float64)
     twin, optimizer = Twin(params, **options), AdaptiveUPGD(params, **options)
     for step in range(steps):
-        grads = [torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).double() for p in params]
+        grads = [
+            torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).double()
+            for p in params
+        ]
         for p, g in zip(params, grads, strict=True):
             p.grad = g
         draws = copy.deepcopy(optimizer.noise).normal(grads)
@@ -90,12 +101,15 @@ def trained(options: dict[str, Any], steps: int = 8) -> tuple[list[Tensor], Twin
 def test_equals_the_twin(variant: str) -> None:
     params, twin = trained({**BASE, **VARIANTS[variant]})
     for p, expected in zip(params, twin.params, strict=True):
-        torch.testing.assert_close(p.detach().flatten(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            p.detach().flatten(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_every_option_changes_the_result() -> None:
     results = {
-        name: torch.cat([p.detach().flatten() for p in trained({**BASE, **v})[0]]) for name, v in VARIANTS.items()
+        name: torch.cat([p.detach().flatten() for p in trained({**BASE, **v})[0]])
+        for name, v in VARIANTS.items()
     }
     for extra in (
         {"utility_beta": 0.5},
@@ -120,7 +134,9 @@ def test_global_size_is_that_of_all_groups() -> None:
     for p, size in zip(params, (3.0, 1.0), strict=True):
         p.grad = torch.full_like(p, size)
     optimizer.step()
-    assert [float(optimizer._stds[p]) for p in params] == pytest.approx([0.1 * math.sqrt((36 + 12) / 16)] * 2)
+    assert [float(optimizer._stds[p]) for p in params] == pytest.approx(
+        [0.1 * math.sqrt((36 + 12) / 16)] * 2
+    )
 
 
 def test_useful_weights_move_less() -> None:
@@ -129,7 +145,9 @@ def test_useful_weights_move_less() -> None:
     params[0].grad = torch.tensor([-1.0, -1.0])
     optimizer.step()
     moved = params[0].detach() - torch.tensor([5.0, 1e-3])
-    torch.testing.assert_close(moved, 0.1 * torch.tensor([1 - 1 / (1 + math.exp(-1)), 0.5]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        moved, 0.1 * torch.tensor([1 - 1 / (1 + math.exp(-1)), 0.5]), rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("utility", [1e-39, 1e-44, 0.0])
@@ -142,10 +160,16 @@ def test_utilities_too_small_to_divide_by_stay_finite(utility: float) -> None:
 
 
 def realised_noise(optimizer: AdaptiveUPGD, grads: list[Tensor]) -> list[Tensor]:
-    """Noise that the coming step adds to each gradient: replayed draws times the std that it reports."""
+    """Noise that the coming step adds to each gradient.
+
+    Replayed draws times the std that it reports.
+    """
     draws = copy.deepcopy(optimizer.noise).normal(grads)
     optimizer.step()
-    return [d * optimizer._stds[p] for d, p in zip(draws, optimizer.param_groups[0]["params"], strict=True)]
+    return [
+        d * optimizer._stds[p]
+        for d, p in zip(draws, optimizer.param_groups[0]["params"], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.62, 1e-3])
@@ -158,13 +182,17 @@ def test_relative_noise_holds_its_ratio_for_any_scale_and_size(scale: float, n: 
         noise = realised_noise(optimizer, [param.grad])[0]
         std, size = float(optimizer._stds[param]), float(param.grad.norm()) / n**0.5
         assert std / size == pytest.approx(0.05, rel=0.01)
-        assert float(noise.norm() / param.grad.norm()) == pytest.approx(0.05, rel=4 / math.sqrt(2 * n))
+        assert float(noise.norm() / param.grad.norm()) == pytest.approx(
+            0.05, rel=4 / math.sqrt(2 * n)
+        )
 
 
 @pytest.mark.parametrize("noise_scale", ["rms", "norm"])
 def test_an_element_without_gradient_takes_no_leap(noise_scale: str) -> None:
     param = torch.zeros(1000, requires_grad=True)
-    optimizer = AdaptiveUPGD([param], lr=1e-3, sigma=0.05, adaptive_noise=True, noise_scale=noise_scale)
+    optimizer = AdaptiveUPGD(
+        [param], lr=1e-3, sigma=0.05, adaptive_noise=True, noise_scale=noise_scale
+    )
     for step in range(5):
         param.grad = torch.randn(1000, generator=torch.Generator().manual_seed(step))
         param.grad[:100] = 0.0
@@ -173,7 +201,8 @@ def test_an_element_without_gradient_takes_no_leap(noise_scale: str) -> None:
 
 
 def test_figures_of_the_design_note() -> None:
-    # gradient norm 0.20 and noise std 0.005 on one element: 2.5 %; scaled by 0.62, 1 / 0.62 times that, 4 %
+    # gradient norm 0.20 and noise std 0.005 on one element: 2.5 %; scaled by 0.62, 1 / 0.62 times
+    # that, 4 %
     ratios = []
     for factor in (1.0, 0.62):
         param = torch.zeros(1, requires_grad=True)
@@ -206,10 +235,16 @@ def test_averaged_size_resumes_right_from_a_checkpoint_without_it() -> None:
 
 def test_norm_scale_is_the_sources_and_sqrt_n_larger() -> None:
     grads = [torch.full((16,), 3.0), torch.full((100,), 3.0)]
-    assert [float(s) for s in gradient_sizes(grads, "rms", "parameter")] == pytest.approx([3.0, 3.0])
-    assert [float(s) for s in gradient_sizes(grads, "norm", "parameter")] == pytest.approx([12.0, 30.0])
+    assert [float(s) for s in gradient_sizes(grads, "rms", "parameter")] == pytest.approx(
+        [3.0, 3.0]
+    )
+    assert [float(s) for s in gradient_sizes(grads, "norm", "parameter")] == pytest.approx(
+        [12.0, 30.0]
+    )
     assert [float(s) for s in gradient_sizes(grads, "rms", "global")] == pytest.approx([3.0, 3.0])
-    assert [float(s) for s in gradient_sizes(grads, "norm", "global")] == pytest.approx([math.hypot(12, 30)] * 2)
+    assert [float(s) for s in gradient_sizes(grads, "norm", "global")] == pytest.approx(
+        [math.hypot(12, 30)] * 2
+    )
     bad = [torch.full((4,), math.nan), *grads]
     assert [float(s) for s in gradient_sizes(bad, "rms", "global")] == pytest.approx([3.0] * 3)
 
@@ -233,7 +268,9 @@ def test_border(options: dict[str, Any]) -> None:
         AdaptiveUPGD(make_params(), lr=torch.tensor(0.1))  # type: ignore[arg-type]
 
 
-def vgs_by_hand(history: list[list[list[float]]], alpha: float, beta: float, quantile: float) -> float:
+def vgs_by_hand(
+    history: list[list[list[float]]], alpha: float, beta: float, quantile: float
+) -> float:
     """Factor after a history of steps, each a list of gradients."""
     average = mass = 0.0
     for grads in history:
@@ -255,7 +292,10 @@ def test_vgs_equals_its_twin() -> None:
     scaler = VarianceGradientScaler(params, alpha=0.7, beta=0.8, warmup_steps=3)
     history: list[list[list[float]]] = []
     for step in range(7):
-        grads = [torch.randn(len(p), generator=torch.Generator().manual_seed(step)).double() + 0.3 for p in params]
+        grads = [
+            torch.randn(len(p), generator=torch.Generator().manual_seed(step)).double() + 0.3
+            for p in params
+        ]
         history.append([g.tolist() for g in grads])
         for p, g in zip(params, grads, strict=True):
             p.grad = g.clone()
@@ -289,12 +329,16 @@ def test_vgs_state_alpha_floor_and_bad_gradients() -> None:
         p.grad = torch.full_like(p, math.nan)
     scaler.step()
     assert scaler.metrics()["vgs/normalized_variance"] == pytest.approx(before)
-    assert advance(VarianceGradientScaler(params, alpha=0.0, warmup_steps=0), params, range(2)) == [1.0, 1.0]
-    assert advance(VarianceGradientScaler(params, alpha=1e9, warmup_steps=0), params, range(1))[0] == pytest.approx(
-        1e-4
-    )
+    assert advance(VarianceGradientScaler(params, alpha=0.0, warmup_steps=0), params, range(2)) == [
+        1.0,
+        1.0,
+    ]
+    assert advance(VarianceGradientScaler(params, alpha=1e9, warmup_steps=0), params, range(1))[
+        0
+    ] == pytest.approx(1e-4)
     low, high = (
-        advance(VarianceGradientScaler(params, warmup_steps=0, quantile=q), params, range(1))[0] for q in (1.0, 0.0)
+        advance(VarianceGradientScaler(params, warmup_steps=0, quantile=q), params, range(1))[0]
+        for q in (1.0, 0.0)
     )
     assert low < high
     with pytest.raises(ValueError, match="quantile must lie"):
@@ -314,7 +358,11 @@ def test_vgs_cancels_in_relative_but_not_in_fixed_noise() -> None:
         optimizer.step()
         return optimizer.metrics()["noise/gradient"]
 
-    assert final(True, True) == pytest.approx(final(True, False), rel=0.01) == pytest.approx(0.05, rel=0.01)
+    assert (
+        final(True, True)
+        == pytest.approx(final(True, False), rel=0.01)
+        == pytest.approx(0.05, rel=0.01)
+    )
     assert final(False, True) > 1.1 * final(False, False)
 
 

@@ -1,4 +1,7 @@
-"""Every optimizer at its defaults on five problems: 10 times lower, or within 2x of the best of 4 Adams."""
+"""Every optimizer at its defaults on five problems.
+
+10 times lower, or within 2x of the best of 4 Adams.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +44,29 @@ def _logistic() -> Problem:
 def _classifier() -> Problem:
     x = 3 * _normal(256, 8, seed=0)
     y = (x @ _normal(8, 3, seed=1)).argmax(1)
-    start = [0.3 * _normal(8, 32, seed=2), torch.zeros(32), 0.2 * _normal(32, 3, seed=3), torch.zeros(3)]
-    return Problem(start, lambda p: functional.cross_entropy((x @ p[0] + p[1]).relu() @ p[2] + p[3], y))
+    start = [
+        0.3 * _normal(8, 32, seed=2),
+        torch.zeros(32),
+        0.2 * _normal(32, 3, seed=3),
+        torch.zeros(3),
+    ]
+    return Problem(
+        start, lambda p: functional.cross_entropy((x @ p[0] + p[1]).relu() @ p[2] + p[3], y)
+    )
 
 
 def _regression() -> Problem:
     x = _normal(256, 8, seed=0)
     y = torch.sin(x @ _normal(8, seed=1) / 2)
-    start = [0.3 * _normal(8, 32, seed=2), torch.zeros(32), 0.2 * _normal(32, 1, seed=3), torch.zeros(1)]
-    return Problem(start, lambda p: functional.mse_loss(((x @ p[0] + p[1]).tanh() @ p[2] + p[3]).squeeze(1), y))
+    start = [
+        0.3 * _normal(8, 32, seed=2),
+        torch.zeros(32),
+        0.2 * _normal(32, 1, seed=3),
+        torch.zeros(1),
+    ]
+    return Problem(
+        start, lambda p: functional.mse_loss(((x @ p[0] + p[1]).tanh() @ p[2] + p[3]).squeeze(1), y)
+    )
 
 
 def _rosenbrock() -> Problem:
@@ -93,7 +110,10 @@ def final_loss(problem: Problem, make: Callable[..., torch.optim.Optimizer]) -> 
 
 @functools.cache
 def best_adam(name: str) -> float:
-    return min(final_loss(PROBLEMS[name](), functools.partial(torch.optim.Adam, lr=lr))[1] for lr in ADAM_LRS)
+    return min(
+        final_loss(PROBLEMS[name](), functools.partial(torch.optim.Adam, lr=lr))[1]
+        for lr in ADAM_LRS
+    )
 
 
 @pytest.mark.parametrize("optimizer", [name for name, row in ROWS.items() if not row.variant])
@@ -108,9 +128,16 @@ def test_converges(optimizer: str) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "lr"),
-    [("adam", 3e-2), ("agreement_std", 3e-2), ("upgd", 3e-2), ("garo", 1e-3), ("enhanced_sgd", 5e-4)],
+    [
+        ("adam", 3e-2),
+        ("agreement_std", 3e-2),
+        ("upgd", 3e-2),
+        ("garo", 1e-3),
+        ("enhanced_sgd", 5e-4),
+    ],
 )
 def test_rosenbrock_fails_at_the_defaults_only_for_their_lr(optimizer: str, lr: float) -> None:
-    # curvature about 1500 at the start: SGD at 0.01 diverges, Adam at 0.001 travels at most 1 in 1000 steps
+    # curvature about 1500 at the start: SGD at 0.01 diverges, Adam at 0.001 travels at most 1 in
+    # 1000 steps
     first, last = final_loss(_rosenbrock(), functools.partial(ROWS[optimizer].make, lr=lr))
     assert last <= first / 10

@@ -1,4 +1,7 @@
-"""EnhancedSGD: every feature against a slow twin of its own, and every switch against the run without it."""
+"""EnhancedSGD.
+
+Every feature against a slow twin of its own, and every switch against the run without it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,19 @@ from optimizer_contract import assert_same, descend, make_params
 from torch import Tensor, nn
 
 from lr_gym.optim import EnhancedSGD, QLearningController
-from lr_gym.optim.gradient_entropy import BINS, MAX_ENTROPY, gradient_samples, histogram_entropy
-from lr_gym.optim.lr_q_control import EDGES, LearnedScales, default_controller
-from lr_gym.optim.running_moments import clip_factor, corrected_for_spike, observe, running_moments
+from lr_gym.optim.contrib.gradient_entropy import (
+    BINS,
+    MAX_ENTROPY,
+    gradient_samples,
+    histogram_entropy,
+)
+from lr_gym.optim.contrib.lr_q_control import EDGES, LearnedScales, default_controller
+from lr_gym.optim.contrib.running_moments import (
+    clip_factor,
+    corrected_for_spike,
+    observe,
+    running_moments,
+)
 
 ALL_OFF: dict[str, Any] = {
     "q_learning": False,
@@ -28,8 +41,13 @@ ALL_OFF: dict[str, Any] = {
 }
 
 
-def losses_of(optimizer: EnhancedSGD, params: list[Tensor], losses: list[float], start: int = 0) -> None:
-    """Steps on the gradients of `descend`, each with the loss of a closure; gradient 25 is an outlier."""
+def losses_of(
+    optimizer: EnhancedSGD, params: list[Tensor], losses: list[float], start: int = 0
+) -> None:
+    """Steps on the gradients of `descend`, each with the loss of a closure.
+
+    Gradient 25 is an outlier.
+    """
     for step, loss in enumerate(losses, start):
         for p in params:
             noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
@@ -74,7 +92,8 @@ LOSSES = [1.0 + 0.01 * (-1) ** i for i in range(20)] + [5.0] + [1.0] * 20
 
 @pytest.mark.parametrize(
     ("base", "change"),
-    [(ALL_OFF, change) for change in SWITCHES.values()] + [({**ALL_OFF, **b}, c) for b, c in FINER.values()],
+    [(ALL_OFF, change) for change in SWITCHES.values()]
+    + [({**ALL_OFF, **b}, c) for b, c in FINER.values()],
     ids=[*SWITCHES, *FINER],
 )
 def test_every_switch_changes_the_run(base: dict[str, Any], change: dict[str, Any]) -> None:
@@ -129,7 +148,9 @@ def test_spike_lowers_lr_and_momentum_and_they_recover() -> None:
     losses_of(optimizer, params, LOSSES[:20])
     assert optimizer.metrics()["lr"] == pytest.approx(0.02)
     losses_of(optimizer, params, [5.0])
-    assert (optimizer.metrics()["lr"], optimizer.metrics()["momentum"]) == pytest.approx((0.01, 0.45))
+    assert (optimizer.metrics()["lr"], optimizer.metrics()["momentum"]) == pytest.approx(
+        (0.01, 0.45)
+    )
     losses_of(optimizer, params, [math.nan])
     assert optimizer.metrics()["lr"] == pytest.approx(0.005)
     losses_of(optimizer, params, [1.0])
@@ -150,22 +171,32 @@ def test_ordinary_noise_is_no_spike_and_the_correction_has_a_floor() -> None:
         spikes += int(correction < before)
     assert spikes <= 5
     for _ in range(50):
-        correction, moments = corrected_for_spike(correction, moments, torch.tensor(math.inf), **options)
+        correction, moments = corrected_for_spike(
+            correction, moments, torch.tensor(math.inf), **options
+        )
     assert float(correction) == pytest.approx(0.1)
 
 
 def test_entropy_equals_that_of_numpys_histogram_and_is_scale_free() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.stack(
-        [torch.randn(4096, generator=generator), torch.rand(4096, generator=generator), torch.ones(4096)]
+        [
+            torch.randn(4096, generator=generator),
+            torch.rand(4096, generator=generator),
+            torch.ones(4096),
+        ]
     )
     for scale in (1.0, 1e-9):
         found = histogram_entropy(rows * scale)
         for row, value in zip(rows, found, strict=True):
             scaled = (row / row.square().mean().sqrt()).clamp(-4, 3.9999)
             p = np.histogram(scaled.numpy(), bins=BINS, range=(-4, 4))[0] / len(row)
-            assert float(value) == pytest.approx(-sum(x * math.log(x) for x in p if x > 0), abs=0.02)
-    assert float(found[0]) == pytest.approx(0.5 * math.log(2 * math.pi * math.e) + math.log(4), abs=0.03)
+            assert float(value) == pytest.approx(
+                -sum(x * math.log(x) for x in p if x > 0), abs=0.02
+            )
+    assert float(found[0]) == pytest.approx(
+        0.5 * math.log(2 * math.pi * math.e) + math.log(4), abs=0.03
+    )
     assert found[2] == 0.0
     assert histogram_entropy(torch.zeros(1, 9)) == 0.0
     assert histogram_entropy(torch.full((1, 9), math.nan)).isnan()
@@ -203,7 +234,11 @@ def test_retention_keeps_gradients_of_high_entropy_only() -> None:
 
 def test_lookahead_equals_its_definition() -> None:
     params, others = make_params(), make_params()
-    descend(EnhancedSGD(params, lr=0.05, **{**ALL_OFF, "lookahead_k": 4, "lookahead_alpha": 0.3}), params, 12)
+    descend(
+        EnhancedSGD(params, lr=0.05, **{**ALL_OFF, "lookahead_k": 4, "lookahead_alpha": 0.3}),
+        params,
+        12,
+    )
     inner = torch.optim.SGD(others, lr=0.05, momentum=0.9)
     slow = [p.detach().clone() for p in others]
     for start in (0, 4, 8):
@@ -220,22 +255,34 @@ def test_centering_and_entropy_and_variance_adjustment() -> None:
     param = torch.zeros(2, 3, requires_grad=True)
     param.grad = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     EnhancedSGD([param], lr=1.0, **{**ALL_OFF, "gradient_centering": True}).step()
-    torch.testing.assert_close(-param.detach(), torch.tensor([[-2.0, -1.0, 3.0], [-1.0, -1.0, 2.0]]))
+    torch.testing.assert_close(
+        -param.detach(), torch.tensor([[-2.0, -1.0, 3.0], [-1.0, -1.0, 2.0]])
+    )
 
     param = torch.zeros(256, requires_grad=True)
-    optimizer = EnhancedSGD([param], lr=1.0, momentum=0.0, **{**ALL_OFF, "entropy_adjustment": True})
+    optimizer = EnhancedSGD(
+        [param], lr=1.0, momentum=0.0, **{**ALL_OFF, "entropy_adjustment": True}
+    )
     param.grad = torch.linspace(-1, 1, 256)
     optimizer.step()
     torch.testing.assert_close(param.detach(), -torch.linspace(-1, 1, 256))
     before = param.detach().clone()
-    param.grad = 2 * torch.linspace(-1, 1, 256)  # the same entropy, 4 times the variance: lr * 4^(-1/4)
+    param.grad = 2 * torch.linspace(
+        -1, 1, 256
+    )  # the same entropy, 4 times the variance: lr * 4^(-1/4)
     optimizer.step()
     torch.testing.assert_close(
-        param.detach() - before, -2 * torch.linspace(-1, 1, 256) / math.sqrt(2), rtol=1e-4, atol=1e-5
+        param.detach() - before,
+        -2 * torch.linspace(-1, 1, 256) / math.sqrt(2),
+        rtol=1e-4,
+        atol=1e-5,
     )
     before, peaked = param.detach().clone(), torch.zeros(256)
     peaked[0] = math.sqrt(256 * 2.5 / 3)
-    first, second = (float(histogram_entropy(gradient_samples([g]))) for g in (torch.linspace(-1, 1, 256), peaked))
+    first, second = (
+        float(histogram_entropy(gradient_samples([g])))
+        for g in (torch.linspace(-1, 1, 256), peaked)
+    )
     param.grad = peaked.clone()
     optimizer.step()
     moved = float((before - param.detach())[0] / peaked[0]) / optimizer.metrics()["lr"]
@@ -247,7 +294,9 @@ def test_noise_is_relative_to_the_gradient() -> None:
         param = torch.zeros(10_000, requires_grad=True)
         param.grad = torch.full((10_000,), scale)
         EnhancedSGD([param], lr=1.0, **{**ALL_OFF, "noise_scale": 0.2}).step()
-        assert float((-param.detach() - scale).norm() / param.grad.norm()) == pytest.approx(0.2, rel=0.05)
+        assert float((-param.detach() - scale).norm() / param.grad.norm()) == pytest.approx(
+            0.2, rel=0.05
+        )
 
 
 def test_bayesian_init_draws_from_the_documented_prior() -> None:
@@ -282,7 +331,9 @@ def test_controller_is_rewarded_for_the_loss_and_the_entropy() -> None:
     states, actions = scales._states.clone(), scales._chosen.clone()
     scales.decide(table, 0.8, torch.tensor([2.0, 3.0]), flat, **options)  # type: ignore[arg-type]
     for row, extra in ((0, 0.0), (1, 0.5 / MAX_ENTROPY)):
-        assert float(table.q[states[row], actions[row]]) == pytest.approx(0.1 * (0.2 + extra), rel=1e-4)
+        assert float(table.q[states[row], actions[row]]) == pytest.approx(
+            0.1 * (0.2 + extra), rel=1e-4
+        )
     assert table.visits.sum() == 2
     scales.decide(table, math.nan, flat, flat, **options)  # type: ignore[arg-type]
     assert scales.rewards[-1] == pytest.approx(-1.0 - 0.25 / MAX_ENTROPY, rel=1e-3)
@@ -295,27 +346,47 @@ def test_actions_multiply_or_add_and_stay_bounded() -> None:
     for mix, lr, gap in ((1.0, math.exp(0.2), math.exp(-0.2)), (0.0, 1.05, 0.95)):
         table = QLearningController(list(EDGES.values()), [[1.0, 1.0]], initial_mix_prob=mix)
         scales = LearnedScales(1)
-        scales.decide(table, 1.0, torch.ones(1), torch.ones(1), lossless=False, entropy_weight=0.0, epoch=0)
+        scales.decide(
+            table, 1.0, torch.ones(1), torch.ones(1), lossless=False, entropy_weight=0.0, epoch=0
+        )
         assert (float(scales.lr), float(scales.gap)) == pytest.approx((lr, gap), rel=1e-6)
         for _ in range(300):
-            scales.decide(table, 1.0, torch.ones(1), torch.ones(1), lossless=False, entropy_weight=0.0, epoch=0)
+            scales.decide(
+                table,
+                1.0,
+                torch.ones(1),
+                torch.ones(1),
+                lossless=False,
+                entropy_weight=0.0,
+                epoch=0,
+            )
         assert (float(scales.lr), float(scales.gap)) == pytest.approx((10.0, 0.2))
 
 
 def test_features_fall_into_the_right_bins() -> None:
     scales = LearnedScales(3)
     scales.decisions, scales._loss, scales._log_variance = 20, 1.0, torch.tensor([0.0, 0.0, 0.0])
-    features = scales.features(0.9, torch.tensor([0.1, 0.6, 0.9]) * MAX_ENTROPY, torch.tensor([-1.0, 0.0, 1.0]))
-    expected = torch.tensor([[-0.1, -1.0, 0.1, 0.0, 1.322], [-0.1, 0.0, 0.6, 0.5, 1.322], [-0.1, 1.0, 0.9, 1.0, 1.322]])
+    features = scales.features(
+        0.9, torch.tensor([0.1, 0.6, 0.9]) * MAX_ENTROPY, torch.tensor([-1.0, 0.0, 1.0])
+    )
+    expected = torch.tensor(
+        [[-0.1, -1.0, 0.1, 0.0, 1.322], [-0.1, 0.0, 0.6, 0.5, 1.322], [-0.1, 1.0, 0.9, 1.0, 1.322]]
+    )
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
     states = default_controller().state_index(features)
-    assert states.tolist() == [0 * 81 + 0 * 27 + 0 * 9 + 0 * 3 + 1, 0 + 27 + 9 + 3 + 1, 0 + 54 + 18 + 6 + 1]
+    assert states.tolist() == [
+        0 * 81 + 0 * 27 + 0 * 9 + 0 * 3 + 1,
+        0 + 27 + 9 + 3 + 1,
+        0 + 54 + 18 + 6 + 1,
+    ]
 
 
 def test_learned_momentum_and_lr_reach_the_update() -> None:
     table = QLearningController(list(EDGES.values()), [[1.0, 1.0]], initial_mix_prob=1.0)
     param = torch.zeros(4, requires_grad=True)
-    optimizer = EnhancedSGD([param], lr=0.1, q_controller=table, decision_interval=2, **{**ALL_OFF, "q_learning": True})
+    optimizer = EnhancedSGD(
+        [param], lr=0.1, q_controller=table, decision_interval=2, **{**ALL_OFF, "q_learning": True}
+    )
     expected, buffer = torch.zeros(4), torch.zeros(4)
     for lr, momentum in ((0.1, 0.9), (0.1 * math.exp(0.2), 1 - 0.1 * math.exp(-0.2))):
         param.grad = torch.ones(4)
@@ -343,7 +414,9 @@ def test_saved_table_is_taken_up_by_another_run(tmp_path: Any) -> None:
     first = EnhancedSGD(params, decision_interval=1)
     losses_of(first, params, [1.0 / (i + 1) for i in range(30)])
     first.q_controller.save(tmp_path / "q.safetensors")
-    second = EnhancedSGD(make_params(), q_controller=QLearningController.load(tmp_path / "q.safetensors"))
+    second = EnhancedSGD(
+        make_params(), q_controller=QLearningController.load(tmp_path / "q.safetensors")
+    )
     assert torch.equal(second.q_controller.q, first.q_controller.q)
     assert second.q_controller.q.abs().max() > 0
 

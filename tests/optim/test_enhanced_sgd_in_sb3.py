@@ -12,9 +12,20 @@ from lr_gym.optim import EnhancedSGD
 
 def test_trains_a_ppo_policy(tmp_path: Any) -> None:
     sb3 = pytest.importorskip("stable_baselines3")
-    policy = {"optimizer_class": EnhancedSGD, "optimizer_kwargs": {"decision_interval": 2}, "net_arch": [8]}
+    policy = {
+        "optimizer_class": EnhancedSGD,
+        "optimizer_kwargs": {"decision_interval": 2},
+        "net_arch": [8],
+    }
     model = sb3.PPO(
-        "MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, n_epochs=2, policy_kwargs=policy, seed=0, device="cpu"
+        "MlpPolicy",
+        "CartPole-v1",
+        n_steps=64,
+        batch_size=32,
+        n_epochs=2,
+        policy_kwargs=policy,
+        seed=0,
+        device="cpu",
     )
     optimizer = model.policy.optimizer
     assert isinstance(optimizer, EnhancedSGD)

@@ -10,8 +10,8 @@ from optimizer_contract import descend, make_params
 from torch import Tensor, nn
 
 from lr_gym.optim import GlobalAdaptiveSGD, log_metrics
-from lr_gym.optim.garo import measure
-from lr_gym.optim.garo_cell import (
+from lr_gym.optim.contrib.garo import measure
+from lr_gym.optim.contrib.garo_cell import (
     FEATURES,
     GaroState,
     GaroWeights,
@@ -23,13 +23,15 @@ from lr_gym.optim.garo_cell import (
     load_weights,
     save_weights,
 )
-from lr_gym.tensor_file import PolicyFileError
+from lr_gym.policies.tensor_file import PolicyFileError
 
 H = 6
 
 
 def weights_of(seed: int, scale: float = 1.0) -> GaroWeights:
-    return GaroWeights(*(scale * w for w in initial_weights(H, torch.Generator().manual_seed(seed))))
+    return GaroWeights(
+        *(scale * w for w in initial_weights(H, torch.Generator().manual_seed(seed)))
+    )
 
 
 def statistics_of(seed: int, *shape: int) -> GradientStatistics:
@@ -53,7 +55,9 @@ class Twin:
 
     @torch.no_grad()
     def step(self) -> tuple[float, float, float]:
-        lr, momentum, decay = (self.hidden[0] @ self.weights.head.T + self.weights.head_bias).tolist()
+        lr, momentum, decay = (
+            self.hidden[0] @ self.weights.head.T + self.weights.head_bias
+        ).tolist()
         softplus = nn.functional.softplus
         lr, decay = float(softplus(torch.tensor(lr))), float(softplus(torch.tensor(decay)))
         momentum = float(torch.tanh(torch.tensor(momentum)))
@@ -90,10 +94,14 @@ def test_equals_the_twin(scale: float) -> None:
     optimizer, twin = GlobalAdaptiveSGD(params, weights=weights), Twin(others, weights)
     for step in range(12):
         for p, q in zip(params, others, strict=True):
-            p.grad = q.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) + p.detach()
+            p.grad = q.grad = (
+                torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) + p.detach()
+            )
         optimizer.step()
         lr, momentum, decay = twin.step()
-        assert optimizer.metrics() == pytest.approx({"lr": lr, "momentum": momentum, "weight_decay": decay}, rel=1e-4)
+        assert optimizer.metrics() == pytest.approx(
+            {"lr": lr, "momentum": momentum, "weight_decay": decay}, rel=1e-4
+        )
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
@@ -123,7 +131,9 @@ def test_random_cell_moves_all_three_hyperparameters() -> None:
     assert min(line["momentum"] for line in seen) < 0 or max(line["momentum"] for line in seen) > 0
 
 
-@pytest.mark.parametrize("options", [{"seed": 1}, {"hidden_size": 8}, {"layerwise": True}, {"weight_decay": 1e4}])
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"hidden_size": 8}, {"layerwise": True}, {"weight_decay": 1e4}]
+)
 def test_every_option_changes_the_result(options: dict[str, int]) -> None:
     results = []
     for chosen in ({}, options):
@@ -144,12 +154,18 @@ def test_layers_follow_names_or_matrices() -> None:
 
 def test_measured_statistics_pool_the_tensors_of_a_layer() -> None:
     generator = torch.Generator().manual_seed(0)
-    tensors = [[torch.randn(s, generator=generator) for s in ((3, 4), (4,), (2, 2))] for _ in range(3)]
+    tensors = [
+        [torch.randn(s, generator=generator) for s in ((3, 4), (4,), (2, 2))] for _ in range(3)
+    ]
     found = measure(list(zip(tensors[0], tensors[1], strict=True)), tensors[2], [0, 0, 1], 3)
     for layer, members in enumerate(([0, 1], [2])):
         p, g, m = (torch.cat([row[i].flatten() for i in members]) for row in tensors)
-        assert float(found.param_rms[layer]) == pytest.approx(float(p.square().mean().sqrt()), rel=1e-5)
-        assert float(found.grad_rms[layer]) == pytest.approx(float(g.square().mean().sqrt()), rel=1e-5)
+        assert float(found.param_rms[layer]) == pytest.approx(
+            float(p.square().mean().sqrt()), rel=1e-5
+        )
+        assert float(found.grad_rms[layer]) == pytest.approx(
+            float(g.square().mean().sqrt()), rel=1e-5
+        )
         assert float(found.cosine[layer]) == pytest.approx(
             float(nn.functional.cosine_similarity(g, m, dim=0)), rel=1e-4
         )
@@ -181,7 +197,9 @@ def test_a_population_equals_its_members() -> None:
         statistics = statistics_of(step, 3, 4, 2)
         controls, together = garo_step(population, together, statistics)
         for i, cell in enumerate(cells):
-            own, alone[i] = garo_step(cell, alone[i], GradientStatistics(*(x[i] for x in statistics)))
+            own, alone[i] = garo_step(
+                cell, alone[i], GradientStatistics(*(x[i] for x in statistics))
+            )
             for a, b in zip(own, controls, strict=True):
                 torch.testing.assert_close(a, b[i])
     for i in range(3):
@@ -201,7 +219,9 @@ def unrolled(vector: Tensor) -> Tensor:
         length = grad.norm() * buffer.norm()
         cosine = torch.where(length > 0, (grad @ buffer) / length.clamp_min(1e-12), 0.0)
         rms = [(x.square().mean() + 1e-12).sqrt().reshape(1) for x in (p, grad)]
-        controls, state = garo_step(weights, state, GradientStatistics(rms[0], rms[1], cosine.reshape(1)))
+        controls, state = garo_step(
+            weights, state, GradientStatistics(rms[0], rms[1], cosine.reshape(1))
+        )
         buffer = controls.momentum * buffer + grad + controls.weight_decay * p
         p = p - controls.lr * buffer
     return (curvature * p.square()).sum() / 2
@@ -239,7 +259,9 @@ def test_weights_file(tmp_path: Path) -> None:
     params = make_params()
     optimizer = GlobalAdaptiveSGD(params, weights=path)
     descend(optimizer, params, 1)
-    assert optimizer.metrics()["momentum"] == pytest.approx(float(torch.tanh(torch.tensor(0.5))), rel=1e-5)
+    assert optimizer.metrics()["momentum"] == pytest.approx(
+        float(torch.tanh(torch.tensor(0.5))), rel=1e-5
+    )
 
 
 def test_border() -> None:

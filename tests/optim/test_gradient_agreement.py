@@ -9,7 +9,7 @@ import torch
 from optimizer_contract import assert_same, descend, make_params
 
 from lr_gym.optim import GradientAgreementOptimizer, log_metrics
-from lr_gym.optim.gradient_agreement import SCORES, population_std
+from lr_gym.optim.contrib.gradient_agreement import SCORES, population_std
 
 
 def scores_by_hand(score: str, history: list[list[float]], beta: float = 0.9) -> float:
@@ -20,8 +20,13 @@ def scores_by_hand(score: str, history: list[list[float]], beta: float = 0.9) ->
         rms = (sum(x * x for x in last) / len(last)) ** 0.5
         return 1 / (1 + (std if score == "std" else std / rms))
     weights = [(1 - beta) * beta ** (len(history) - 1 - i) for i in range(len(history))]
-    mean = [sum(w * g[j] for w, g in zip(weights, history, strict=True)) / sum(weights) for j in range(len(last))]
-    power = sum(w * sum(x * x for x in g) for w, g in zip(weights, history, strict=True)) / sum(weights)
+    mean = [
+        sum(w * g[j] for w, g in zip(weights, history, strict=True)) / sum(weights)
+        for j in range(len(last))
+    ]
+    power = sum(w * sum(x * x for x in g) for w, g in zip(weights, history, strict=True)) / sum(
+        weights
+    )
     return sum(x * x for x in mean) / power
 
 
@@ -31,7 +36,9 @@ def test_equals_sgd_on_gradients_scaled_by_hand(score: str) -> None:
     optimizer = GradientAgreementOptimizer(torch.optim.SGD([param], lr=1.0), score)
     history: list[list[float]] = []
     for step in range(6):
-        grad = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) + 0.5
+        grad = (
+            torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) + 0.5
+        )
         history.append(grad.tolist())
         before, param.grad = param.detach().clone(), grad.clone()
         optimizer.step()
@@ -67,7 +74,11 @@ def test_restoring_takes_the_same_steps(score: str) -> None:
     results = []
     for restore in (False, True):
         params = make_params()
-        descend(GradientAgreementOptimizer(torch.optim.Adam(params), score, restore_grad=restore), params, 9)
+        descend(
+            GradientAgreementOptimizer(torch.optim.Adam(params), score, restore_grad=restore),
+            params,
+            9,
+        )
         results.append(params)
     assert_same(*results)
 

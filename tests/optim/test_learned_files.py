@@ -1,4 +1,7 @@
-"""Q-tables and GARO weights on disk: written atomically, and refused where damaged, altered or not finite."""
+"""Q-tables and GARO weights on disk.
+
+Written atomically, and refused where damaged, altered or not finite.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lr_gym.control import ControlSpec
+from lr_gym.control.spec import ControlSpec
 from lr_gym.optim import QLearningController
-from lr_gym.optim.garo_cell import initial_weights, load_weights, save_weights
-from lr_gym.optim.lr_q_control import default_controller
-from lr_gym.policy import PolicyFileError, constant_policy, save_policy
-from lr_gym.tensor_file import digest
+from lr_gym.optim.contrib.garo_cell import initial_weights, load_weights, save_weights
+from lr_gym.optim.contrib.lr_q_control import default_controller
+from lr_gym.policies.policy import PolicyFileError, constant_policy, save_policy
+from lr_gym.policies.tensor_file import digest
 
 
 class Kind(NamedTuple):
@@ -30,7 +33,9 @@ class Kind(NamedTuple):
 KINDS = {
     "q_table": Kind(default_controller().save, QLearningController.load, "q"),
     "garo": Kind(
-        lambda path: save_weights(initial_weights(8, torch.Generator().manual_seed(0)), path), load_weights, "head"
+        lambda path: save_weights(initial_weights(8, torch.Generator().manual_seed(0)), path),
+        load_weights,
+        "head",
     ),
 }
 
@@ -81,7 +86,9 @@ def test_not_finite(kind: Kind, path: Path, bad: float) -> None:
     content, tensors = parts(path)
     tensors[kind.tensor].view(-1)[0] = bad
     del content["sha256"]
-    save_file(tensors, path, {"lr_gym": json.dumps({**content, "sha256": digest(content, tensors)})})
+    save_file(
+        tensors, path, {"lr_gym": json.dumps({**content, "sha256": digest(content, tensors)})}
+    )
     refused(kind, path, "finite")
 
 
@@ -89,7 +96,9 @@ def test_wrong_shape(kind: Kind, path: Path) -> None:
     content, tensors = parts(path)
     tensors[kind.tensor] = tensors[kind.tensor][:-1].contiguous()
     del content["sha256"]
-    save_file(tensors, path, {"lr_gym": json.dumps({**content, "sha256": digest(content, tensors)})})
+    save_file(
+        tensors, path, {"lr_gym": json.dumps({**content, "sha256": digest(content, tensors)})}
+    )
     refused(kind, path, "shape")
 
 
@@ -101,7 +110,9 @@ def test_missing_foreign_and_other_kinds(kind: Kind, tmp_path: Path) -> None:
     refused(kind, tmp_path / "policy.safetensors", "kind 'mlp'")
 
 
-def test_failed_save_leaves_the_old_file(kind: Kind, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_leaves_the_old_file(
+    kind: Kind, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("the disk is full")
 

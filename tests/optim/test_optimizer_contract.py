@@ -34,7 +34,10 @@ def without(tree: Any, keys: tuple[str, ...]) -> Any:
 
 
 def test_descends_from_either_side(row: Row) -> None:
-    params = [torch.full((3, 2), 3.0, requires_grad=True), torch.full((5,), -3.0, requires_grad=True)]
+    params = [
+        torch.full((3, 2), 3.0, requires_grad=True),
+        torch.full((5,), -3.0, requires_grad=True),
+    ]
     before = clone(params)
     descend(row.make(params, lr=0.1), params, 1)
     assert (params[0] < before[0]).all()
@@ -104,7 +107,9 @@ def test_add_param_group_in_mid_run(row: Row) -> None:
     before = clone(late)
     descend(optimizer, params + late, 12, start=5)
     assert optimizer.param_groups[1]["lr"] == 0.2
-    assert all(p.isfinite().all() and not torch.equal(p, old) for p, old in zip(late, before, strict=True))
+    assert all(
+        p.isfinite().all() and not torch.equal(p, old) for p, old in zip(late, before, strict=True)
+    )
 
 
 def test_named_parameters(row: Row) -> None:
@@ -151,7 +156,7 @@ def test_closure_is_called_once_with_gradients_enabled(row: Row, outer: bool) ->
     assert all(not torch.equal(p, old) for p, old in zip(params, before, strict=True))
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])  # noqa: S301
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_go_on_alike(row: Row, copier: Any) -> None:
     params = make_params()
     optimizer = row.make(params, lr=0.05)
@@ -264,7 +269,9 @@ def test_gradients_are_left_as_they_were_or_scaled(row: Row) -> None:
     assert all(p.grad is g for p, g in zip(params, grads, strict=True))
     after = [g for g in grads if g is not None]
     if row.scales_grad:
-        factors = [(new.sum() / old.sum()).clamp(0, 1) for new, old in zip(after, before, strict=True)]
+        factors = [
+            (new.sum() / old.sum()).clamp(0, 1) for new, old in zip(after, before, strict=True)
+        ]
         before = [factor * old for factor, old in zip(factors, before, strict=True)]
         torch.testing.assert_close(after, before)
     else:
@@ -296,7 +303,9 @@ def test_grad_scaler_skips_the_step(row: Row) -> None:
 def test_scheduler_sets_the_step_size(row: Row) -> None:
     params = make_params()
     optimizer = row.make(params, lr=0.1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.0 if epoch < 8 else 1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: 0.0 if epoch < 8 else 1.0
+    )
     before = clone(params)
     for step in range(8):
         descend(optimizer, params, 1, start=step)

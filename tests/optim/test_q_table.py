@@ -26,7 +26,10 @@ def controller(**options: Any) -> QLearningController:
 
 def test_states_equal_numpy_bins() -> None:
     features = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    bins = [np.digitize(features[:, i].numpy(), edges) for i, edges in enumerate(np.float32(e) for e in EDGES)]
+    bins = [
+        np.digitize(features[:, i].numpy(), edges)
+        for i, edges in enumerate(np.float32(e) for e in EDGES)
+    ]
     expected = np.ravel_multi_index(bins, (3, 2, 4))
     assert controller().state_index(features).tolist() == expected.tolist()
     assert controller().num_states == 24
@@ -35,7 +38,9 @@ def test_states_equal_numpy_bins() -> None:
 
 def test_absent_feature_counts_as_zero() -> None:
     table = controller()
-    assert table.state_index(torch.full((1, 3), math.nan)).equal(table.state_index(torch.zeros(1, 3)))
+    assert table.state_index(torch.full((1, 3), math.nan)).equal(
+        table.state_index(torch.zeros(1, 3))
+    )
 
 
 def test_update_equals_watkins_row_by_row() -> None:
@@ -59,7 +64,9 @@ def test_update_equals_watkins_row_by_row() -> None:
 def test_rows_that_share_a_cell_move_it_by_their_mean_and_bad_rewards_are_left_out() -> None:
     table = controller(learning_rate=0.5)
     same = torch.zeros(4, dtype=torch.int64)
-    errors = table.update(same, same, torch.tensor([1.0, 2.0, 6.0, math.nan]), same, torch.ones(4, dtype=torch.bool))
+    errors = table.update(
+        same, same, torch.tensor([1.0, 2.0, 6.0, math.nan]), same, torch.ones(4, dtype=torch.bool)
+    )
     assert float(table.q[0, 0]) == pytest.approx(1.5)
     assert table.visits[0, 0] == 3
     assert errors[3].isnan()
@@ -67,7 +74,8 @@ def test_rows_that_share_a_cell_move_it_by_their_mean_and_bad_rewards_are_left_o
 
 
 def test_learns_the_optimal_policy_of_a_chain() -> None:
-    # five positions; left pays 0.02 and restarts, right moves on and pays 1 at the end: right is optimal
+    # five positions; left pays 0.02 and restarts, right moves on and pays 1 at the end: right is
+    # optimal
     table = QLearningController(
         [[0.5, 1.5, 2.5, 3.5]],
         [[-1.0], [1.0]],
@@ -147,7 +155,7 @@ def copies(table: QLearningController, tmp_path: Path) -> list[QLearningControll
         QLearningController.load(tmp_path / "table.safetensors"),
         loaded,
         copy.deepcopy(table),
-        pickle.loads(pickle.dumps(table)),  # noqa: S301
+        pickle.loads(pickle.dumps(table)),
     ]
 
 

@@ -7,12 +7,19 @@ import random
 import pytest
 import torch
 
-from lr_gym.layer_stats import measure
+from lr_gym.control.layer_stats import measure
 from lr_gym.layers import Layout
 from lr_gym.optim import sampling
-from lr_gym.optim.sampling import RUN, Piece, measure_gradients, measure_pieces, pieces_of, sampled_runs
+from lr_gym.optim.sampling import (
+    RUN,
+    Piece,
+    measure_gradients,
+    measure_pieces,
+    pieces_of,
+    sampled_runs,
+)
 from lr_gym.types import LayerStats
-from lr_gym.update import RULES, MomentScale, base_rule
+from lr_gym.updates.rules import RULES, MomentScale, base_rule
 
 SHAPES = [(4, 3), (4,), (40_000,), (3, 4), (4,), (12,), (300, 200), ()]
 LAYER_OF = (0, 0, 1, 1, 2, 2, 0, 1)
@@ -41,13 +48,18 @@ def tensors_of(base, dtype=torch.float64):
 def whole(base, slots, scale, momentum) -> LayerStats:
     layout = Layout(NAMES, LAYER_OF, tuple(slot[0].numel() for slot in slots))
     slots = [(*slot, None)[:4] for slot in slots]
-    columns = [[t if t is None else t.double().unsqueeze(0) for t in column] for column in zip(*slots, strict=True)]
+    columns = [
+        [t if t is None else t.double().unsqueeze(0) for t in column]
+        for column in zip(*slots, strict=True)
+    ]
     return measure(rules_of(base), layout, *columns, scale, momentum[:, list(LAYER_OF)])
 
 
 def assert_close(got: LayerStats, expected: LayerStats, rtol: float) -> None:
     for name, a, b in zip(LayerStats._fields, got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a, b, rtol=rtol, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("together", [1, 2, 64])
@@ -67,7 +79,9 @@ def test_a_sample_stands_for_the_whole(base):
     slots, scale, momentum = tensors_of(base)
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, 4_000, 50_000)]
     assert sum(piece.size for piece in pieces) < 9_000
-    assert sum(piece.size * piece.weight for piece in pieces) == sum(slot[0].numel() for slot in slots)
+    assert sum(piece.size * piece.weight for piece in pieces) == sum(
+        slot[0].numel() for slot in slots
+    )
     got, expected = (
         measure_pieces(rules_of(base), NAMES, LAYER_OF, pieces, scale, momentum),
         whole(base, slots, scale, momentum),
@@ -78,7 +92,9 @@ def test_a_sample_stands_for_the_whole(base):
 
 def test_tensors_of_several_types_are_measured_in_the_widest():
     slots, scale, momentum = tensors_of("adam")
-    slots = [tuple(t.to(torch.bfloat16) for t in slot) if i % 2 else slot for i, slot in enumerate(slots)]
+    slots = [
+        tuple(t.to(torch.bfloat16) for t in slot) if i % 2 else slot for i, slot in enumerate(slots)
+    ]
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
     got = measure_pieces(rules_of("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
     assert_close(got, whole("adam", slots, scale, momentum), 1e-9)
@@ -87,15 +103,23 @@ def test_tensors_of_several_types_are_measured_in_the_widest():
 def test_small_pieces_of_about_one_size_are_measured_together_and_large_ones_alone():
     sizes = [3, 100, 1024, 1025, sampling.SMALL + 1, sampling.SMALL + 1]
     pieces = [Piece((torch.zeros(size),) * 3, i, 1.0) for i, size in enumerate(sizes)]
-    assert [len(group) for group in sampling._together(pieces, [base_rule("sgd")] * 6)] == [3, 1, 1, 1]
-    assert [len(group) for group in sampling._together(pieces, [base_rule("muon").of(True)] * 6)] == [1] * 6
+    assert [len(group) for group in sampling._together(pieces, [base_rule("sgd")] * 6)] == [
+        3,
+        1,
+        1,
+        1,
+    ]
+    assert [
+        len(group) for group in sampling._together(pieces, [base_rule("muon").of(True)] * 6)
+    ] == [1] * 6
     rules = [base_rule("muon").of(hidden) for hidden in (True, False, True)]
     pieces = [Piece((torch.zeros(3),) * 3, i, 1.0) for i in (0, 1, 2)]
     assert [len(group) for group in sampling._together(pieces, rules)] == [2, 1]
 
 
 @pytest.mark.parametrize(
-    ("elements", "sample"), [(40_000, 1_000), (36_864, 8_192), (2_359_296, 8_192), (1_000_003, 999), (2**24, 2**20)]
+    ("elements", "sample"),
+    [(40_000, 1_000), (36_864, 8_192), (2_359_296, 8_192), (1_000_003, 999), (2**24, 2**20)],
 )
 def test_a_sample_is_of_different_runs_of_the_whole_tensor(elements, sample):
     runs, count = sampled_runs(elements, sample, torch.device("cpu")), elements // RUN
@@ -103,7 +127,13 @@ def test_a_sample_is_of_different_runs_of_the_whole_tensor(elements, sample):
     assert runs.min() >= 0
     assert runs.max() < count
     assert torch.equal(runs, runs.sort().values)
-    for columns in (3, 4, 9, 12, 16):  # runs of a row of a matrix: each column is looked at about as often
+    for columns in (
+        3,
+        4,
+        9,
+        12,
+        16,
+    ):  # runs of a row of a matrix: each column is looked at about as often
         seen = torch.bincount(runs % columns, minlength=columns) * columns / len(runs)
         assert float(seen.std()) < 4.0 * (columns / len(runs)) ** 0.5
     halves = (runs < count // 2).double().mean()
@@ -125,4 +155,6 @@ def test_the_gradient_alone_is_measured_as_with_the_rest(sample, dtype):
     expected = measure_pieces(rules_of("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
     got = measure_gradients(NAMES, LAYER_OF, [slot[1] for slot in slots], sample, momentum)
     torch.testing.assert_close(got.grad_rms, expected.grad_rms)
-    assert not any(statistic.any() for name, statistic in got._asdict().items() if name != "grad_rms")
+    assert not any(
+        statistic.any() for name, statistic in got._asdict().items() if name != "grad_rms"
+    )

@@ -1,0 +1,1 @@
+"""What a finished policy does: certificate, pictures, ranges of its observations."""

@@ -1,0 +1,122 @@
+"""ACTIONS: what a policy's action does to the hyperparameters.
+
+Each control has an offset, 0 at the start of a training, in natural-log units. An action in [-1, 1]
+sets the offset ("residual": the policy bends a base schedule and cannot leave it by more than a
+bound) or moves it ("recursive": the policy walks, and can walk away from a badly chosen initial
+lr). Offset 0 is exactly the base optimizer.
+
+    lr        base lr * exp(offset)
+    momentum  1 - (1 - base momentum) * exp(-offset), within [0, 0.999]
+    noise     NOISE_PER_OFFSET * max(0, offset), within [0, 1]: off unless the policy turns it up
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lr_gym.types import Hyperparams
+
+__all__ = [
+    "ACTIONS",
+    "CONTROLLED",
+    "ActionMode",
+    "action_mode",
+    "action_table",
+    "check_controls",
+    "decode",
+    "move",
+]
+
+CONTROLLED = ("lr", "momentum", "noise")
+NOISE_PER_OFFSET = 0.2
+MAX_MOMENTUM = 0.999
+
+# Factors of the learning rate, as fractions of a full recursive step of ln 2; steps of the other
+# controls.
+_LR_LEVELS = tuple(math.log(f) / math.log(2.0) for f in (0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0))
+_OTHER_LEVELS = (-1.0, 0.0, 1.0)
+
+
+class ActionMode(NamedTuple):
+    """A row of ACTIONS.
+
+    Attributes:
+        recursive: whether an action moves the offset instead of setting it.
+        step: offset of a full action.
+        bound: the offset stays within [-bound, bound].
+        discrete: whether the agent picks a row of `action_table` (DQN, tabular Q) and not a vector.
+    """
+
+    recursive: bool
+    step: float
+    bound: float
+    discrete: bool = False
+
+
+ACTIONS: dict[str, ActionMode] = {
+    "recursive": ActionMode(True, step=math.log(4.0), bound=math.log(1e3)),
+    "residual": ActionMode(False, step=math.log(4.0), bound=math.log(4.0)),
+    "discrete": ActionMode(True, step=math.log(2.0), bound=math.log(1e3), discrete=True),
+    "discrete_residual": ActionMode(False, step=math.log(4.0), bound=math.log(4.0), discrete=True),
+}
+
+
+def action_mode(name: str) -> ActionMode:
+    """Look up a row of ACTIONS; a ValueError lists the valid names."""
+    if name not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {name!r}")
+    return ACTIONS[name]
+
+
+def check_controls(controls: Sequence[str]) -> tuple[str, ...]:
+    """Return `controls` as a tuple or raise a ValueError: non-empty, known, each once, lr first."""
+    controls = tuple(controls)
+    unknown = [name for name in controls if name not in CONTROLLED]
+    if unknown:
+        raise ValueError(f"unknown control {unknown[0]!r}; choose from {', '.join(CONTROLLED)}")
+    if controls != tuple(name for name in CONTROLLED if name in controls) or "lr" not in controls:
+        raise ValueError(
+            f"controls must hold 'lr' and keep the order {', '.join(CONTROLLED)}, each once; got "
+            f"{controls!r}"
+        )
+    return controls
+
+
+def action_table(controls: Sequence[str]) -> Tensor:
+    """All discrete actions as continuous ones, (n, A).
+
+    The product of the levels of each control.
+    """
+    levels = [_LR_LEVELS if name == "lr" else _OTHER_LEVELS for name in controls]
+    return torch.tensor(list(itertools.product(*levels)))
+
+
+def move(mode: ActionMode, offset: Tensor, action: Tensor) -> Tensor:
+    """The offset after an action; both (B, L, A). A non-finite action counts as 0.
+
+    The lr is left alone.
+    """
+    action = (
+        torch.nan_to_num(action, nan=0.0, posinf=0.0, neginf=0.0).clamp(-1.0, 1.0).to(offset.dtype)
+    )
+    target = offset + action * mode.step if mode.recursive else action * mode.step
+    return target.clamp(-mode.bound, mode.bound)
+
+
+def decode(controls: Sequence[str], offset: Tensor, base: Hyperparams) -> Hyperparams:
+    """Apply the offsets (B, L, A) to the hyperparameters of the base optimizer."""
+    column = {name: offset[..., i] for i, name in enumerate(controls)}
+    hyper = base._replace(lr=base.lr * column["lr"].exp())
+    if "momentum" in column:
+        # = 1 - (1 - base) exp(-offset), written so that offset 0 gives the base to the last bit
+        momentum = base.momentum - (1.0 - base.momentum) * torch.expm1(-column["momentum"])
+        hyper = hyper._replace(momentum=momentum.clamp(0.0, MAX_MOMENTUM))
+    if "noise" in column:
+        hyper = hyper._replace(noise=(NOISE_PER_OFFSET * column["noise"]).clamp(0.0, 1.0))
+    return hyper

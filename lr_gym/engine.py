@@ -1,0 +1,129 @@
+"""Engines run many independent jobs: in this process, in processes of this machine, or on Ray.
+
+An engine takes a function and its jobs, and yields each job with its result in the order in which
+they finish. Function and jobs must be picklable; each job runs on one thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from lr_gym.optional import require
+
+__all__ = ["Engine", "local_engine", "process_pool", "ray_engine", "run_here"]
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Engine(Protocol):
+    """Runs a function on jobs."""
+
+    def __call__(
+        self, function: Callable[[Job], Result], jobs: Iterable[Job]
+    ) -> Iterator[tuple[Job, Result]]:
+        """Yield every job once with its result, as it finishes."""
+        ...
+
+
+def _on_one_thread(function: Callable[[Job], Result], job: Job) -> Result:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(job)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_here(
+    function: Callable[[Job], Result], jobs: Iterable[Job]
+) -> Iterator[tuple[Job, Result]]:
+    """The engine of this process: one job after the other."""
+    for job in jobs:
+        yield job, _on_one_thread(function, job)
+
+
+def _prepare_worker(parent: int) -> None:
+    """Let a worker compute on one thread, and end when its parent has ended, even by a kill."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    torch.set_num_threads(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Fresh processes of one thread each, which do not outlive this one."""
+    return ProcessPoolExecutor(
+        workers,
+        # a forked process would inherit torch's threads in an unknown state
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_prepare_worker,
+        initargs=(os.getpid(),),
+    )
+
+
+@contextmanager
+def local_engine(workers: int) -> Iterator[Engine]:
+    """Processes of this machine, kept until the context ends; this process where `workers` is 1."""
+    if workers <= 1:
+        yield run_here
+        return
+    with process_pool(workers) as pool:
+
+        def engine(
+            function: Callable[[Job], Result], jobs: Iterable[Job]
+        ) -> Iterator[tuple[Job, Result]]:
+            futures = {pool.submit(function, job): job for job in jobs}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+
+        try:
+            yield engine
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def ray_engine(workers: int, address: str | None = None) -> Iterator[Engine]:
+    """Ray tasks of one core each.
+
+    Args:
+        workers: cores of a cluster that is started here.
+        address: address of a running cluster, whose machines have lr_gym and the tasks' data; by
+            default a cluster is started here.
+
+    Raises:
+        ImportError: where Ray is missing, naming the extra.
+    """
+    ray = require("ray", "ray")
+    cluster: dict[str, Any] = (
+        {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+    )
+    ray.init(log_to_driver=False, **cluster)
+    run = ray.remote(num_cpus=1)(_on_one_thread)
+
+    def engine(
+        function: Callable[[Job], Result], jobs: Iterable[Job]
+    ) -> Iterator[tuple[Job, Result]]:
+        pending = {run.remote(function, job): job for job in jobs}
+        while pending:
+            for done in ray.wait(list(pending))[0]:
+                yield pending.pop(done), ray.get(done)
+
+    try:
+        yield engine
+    finally:
+        ray.shutdown()

@@ -1,0 +1,65 @@
+"""Pictures of a training under control, from its history.
+
+Loss so far and each layer's learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["History", "render_ansi", "render_rgb"]
+
+# (inner step, training loss, (L,) effective learning rates) of each decision
+History = Sequence[tuple[int, float, NDArray[np.float64]]]
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 40
+
+
+def _spark(values: Sequence[float]) -> str:
+    finite = np.log10(np.clip(np.nan_to_num(values, nan=1e-12, posinf=1e12), 1e-12, 1e12))[-_WIDTH:]
+    low, high = finite.min(), finite.max()
+    levels = (
+        np.full(len(finite), 4) if high == low else np.round((finite - low) / (high - low) * 7) + 1
+    )
+    return "".join(_BARS[int(level)] for level in levels)
+
+
+def render_ansi(history: History, layers: Sequence[str], horizon: int) -> str:
+    """A few lines of text; sparklines are logarithmic and show the last 40 decisions."""
+    step, loss, _ = history[-1]
+    lines = [
+        f"step {step}/{horizon}",
+        f"{'loss':<12} {loss:9.3g} {_spark([row[1] for row in history])}",
+    ]
+    for i, name in enumerate(layers):
+        lines.append(
+            f"lr {name:<9.9} {history[-1][2][i]:9.3g} {_spark([row[2][i] for row in history])}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def render_rgb(history: History, layers: Sequence[str], horizon: int) -> NDArray[np.uint8]:
+    """A picture (320, 640, 3) of uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(6.4, 3.2), dpi=100
+    )  # laid out by hand: the solver takes ten times as long as the rest
+    figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.14, hspace=0.12)
+    canvas = FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, sharex=True)
+    steps = [row[0] for row in history]
+    top.plot(steps, [row[1] for row in history], color="black")
+    top.set(ylabel="loss", xlim=(0, horizon))
+    for i, name in enumerate(layers):
+        bottom.plot(steps, [row[2][i] for row in history], label=name)
+    bottom.set(ylabel="lr", xlabel="inner step", yscale="log")
+    if len(layers) <= 8:
+        bottom.legend(fontsize=7, loc="lower left", ncols=4)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

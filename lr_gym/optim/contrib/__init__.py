@@ -1,0 +1,1 @@
+"""Four older adaptive optimizers and their parts; they need no policy."""

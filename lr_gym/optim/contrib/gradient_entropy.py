@@ -1,0 +1,54 @@
+"""Entropy of the distribution of a gradient's elements, from a fixed-size sample of each tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["BINS", "MAX_ENTROPY", "distribution", "gradient_samples", "histogram_entropy"]
+
+BINS = 32
+MAX_ENTROPY = math.log(BINS)
+"""Nats: the entropy of a uniform histogram."""
+_RANGE = 4.0
+
+
+def gradient_samples(grads: Sequence[Tensor], size: int = 256) -> Tensor:
+    """(T, size) evenly spaced elements of each of T gradients, as float32.
+
+    Smaller tensors repeat theirs.
+    """
+    rows = []
+    for grad in grads:
+        count = grad.numel()
+        flat = grad.reshape(-1)
+        if count >= size:
+            rows.append(flat[:: count // size][:size])
+        else:
+            rows.append(flat.repeat(-(-size // count))[:size])
+    return torch.stack([row.to(grads[0].device, torch.float32) for row in rows])
+
+
+def histogram_entropy(samples: Tensor) -> Tensor:
+    """Entropy (T,) in nats of the histogram of each row over +-4 rms, in [0, log 32].
+
+    The bins scale with the row's rms, so the entropy depends on the distribution's shape only:
+    about 2.8 for normal elements, less where few elements carry the gradient, 0 for a zero
+    gradient. NaN where an element is not finite.
+    """
+    rms = samples.square().mean(1, keepdim=True).sqrt()
+    scaled = torch.where(rms > 0, samples / rms, 0.0)
+    bins = ((scaled + _RANGE) * (BINS / (2 * _RANGE))).nan_to_num().clamp(0, BINS - 1).long()
+    counts = torch.zeros(len(samples), BINS, device=samples.device)
+    counts.scatter_add_(1, bins, torch.ones_like(samples))
+    entropy = torch.special.entr(counts / samples.shape[1]).sum(1)
+    return torch.where(rms.squeeze(1).isfinite(), entropy, torch.nan)
+
+
+def distribution(grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Entropy (T,) in nats and variance (T,) of a sample of each gradient."""
+    samples = gradient_samples(grads)
+    return histogram_entropy(samples), samples.var(1, correction=0)

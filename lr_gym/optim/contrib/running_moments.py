@@ -1,0 +1,124 @@
+"""Running mean and variance of a signal, and what EnhancedSGD makes of them.
+
+Clipping and loss spikes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "RunningMoments",
+    "clip_factor",
+    "compared",
+    "corrected_for_spike",
+    "observe",
+    "running_moments",
+]
+
+_WARMUP = 10  # observations before the variance is trusted
+
+
+class RunningMoments(NamedTuple):
+    """Averages of a signal of any shape.
+
+    Attributes:
+        mean: running mean.
+        variance: running variance.
+        seen: observations, as float.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    seen: Tensor
+
+    def limit(self, deviations: float) -> Tensor:
+        """Mean plus so many standard deviations; infinite before the first ten observations."""
+        limit = self.mean + deviations * self.variance.sqrt()
+        return torch.where(self.seen >= _WARMUP, limit, torch.inf)
+
+
+def running_moments(shape: tuple[int, ...], device: torch.device) -> RunningMoments:
+    """Moments before the first observation."""
+    return RunningMoments(*(torch.zeros(shape, device=device) for _ in range(3)))
+
+
+def observe(moments: RunningMoments, value: Tensor, rate: float) -> RunningMoments:
+    """Let `value` join: a plain mean at first, later with decay 1 - rate.
+
+    A non-finite value is ignored.
+
+    West, "Updating mean and variance estimates", CACM 1979, in its exponentially weighted form.
+    """
+    weight = (1 / (moments.seen + 1)).clamp_min(rate)
+    difference = value - moments.mean
+    fresh = RunningMoments(
+        moments.mean + weight * difference,
+        (1 - weight) * (moments.variance + weight * difference.square()),
+        moments.seen + 1,
+    )
+    valid = value.isfinite()
+    return RunningMoments(
+        *(torch.where(valid, new, old) for new, old in zip(fresh, moments, strict=True))
+    )
+
+
+def compared(
+    moments: RunningMoments, values: Tensor, rows: Tensor, count: int, rate: float
+) -> tuple[Tensor, RunningMoments]:
+    """Running means of some rows before their `values` join, or the values where they are the first.
+
+    Args:
+        moments: (N,) with N <= count; rows that joined since are added.
+        values: (T,).
+        rows: (T,) which of the `count` rows they belong to.
+        count: number of rows by now.
+        rate: as in `observe`.
+
+    Returns:
+        Means (T,), and the moments (count,) with the values joined.
+    """
+    missing = running_moments((count - len(moments.mean),), values.device)
+    moments = RunningMoments(
+        *(torch.cat([old, new]) for old, new in zip(moments, missing, strict=True))
+    )
+    full = torch.full_like(moments.mean, torch.nan).index_copy(0, rows, values)
+    return torch.where(moments.seen > 0, moments.mean, full)[rows], observe(moments, full, rate)
+
+
+def clip_factor(
+    moments: RunningMoments, norm: Tensor, rate: float
+) -> tuple[Tensor, RunningMoments]:
+    """Factor in (0, 1] that brings a norm down to two standard deviations above its running mean.
+
+    The moments see the clipped norm, so an outlier raises the limit only a little. Z-score
+    clipping: Kumar et al., "ZClip", 2025.
+    """
+    clipped = torch.minimum(norm, moments.limit(2.0))
+    factor = torch.where((norm > 0) & norm.isfinite(), clipped / norm, 1.0)
+    return factor, observe(moments, torch.where(norm.isfinite(), clipped, torch.nan), rate)
+
+
+def corrected_for_spike(
+    correction: Tensor,
+    moments: RunningMoments,
+    loss: Tensor,
+    *,
+    factor: float,
+    rate: float,
+    recovery: float = 0.05,
+) -> tuple[Tensor, RunningMoments]:
+    """Multiply `correction` by `factor` where the loss spikes, else let it recover towards 1.
+
+    A spike lies three standard deviations and 5 % above the running mean, or is not finite. The
+    correction stays above 0.1. The moments see the loss cut at that limit.
+    """
+    limit = torch.maximum(moments.limit(3.0), moments.mean + 0.05 * moments.mean.abs())
+    spike = (loss > limit) | ~loss.isfinite()
+    lowered = (correction * factor).clamp_min(min(factor, 0.1))
+    recovered = correction + recovery * (1 - correction)
+    seen = torch.where(loss.isfinite(), torch.minimum(loss, limit), torch.nan)
+    return torch.where(spike, lowered, recovered), observe(moments, seen, rate)

@@ -1,0 +1,115 @@
+"""VGS, the variance gradient scaler: shrink all gradients while they vary much for their size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lr_gym.optim.base import dense_grads
+from lr_gym.types import check_number
+
+__all__ = ["VarianceGradientScaler", "normalized_variance"]
+
+
+def normalized_variance(grad: Tensor, eps: float) -> Tensor:
+    """Var[g] / (E[|g|]^2 + eps) over the elements of one gradient, in at least float32."""
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    return wide.var(correction=0) / (wide.abs().mean().square() + eps)
+
+
+class VarianceGradientScaler:
+    """Multiply every gradient by one factor max(1 / (1 + alpha * v), min_factor), in place.
+
+    v is the normalised variance of each tensor, its `quantile` over the tensors, averaged over time
+    with bias correction. Tensors of a single element have no variance and do not vote, nor do
+    non-finite gradients. v does not depend on the gradients' scale; for normal ones it is pi / 2 -
+    so alpha 0.2 gives a factor of about 0.76.
+
+        scaler = VarianceGradientScaler(model.parameters())
+        loss.backward()
+        scaler.step()  # after GradScaler.unscale_, where one is used
+        optimizer.step()
+
+    Args:
+        params: the tensors whose gradients are scaled.
+        alpha: strength; 0 leaves the gradients alone.
+        beta: decay of the running average of v.
+        warmup_steps: number of first calls that measure without scaling.
+        quantile: which quantile over the tensors stands for the model.
+        eps: keeps v finite for a zero gradient; small, because any larger value sets a scale.
+        min_factor: floor of the factor.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        alpha: float = 0.2,
+        *,
+        beta: float = 0.99,
+        warmup_steps: int = 100,
+        quantile: float = 0.9,
+        eps: float = 1e-30,
+        min_factor: float = 1e-4,
+    ) -> None:
+        self.params = list(params)
+        if not self.params or not all(isinstance(p, Tensor) for p in self.params):
+            raise ValueError(
+                "params must be a non-empty list of tensors, for example model.parameters()"
+            )
+        check_number("alpha", alpha)
+        check_number("beta", beta, 0.0, 1.0, below=True)
+        check_number("warmup_steps", warmup_steps)
+        check_number("quantile", quantile, 0.0, 1.0)
+        check_number("eps", eps)
+        check_number("min_factor", min_factor, 0.0, 1.0)
+        self.alpha, self.beta, self.warmup_steps = alpha, beta, warmup_steps
+        self.quantile, self.eps, self.min_factor = quantile, eps, min_factor
+        device = self.params[0].device
+        self.steps = 0
+        self.average = torch.zeros(
+            (), device=device
+        )  # () running average of v, not yet bias-corrected
+        self.mass = torch.zeros((), device=device)  # () total weight in that average
+        self._factor = torch.ones((), device=device)
+
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """Measure and scale the gradients; returns the factor, a tensor without dimensions."""
+        _, grads = dense_grads(self.params)
+        self.steps += 1
+        votes = [normalized_variance(g, self.eps).to(self.average) for g in grads if g.numel() > 1]
+        if votes:
+            vote = torch.stack(votes)
+            vote = torch.where(vote.isfinite(), vote, torch.nan).nanquantile(self.quantile)
+            weight = torch.where(vote.isfinite(), 1 - self.beta, 0.0)
+            self.average.lerp_(vote.nan_to_num(), weight)
+            self.mass.lerp_(torch.ones_like(self.mass), weight)
+        if self.steps <= self.warmup_steps:
+            self._factor = torch.ones_like(self._factor)
+            return self._factor
+        mean = torch.where(self.mass > 0, self.average / self.mass, 0.0)
+        self._factor = (1 / (1 + self.alpha * mean)).clamp_min(self.min_factor)
+        for grad in grads:
+            grad.mul_(self._factor.to(grad.device))
+        return self._factor
+
+    def metrics(self) -> dict[str, float]:
+        """Factor of the last step and the running normalised variance."""
+        mass = float(self.mass)
+        return {
+            "vgs/scaling_factor": float(self._factor),
+            "vgs/normalized_variance": float(self.average) / mass if mass > 0 else 0.0,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and averages; the options are the constructor's."""
+        return {"steps": self.steps, "average": self.average, "mass": self.mass}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.steps = int(state_dict["steps"])
+        self.average = state_dict["average"].to(self.average, copy=True)
+        self.mass = state_dict["mass"].to(self.mass, copy=True)

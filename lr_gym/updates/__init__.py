@@ -1,0 +1,1 @@
+"""Update rules of the base optimizers, their schedules and averages of weights."""
