@@ -1,4 +1,4 @@
-"""Features are finite and bounded whatever happens, masked where nothing is known, and remember what they should."""
+"""Features: finite and bounded whatever happens, masked where nothing is known."""
 
 from __future__ import annotations
 
@@ -90,11 +90,13 @@ def test_a_column_depends_only_on_its_own_name(name):
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_row_depends_only_on_its_own_run(name):
     both, other = ordinary(0), ordinary(1)
-    swap = lambda a, b: torch.stack([a[0], b[1]])
-    mixed = Observed(*(
-        type(a)(*(swap(x, y) for x, y in zip(a, b, strict=True))) if isinstance(a, tuple) else swap(a, b)
-        for a, b in zip(both, other, strict=True)
-    ))  # fmt: skip
+
+    def swap(a, b):
+        if isinstance(a, tuple):
+            return type(a)(*map(swap, a, b))
+        return torch.stack([a[0], b[1]])
+
+    mixed = swap(both, other)
     assert torch.equal(observe((name,), mixed)[0], observe((name,), both)[0])
     assert torch.equal(observe((name,), mixed)[1], observe((name,), other)[1])
 
@@ -178,10 +180,11 @@ def test_formulas_in_plain_python():
 
 
 def test_update_ratio_does_not_see_the_scale_of_the_loss():
-    """Scaling loss and gradients by 1000 changes nothing that a policy sees, except the loss's own history."""
+    """Scaling loss and gradients by 1000 changes no feature but those of the loss's history."""
     o = ordinary()
     scaled = o._replace(
-        stats=o.stats._replace(grad_rms=o.stats.grad_rms * 1e3, momentum_rms=o.stats.momentum_rms * 1e3,
+        stats=o.stats._replace(grad_rms=o.stats.grad_rms * 1e3,
+                               momentum_rms=o.stats.momentum_rms * 1e3,
                                second_moment_rms=o.stats.second_moment_rms * 1e3),
         memory=o.memory._replace(log_grad=o.memory.log_grad + math.log(1e3),
                                  initial_loss=o.memory.initial_loss * 1e3,
@@ -225,9 +228,9 @@ def test_memory_equals_a_loop_over_numbers():
 
 
 def test_polyak_is_the_same_step_in_other_units_of_the_loss_and_is_taken_once():
-    """Loss and gradient times c: the step c times shorter.
+    """If loss and gradient are c times larger, the step is c times shorter.
 
-    Later gradients and losses change nothing.
+    Only the first loss and gradient count.
     """
     o = ordinary()
     run = torch.ones(2, dtype=torch.float64)
