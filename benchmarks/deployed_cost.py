@@ -1,14 +1,15 @@
 """What PolicyOptimizer costs over torch's AdamW, on large models and small ones: time and memory.
 
-    python benchmarks/deployed_cost.py
-    python benchmarks/deployed_cost.py --whole-step --batch-size 16
-    python benchmarks/deployed_cost.py --muon --models MiniLM --rounds 2
+    python -m benchmarks.deployed_cost
+    python -m benchmarks.deployed_cost --whole-step --batch-size 16
+    python -m benchmarks.deployed_cost --muon --models MiniLM --rounds 2
 
 Each round steps every optimizer, in a new random order, on the same parameters and random
-gradients, and ratios are taken within a round. A round is one interval between two decisions:
-statistics fall on its first step, so a figure is that of INTERVAL steps. The built-in policies are
-as users get them, guarded; the others never act. With --whole-step a round is one interval of whole
-training steps, forward and backward too. Memory is the bytes of the optimizer's state.
+gradients, and ratios are taken within a round. A round is one interval between two decisions, that
+is INTERVAL steps; statistics are measured on its first step. The built-in policies run as users get
+them, with their guard; the other policies never act. With --whole-step a round is one interval of
+whole training steps, forward and backward passes included. Memory is the bytes of the optimizer's
+state.
 """
 
 from __future__ import annotations
@@ -37,10 +38,7 @@ INTERVAL = 10
 
 
 def minilm() -> nn.Module:
-    """The shapes of all-MiniLM-L6: 30522 words, width 384, 6 blocks of 12 heads, 1536 hidden.
-
-    Torch's own layers.
-    """
+    """all-MiniLM-L6: 30522 words, width 384, 6 blocks of 12 heads, feed-forward width 1536."""
     layer = nn.TransformerEncoderLayer(
         384, 12, 1536, batch_first=True, activation="gelu", dropout=0.0
     )
@@ -49,16 +47,16 @@ def minilm() -> nn.Module:
 
 
 def mlp() -> nn.Module:
-    """As of the task mnist1d-mlp: six small tensors."""
+    """The model of the task mnist1d-mlp: six small tensors."""
     return architectures.mlp((40, 100, 100, 10))
 
 
 def transformer() -> nn.Module:
-    """As of the task mnist1d-transformer: 31 small tensors."""
+    """The model of the task mnist1d-transformer: 31 small tensors."""
     return architectures.transformer(length=40, patch=4, width=32, heads=4, blocks=2, classes=10)
 
 
-# Name -> (model, inputs of so many examples, how to get a loss of the outputs).
+# Name -> (model, inputs for a number of examples, loss of the outputs).
 MODELS: dict[
     str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callable[[Tensor], Tensor]]
 ] = {
@@ -81,8 +79,8 @@ MODELS: dict[
 }
 
 
-def of_muon(model: nn.Module) -> torch.optim.Optimizer:
-    """Muon under a policy, embeddings left to AdamW."""
+def muon_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """PolicyOptimizer with Muon on the hidden matrices and AdamW elsewhere."""
     policy = constant_policy(ControlSpec(base="muon", schedule="constant"), INTERVAL)
     return PolicyOptimizer(muon_groups(model), policy, 1e-9)
 
@@ -111,12 +109,12 @@ def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
 def whole_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
     """An ordinary training step."""
     optimizer.zero_grad()
-    loss().backward()
+    loss().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors in the state, the controller's included."""
+    """Bytes of all tensors in the optimizer's state, with those of the controller."""
     optimizer.state_dict()  # writes the controller's state
     tensors = (
         value
@@ -128,7 +126,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def contest(rounds: int, steps: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Processor seconds of INTERVAL calls of each in every round."""
+    """Processor seconds of INTERVAL calls of each contestant, for every round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = random.Random(0)
     for round_ in range(rounds + 1):
@@ -136,7 +134,7 @@ def contest(rounds: int, steps: dict[str, Callable[[], Any]]) -> dict[str, list[
             start = time.process_time()
             for _ in range(INTERVAL):
                 steps[name]()
-            if round_:  # the first one creates the states
+            if round_:  # the first round creates the states
                 times[name].append(time.process_time() - start)
     return times
 
@@ -160,7 +158,7 @@ def main() -> None:
         "--batch-size", type=int, default=4, help="pictures, sequences of words, or rows"
     )
     parser.add_argument(
-        "--muon", action="store_true", help="a policy of Muon too, whose step takes far longer"
+        "--muon", action="store_true", help="time Muon too, whose step takes far longer"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -173,7 +171,7 @@ def main() -> None:
         model, inputs = make(), batch(args.batch_size)
         contestants = optimizers(model)
         if args.muon:
-            contestants["PolicyOptimizer(base='muon')"] = of_muon(model)
+            contestants["PolicyOptimizer(base='muon')"] = muon_optimizer(model)
         for param in model.parameters():
             param.grad = 1e-3 * torch.randn_like(param)
 

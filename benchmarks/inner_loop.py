@@ -62,7 +62,7 @@ def plain(task: Task, fused: bool) -> Callable[[], float]:
             index = torch.randint(len(data.inputs), (task.batch_size,), generator=generator)
             loss = task.loss(model(data.inputs[index]), data.targets[index]).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return steps / (time.process_time() - start)
 
@@ -119,7 +119,7 @@ def step_time(task: Task, runs: int, seconds: float) -> float:
             index = torch.randint(len(data.inputs), (task.batch_size,), generator=generator)
             loss = task.loss(model(data.inputs[index]), data.targets[index]).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         times.append(time.process_time() - start)
     return statistics.median(times)

@@ -1,10 +1,10 @@
-"""Time of one step of each optimizer over torch.optim.AdamW(foreach=True), on the tensors of ResNet-18.
+"""Time of one step of each optimizer over AdamW(foreach=True), on the tensors of ResNet-18.
 
-Interleaved: every round steps every optimizer once, in a new random order, on the same parameters and
-gradients; the ratio of each round is taken within the round. Where other programs share the machine, the ratio of the
-fastest steps is the one that they disturb least.
+Each round steps every optimizer once, in a new random order, on the same parameters and gradients,
+and ratios are taken within a round. Where other programs share the machine, they disturb the ratio
+of the fastest steps least.
 
-    python benchmarks/optimizer_cost.py --rounds 15
+    python -m benchmarks.optimizer_cost --rounds 15
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PLAIN = {"entropy_adjustment": False, "gradient_buffer_size": 0}
 
 
 def steps(params: list[Tensor]) -> dict[str, Callable[[], Any]]:
-    """What one round times: name -> one step."""
+    """What a round times: a function for each optimizer that makes one step."""
     loss = torch.tensor(1.0)
 
     def enhanced(**options: Any) -> Callable[[], Any]:

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -63,7 +64,11 @@ def contestant(point: dict[str, int], compile: bool) -> Callable[[], float]:
         find_task("mnist1d-mlp"), model=functools.partial(mlp, widths), batch_size=point["batch"]
     )
     decisions = point["horizon"] // 10
-    options = {"horizon": point["horizon"], "decisions": decisions, "compile": compile}
+    options: dict[str, Any] = {
+        "horizon": point["horizon"],
+        "decisions": decisions,
+        "compile": compile,
+    }
     env = LRControlVectorEnv(task, point["runs"], **options)
     env.reset(seed=0)
     action = np.zeros(env.action_space.shape or (), dtype=np.float32)

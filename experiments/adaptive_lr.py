@@ -1,13 +1,11 @@
-"""A learned controller against fixed Adam 0.001 on Titanic, IMDB or CIFAR-10.
+"""A learned controller against Adam at 0.001 on Titanic, IMDB or CIFAR-10: batch 32, 50 epochs.
 
-Batch 32, 50 epochs, seed 42.
+    python -m experiments.adaptive_lr --task titanic
 
-    python experiments/adaptive_lr.py --task titanic
-
-Titanic is an MLP with dropout, IMDB a classifier on the cached features of a frozen encoder,
-CIFAR-10 a ResNet-18. Both start from the same weights and see the same minibatches; an epoch is as
-many minibatches as cover the gradient split once. Accuracy along the training is read on the
-selection split, the final figures are those of the test split.
+Titanic is an MLP with dropout, IMDB a classifier on the cached features of a frozen encoder, and
+CIFAR-10 a ResNet-18. Both methods start from the same weights and see the same minibatches; an
+epoch is as many minibatches as cover the gradient split once. The accuracy after each epoch is
+measured on the selection split, the final figures on the test split.
 """
 
 from __future__ import annotations
@@ -39,38 +37,33 @@ BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """A learned controller against fixed Adam, lr 0.001, batch 32."""
+    """A learned controller against Adam at 0.001, batch 32."""
 
     task: Literal["titanic", "imdb", "cifar10"]
-    """What is trained."""
+    """Data set, with its model."""
     policy: str = "builtin:default"
     """Policy file, output folder of train_agent.py, or builtin:NAME."""
     epochs: int = 50
-    """Passes over the gradient split, drawn with replacement."""
+    """Passes over the gradient split; minibatches are drawn with replacement."""
     seeds: tuple[int, ...] = (42,)
-    """Of weights and minibatches; several give intervals."""
+    """Seeds of weights and minibatches; several of them give intervals."""
     target: float | None = None
-    """Accuracy on the selection split to reach.
-
-    By default the best that Adam reaches, so that it is no easy one.
-    """
+    """Accuracy on the selection split to reach; by default the best that Adam reaches."""
 
 
 class Run(NamedTuple):
-    """A training.
+    """Result of a training."""
 
-    Accuracy on the selection split after each epoch, and the figures of the test split at the end.
-    """
-
-    accuracy: list[float]
-    test: dict[str, float]
+    accuracy: list[float]  # on the selection split, after each epoch
+    test: dict[str, float]  # FIGURES of the test split, at the end
 
 
 @torch.no_grad()
 def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
     """FIGURES of a split.
 
-    Precision, recall and F1 of class 1, or their mean over classes where there are more.
+    Precision, recall and F1 are those of class 1, or with more than two classes their mean over the
+    classes.
     """
     model.eval()
     outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
@@ -88,7 +81,7 @@ def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
 def train(
     task: Task, make: Callable[[nn.Module, int, int], Optimizer], epochs: int, seed: int
 ) -> Run:
-    """One training in a plain loop."""
+    """Train once in a plain loop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, run_seed = task.data().to(device, torch.float32), evaluation_seed(seed)
     model = plain_model(task, run_seed).to(device)
@@ -123,13 +116,13 @@ def epochs_to(accuracy: list[float], target: float) -> float:
 
 
 def controlled(policy: str) -> Callable[[nn.Module, int, int], Optimizer]:
-    """PolicyOptimizer from Adam's own 0.001."""
+    """Makes a PolicyOptimizer that starts from 0.001, Adam's learning rate."""
     contestant = Contestant("", 1e-3, policy)
     return lambda model, epoch, epochs: make_optimizer(contestant, model, epoch * epochs, epoch)
 
 
 def text(values: list[float], digits: int = 4) -> str:
-    """Mean, with its interval where there are several values."""
+    """The mean, with its interval where there are several values."""
     found = mean_interval(values)
     if len(values) == 1:
         return f"{found.mean:.{digits}f}"

@@ -1,13 +1,13 @@
-"""What another step than AdamW's gains, each at its own best learning rate, over random tasks.
+"""What another base optimizer gains over AdamW, each at its own best rate, over random tasks.
 
-A sweep of learning rates under WSD, without weight decay, for each base optimizer, from the same
-weights on the same data. The best rate is chosen on the reward split, smoothed over its neighbours,
-and the figure is the log of the selection loss there, mean over seeds, less AdamW's: below 0 is
-better. Beside it the same of one rate for all tasks, chosen on the reward split too, against
-AdamW's best for each. Intervals are over tasks. What is finished is kept in FOLDER, and a stopped
-run goes on there.
+Each base optimizer is trained at all learning rates of a sweep under WSD, without weight decay,
+from the same weights on the same data. The best rate of a task is chosen on the reward split,
+smoothed over its neighbours. The figure is the log of the selection loss at that rate, mean over
+seeds, minus AdamW's; below 0 is better than AdamW. A second row does the same with one rate for all
+tasks, chosen on the reward split too, against AdamW's best rate for each. Intervals are over tasks.
+Finished tasks are kept in FOLDER, and a run that was stopped continues there.
 
-    PYTHONPATH=. python experiments/bases_compared.py runs/bases --tasks 48
+    python -m experiments.bases_compared runs/bases --tasks 48
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ from lr_gym.types import Hyperparams
 from lr_gym.updates.schedules import base_schedule
 
 RATES = np.geomspace(1e-4, 1e-1, 9)
-SEEDS, FIRST_SEED = 3, 1 << 41  # as none that trains or judges
-SUITE, SLOTS, DECISIONS = 777, 4, 50  # of the random tasks; no training has this seed
-WORST = 1.0  # nats that a task counts at most
+SEEDS = 3
+FIRST_SEED = 1 << 41  # no training and no selection uses these row seeds
+SUITE = 777  # seed of the random tasks; no training has it
+SLOTS = 4  # random tasks in a batch
+DECISIONS = 50
+WORST = 1.0  # nats that one task counts at most
 
 
 def tasks_of(batch: int) -> list[Task]:
-    """The random tasks of a batch, none of them too dear for Muon."""
+    """The random tasks of a batch, none of them too expensive for Muon."""
     return random_batch(SUITE, batch, SLOTS, DECISIONS, base="muon")
 
 
 def sweep(batch: int, slot: int, base: str) -> list[list[float]]:
-    """Log losses on the reward and the selection split, means over seeds, for each rate.
-
-    (2, RATES).
-    """
+    """Log losses (2, RATES) on the reward and the selection split, means over seeds."""
     torch.set_num_threads(1)
     task = tasks_of(batch)[slot]
-    loop, runs = InnerLoop(task, base=base), len(RATES) * SEEDS
+    loop = InnerLoop(task, base=base)
+    runs = len(RATES) * SEEDS
     state = loop.init(torch.arange(FIRST_SEED, FIRST_SEED + SEEDS).repeat(len(RATES)))
     lr = torch.from_numpy(RATES).float().repeat_interleave(SEEDS)
     lr, one = (
@@ -58,7 +59,7 @@ def sweep(batch: int, slot: int, base: str) -> list[list[float]]:
     )
     hyper = Hyperparams(lr, one * loop.rule.momentum, 0.0 * one, 0.0 * one)
     factor = torch.from_numpy(base_schedule("wsd")(np.arange(task.horizon) / task.horizon)).float()
-    for part in factor.split(100):
+    for part in factor.split(100):  # type: ignore[no-untyped-call]
         state, _ = loop.advance(state, hyper, part.unsqueeze(1).expand(-1, runs))
     losses = torch.stack([loop.evaluate(state, split) for split in ("reward", "selection")])
     logs = losses.nan_to_num(nan=1e6, posinf=1e6).clamp(1e-6, 1e6).log()
@@ -67,9 +68,10 @@ def sweep(batch: int, slot: int, base: str) -> list[list[float]]:
 
 
 def at_best(curves: NDArray[np.float64]) -> float:
-    """Log loss on the selection split at the rate that is best on the reward split, smoothed.
+    """Log loss on the selection split at the best rate by the smoothed reward split.
 
-    Curves (2, RATES).
+    Args:
+        curves: (2, RATES) log losses, as `sweep` returns them.
     """
     reward, selection = curves
     smooth = reward.copy()
@@ -78,13 +80,15 @@ def at_best(curves: NDArray[np.float64]) -> float:
 
 
 def described(gain: NDArray[np.float64]) -> str:
-    """Interquartile mean over tasks (T,) with its interval, median and share of gains."""
+    """Interquartile mean over tasks with its interval, median, and the share of tasks that gain."""
     iqm = functools.partial(stats.trim_mean, proportiontocut=0.25)
     found = stats.bootstrap(
         (gain,), iqm, vectorized=True, method="percentile", rng=np.random.default_rng(0)
     )
     low, high = found.confidence_interval
-    return f"{iqm(gain):+.3f} ({low:+.3f} to {high:+.3f}) | {np.median(gain):+.3f} | {(gain < 0.0).mean():.0%}"
+    share = (gain < 0.0).mean()
+    middle = f"{iqm(gain):+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{middle} | {np.median(gain):+.3f} | {share:.0%}"
 
 
 def main() -> None:
@@ -92,7 +96,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bases", nargs="+", default=["muon"], help="held to AdamW")
+    parser.add_argument(
+        "--bases", nargs="+", default=["muon"], help="base optimizers to compare with AdamW"
+    )
     parser.add_argument("--tasks", type=int, default=48)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()

@@ -1,11 +1,12 @@
-"""A policy on wider networks and longer trainings than any it has learned from, beside Adam and tuned schedules.
+"""A policy on wider networks and longer trainings than those that it has learned from.
 
-mnist1d-mlp with other widths, or with another horizon. The policy starts from 1e-3 and is not tuned; `adam` stays at
-1e-3; WSD has the best of `--lrs` by the selection split, one training of another seed each. Figures are losses on the
-test split, mean and range over seeds; `its lr` is the policy's half-way, the median over layers.
+The tasks are mnist1d-mlp with another width or another horizon. The policy starts from 1e-3 and is
+not tuned, `adam` stays at 1e-3, and WSD has the best rate of `--lrs` by the selection split, one
+training of another seed each. The figures are losses on the test split, mean and range over seeds;
+`its lr` is the median over layers of the policy's learning rate in the middle of the training.
 
-    python experiments/beyond_training.py --policy builtin:default --widths 100 400 1600 --horizons 500
-    python experiments/beyond_training.py --policy builtin:default --widths 100 --horizons 30000
+    python -m experiments.beyond_training --policy builtin:default --widths 100 400 1600
+    python -m experiments.beyond_training --policy builtin:default --widths 100 --horizons 30000
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from lr_gym.tasks.architectures import mlp
 
 
 def variant(width: int, horizon: int) -> Task:
-    """mnist1d-mlp with hidden layers of such a width, over so many steps."""
+    """mnist1d-mlp with another width of the hidden layers and another number of steps."""
     model = functools.partial(mlp, (40, width, width, 10))
     name = f"mnist1d-mlp-{width}-{horizon}"
     return dataclasses.replace(TASKS["mnist1d-mlp"], name=name, model=model, horizon=horizon)
 
 
 def summary(outcomes: list[Outcome]) -> str:
-    """Mean and range of the test loss."""
+    """Mean and range of the test losses, as text."""
     losses = [outcome.test_loss for outcome in outcomes]
     return f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
 
@@ -52,7 +53,8 @@ def main() -> None:
         "| width | steps | policy | its lr | adam 1e-3 | wsd | tuned lr "
         "|\n|---|---|---|---|---|---|---|"
     )
-    policy, adam = Contestant("", POLICY_LR, args.policy), Contestant("adam", 1e-3)
+    policy = Contestant("", POLICY_LR, args.policy)
+    adam = Contestant("adam", 1e-3)
     with process_pool(args.workers) as pool:
 
         def train(

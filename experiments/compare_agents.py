@@ -1,15 +1,12 @@
-"""Every agent at an equal budget of inner steps on mnist1d-mlp, against tuned baselines.
+"""All agents at an equal budget of inner steps on mnist1d-mlp, against tuned baselines.
 
-And what to control, and how.
+Each variant is trained from several seeds by train_agent.py. The selected policies are then
+deployed on trainings that no agent has learned from, each from an initial learning rate of its own
+(log-uniform in 1e-4..3e-2), and the test loss is reported. Baselines choose among 13 learning rates
+on the selection split of other trainings.
 
-Trains each variant from several seeds (train_agent.py, resumable), then deploys what was selected
-on trainings that nobody learned from, each from an initial learning rate of its own (log-uniform in
-1e-4..3e-2), and takes the test loss. Baselines choose their learning rate out of 13 on the
-selection split of other trainings.
-
-    PYTHONPATH=. python experiments/compare_agents.py --output-dir runs/agents           # train what is missing, tables
-    # tables of what is there
-    PYTHONPATH=. python experiments/compare_agents.py --output-dir runs/agents --tables
+    python -m experiments.compare_agents --output-dir runs/agents  # trains what is missing
+    python -m experiments.compare_agents --output-dir runs/agents --tables  # trains nothing
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ from lr_gym.tasks import find_task
 
 TASK = "mnist1d-mlp"
 ROOT = Path(__file__).parents[1]
-AGENTS = {  # name -> arguments of train_agent.py
+AGENTS = {  # name -> arguments for train_agent.py
     "ppo": ["--agent", "ppo"],
     "es": ["--agent", "es"],
     "dqn": ["--agent", "dqn"],
@@ -61,12 +58,13 @@ class RandomPolicy:
     """Uniform actions."""
 
     def __init__(self, spec: ControlSpec) -> None:
-        self.spec, self._generator = spec, torch.Generator().manual_seed(0)
+        self.spec = spec
+        self._generator = torch.Generator().manual_seed(0)
 
     def predict(
         self, observation: torch.Tensor, state: object = None
     ) -> tuple[torch.Tensor, object]:
-        """As Policy.predict."""
+        """Draw an action for each row, as Policy.predict."""
         shape = (*observation.shape[:-1], len(self.spec.controls))
         return torch.rand(shape, generator=self._generator) * 2 - 1, state
 
@@ -95,7 +93,7 @@ def interval(values: Sequence[float]) -> str:
 def train_all(
     folder: Path, variants: dict[str, list[str]], seeds: int, timesteps: int, jobs: int
 ) -> None:
-    """Train what is missing, seed by seed, some at a time with one worker each."""
+    """Train what is missing, seed by seed, `jobs` trainings at a time with one worker each."""
 
     def one(job: tuple[int, str, list[str]]) -> None:
         seed, name, arguments = job
@@ -130,10 +128,7 @@ def train_all(
 
 
 def baseline(schedule: str, runs: int) -> tuple[str, NDArray[np.float64]]:
-    """Name and test losses (runs,) of Adam under a schedule.
-
-    Its learning rate is chosen on the selection split.
-    """
+    """Name and test losses (runs,) of AdamW under a schedule, its rate tuned by selection loss."""
     policy = constant_policy(ControlSpec(schedule=schedule), 10)
     lr = min(LRS, key=lambda lr: float(final(policy, lr, 20, "selection", TUNING_SEED).mean()))
     return f"AdamW, {schedule}, best of 13 lrs ({lr:.2g})", final(policy, lr, runs, "test")
@@ -143,9 +138,8 @@ def fixed(optimizer: str, runs: int) -> tuple[str, NDArray[np.float64]]:
     """Name and test losses (runs,) of an optimizer at its usual learning rate."""
     base, lr = optimizer.split()
     spec = ControlSpec(schedule="constant", base=base)
-    return f"{optimizer}" + ", momentum 0.9" * (base == "sgd"), final(
-        constant_policy(spec, 10), float(lr), runs, "test"
-    )
+    name = f"{optimizer}, momentum 0.9" if base == "sgd" else optimizer
+    return name, final(constant_policy(spec, 10), float(lr), runs, "test")
 
 
 def untrained(kind: str, runs: int) -> tuple[str, NDArray[np.float64]]:
@@ -156,10 +150,7 @@ def untrained(kind: str, runs: int) -> tuple[str, NDArray[np.float64]]:
 
 
 def garo(file: Path | None, layerwise: bool, runs: int) -> tuple[str, NDArray[np.float64]]:
-    """Name and test losses (runs,) of GARO.
-
-    Trained, or without a file the mean over five frozen random cells.
-    """
+    """Name and test losses (runs,) of a trained GARO, or without a file of five frozen cells."""
     trainings = GaroTrainings(find_task(TASK), runs, layerwise=layerwise, horizon=None)
     seeds = [FIRST_SEED + i for i in range(runs)]
     if file is not None:
@@ -172,10 +163,7 @@ def garo(file: Path | None, layerwise: bool, runs: int) -> tuple[str, NDArray[np
 
 
 def plain_sgd(runs: int) -> tuple[str, NDArray[np.float64]]:
-    """Name and test losses (runs,) of SGD at lr 0.01 without momentum.
-
-    GARO whose cell never moves.
-    """
+    """Name and test losses (runs,) of SGD at lr 0.01, no momentum: GARO whose cell never moves."""
     trainings = GaroTrainings(find_task(TASK), runs, layerwise=True, horizon=None)
     cell = initial_weights(HIDDEN, torch.Generator().manual_seed(0))
     still = cell._replace(head=torch.zeros_like(cell.head))
@@ -191,10 +179,7 @@ def trained(file: Path, runs: int) -> tuple[str, NDArray[np.float64]]:
 
 
 def table(folder: Path, variants: Sequence[str], runs: int, jobs: int) -> None:
-    """Markdown.
-
-    Test loss, and the difference to the best constant learning rate on the same trainings.
-    """
+    """Print test losses, and their difference to the best constant rate on the same trainings."""
     files = [
         file for name in variants for file in sorted(folder.glob(f"{name}-[0-9]/{POLICY_FILE}"))
     ]
@@ -242,7 +227,7 @@ def table(folder: Path, variants: Sequence[str], runs: int, jobs: int) -> None:
 
 
 def certificates(folder: Path, names: Sequence[str]) -> None:
-    """Whether the first policy of each variant is feedback."""
+    """Print the certificate of each variant's first policy: is it feedback or a schedule?"""
     for name in names:
         file = folder / f"{name}-0" / POLICY_FILE
         if file.exists() and not name.startswith("garo"):
@@ -269,7 +254,9 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=50, help="trainings of each row of the tables")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--tables", action="store_true", help="train nothing, print the tables of what is there"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.output_dir.mkdir(parents=True, exist_ok=True)

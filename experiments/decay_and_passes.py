@@ -1,13 +1,12 @@
-"""Where weight decay pays under Muon.
+"""Where weight decay pays under Muon: random tasks, grouped by their passes over the data.
 
-Random tasks ten times as long, by how often their examples are seen.
+The tasks are trained ten times as long as usual, once at each learning rate of a sweep under WSD
+and with each decay (of all weights), from the same weights on the same data. The figure is the log
+of the selection loss minus that without decay at the same rate, interquartile mean over the tasks
+of a group; below 0 is better than no decay. Finished tasks are kept in FOLDER, and a run that was
+stopped continues there.
 
-A sweep of learning rates under WSD for each decay, all weights decayed, one training each, from the
-same weights on the same data. Figures are the log of the selection loss less that without decay at
-the same rate, interquartile mean over the tasks of so many passes; below 0 is better. What is
-finished is kept in FOLDER, and a stopped run goes on there.
-
-    PYTHONPATH=. python experiments/decay_and_passes.py runs/decay --tasks 51
+    python -m experiments.decay_and_passes runs/decay --tasks 51
 """
 
 from __future__ import annotations
@@ -31,20 +30,26 @@ from lr_gym.training.inner_loop import InnerLoop
 from lr_gym.types import Hyperparams
 from lr_gym.updates.schedules import base_schedule
 
-RATES, DECAYS = np.geomspace(3e-4, 1e-2, 5), (0.0, 0.03, 0.1, 0.3, 1.0)
-SUITE, SLOTS, DECISIONS, SEED = 780, 4, 50, 1 << 42  # as none that trains or judges
-LONGER, DEAREST = 10, 300_000_000  # operations before they are made longer
-PASSES = (0, 10, 50, 200, 10**9)
-WORST = 1.0  # nats that a task counts at most
+RATES = np.geomspace(3e-4, 1e-2, 5)
+DECAYS = (0.0, 0.03, 0.1, 0.3, 1.0)
+SUITE = 780  # seed of the random tasks; no training has it
+SLOTS = 4  # random tasks in a batch
+DECISIONS = 50
+SEED = 1 << 42  # row seed; no training and no selection uses it
+LONGER = 10
+DEAREST = 300_000_000  # operations that a task may take before it is made longer
+PASSES = (0, 10, 50, 200, 10**9)  # bounds of the groups
+WORST = 1.0  # nats that one task counts at most
 
 
 def sweep(number: int) -> dict[str, Any]:
-    """Passes over the data, and log losses on the selection split, (DECAYS, RATES)."""
+    """Passes over the data, and log losses (DECAYS, RATES) on the selection split."""
     torch.set_num_threads(1)
     batch, slot = divmod(number, SLOTS)
     task = random_batch(SUITE, batch, SLOTS, DECISIONS, base="muon", dearest=DEAREST)[slot]
     task = dataclasses.replace(task, horizon=task.horizon * LONGER)
-    loop, runs = InnerLoop(task, base="muon", weight_decay=True), len(RATES) * len(DECAYS)
+    loop = InnerLoop(task, base="muon", weight_decay=True)
+    runs = len(RATES) * len(DECAYS)
     state = loop.init(torch.full((runs,), SEED))
     lr = torch.from_numpy(RATES).float().repeat(len(DECAYS))
     decay = torch.tensor(DECAYS).repeat_interleave(len(RATES))
@@ -53,7 +58,7 @@ def sweep(number: int) -> dict[str, Any]:
         ones * lr.unsqueeze(1), ones * loop.rule.momentum, 0.0 * ones, ones * decay.unsqueeze(1)
     )
     factor = torch.from_numpy(base_schedule("wsd")(np.arange(task.horizon) / task.horizon)).float()
-    for part in factor.split(100):
+    for part in factor.split(100):  # type: ignore[no-untyped-call]
         state, _ = loop.advance(state, hyper, part.unsqueeze(1).expand(-1, runs))
     losses = (
         loop.evaluate(state, "selection").nan_to_num(nan=1e6, posinf=1e6).clamp(1e-6, 1e6).log()
@@ -84,10 +89,8 @@ def main() -> None:
             out.write(json.dumps(row) + "\n")
             out.flush()
     rows = [row for row in rows if row["number"] < args.tasks]
-    passes, losses = (
-        np.array([row["passes"] for row in rows]),
-        np.array([row["losses"] for row in rows]),
-    )
+    passes = np.array([row["passes"] for row in rows])
+    losses = np.array([row["losses"] for row in rows])
     gain = np.clip(losses - losses[:, :1], -WORST, WORST)
     print(
         "| passes | tasks | decay |",
@@ -95,14 +98,14 @@ def main() -> None:
         "|\n" + "|---" * 8 + "|",
     )
     for low, high in itertools.pairwise(PASSES):
-        those = gain[(passes >= low) & (passes < high)]
-        if not len(those):
+        group = gain[(passes >= low) & (passes < high)]
+        if not len(group):
             continue
         for i, decay in enumerate(DECAYS[1:], 1):
             means = " | ".join(
-                f"{mean:+.3f}" for mean in stats.trim_mean(those[:, i], 0.25, axis=0)
+                f"{mean:+.3f}" for mean in stats.trim_mean(group[:, i], 0.25, axis=0)
             )
-            print(f"| {low} to {high} | {len(those)} | {decay} | {means} |")
+            print(f"| {low} to {high} | {len(group)} | {decay} | {means} |")
 
 
 if __name__ == "__main__":

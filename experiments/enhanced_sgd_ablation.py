@@ -1,11 +1,11 @@
 """EnhancedSGD with each feature switched off (or on) in turn, and what its Q-table does.
 
-Five tasks, paired seeds: initial weights and data order of a seed are the same in all variants. The
-score of a run is the log10 of its final training loss (the last tenth of the steps, averaged); a
-variant's effect is its score minus that of the defaults, so a positive number says that the default
-is better.
+All variants share the initial weights and the data order of a seed, on each of five tasks. The
+score of a training is the log10 of its final training loss (mean over the last tenth of the steps).
+The effect of a variant is its score minus that of the defaults, so a positive number says that the
+default is better.
 
-    python experiments/enhanced_sgd_ablation.py --seeds 5
+    python -m experiments.enhanced_sgd_ablation --seeds 5
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mnist1d_training import interval, load, mlp
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiments.mnist1d_training import interval, load, mlp
 from lr_gym.optim import EnhancedSGD, QLearningController
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Task(NamedTuple):
-    """Data, a model of a seed, and a loss."""
+    """Data, a model for each seed, and a loss."""
 
     x: Tensor
     y: Tensor
@@ -103,10 +103,11 @@ def run(
     options: dict[str, Any],
     table: QLearningController | None = None,
 ) -> tuple[float, EnhancedSGD]:
-    """Score and optimizer of one training."""
+    """Train once; returns the score and the optimizer."""
     model, generator = task.model(seed), torch.Generator().manual_seed(seed)
     optimizer = EnhancedSGD(model.parameters(), seed=seed, q_controller=table, **options)
-    losses, last = [], max(1, steps // 10)
+    losses = []
+    last = max(1, steps // 10)
     for step in range(steps):
         rows = torch.randint(len(task.x), (64,), generator=generator)
         loss = task.loss(model(task.x[rows]), task.y[rows])
@@ -131,12 +132,12 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
     for name, task in table_of.items():
         lines = []
         for seed in range(seeds):
-            visits = run(task, seed, steps, {})[1].q_controller
-            per_state = visits.visits.sum(1)
-            changed = (visits.q.argmax(1) != 0) & (per_state > 0)
+            controller = run(task, seed, steps, {})[1].q_controller
+            per_state = controller.visits.sum(1)
+            changed = (controller.q.argmax(1) != 0) & (per_state > 0)
             lines.append(
                 [
-                    float((visits.visits > 0).sum()),
+                    float((controller.visits > 0).sum()),
                     float(per_state.sum()),
                     float((per_state > 0).sum()),
                     float((per_state > 1).sum()),
@@ -151,7 +152,8 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
         "last row |"
     )
     print("|---|---|---|---|---|")
-    table, old = None, None
+    table: QLearningController | None = None
+    old: Tensor | None = None
     rewards = []
     for number in range(30):
         name = list(table_of)[number % len(table_of)]
@@ -164,8 +166,9 @@ def q_table(steps: int, seeds: int, table_of: dict[str, Task]) -> None:
             old = greedy.clone()
             mean = np.mean(rewards[-len(table_of) :])
             states = int((table.visits.sum(1) > 0).sum())
-            first, visits = number - len(table_of) + 2, int(table.visits.sum())
-            print(f"| {first}-{number + 1} | {mean:.4f} | {visits} | {states} | {moved} |")
+            first = number - len(table_of) + 2
+            total = int(table.visits.sum())
+            print(f"| {first}-{number + 1} | {mean:.4f} | {total} | {states} | {moved} |")
     assert table is not None
     print(
         "\nA fresh run with that table, exploration at its floor, minus the defaults, log10 loss:\n"

@@ -1,10 +1,9 @@
-"""GARO with frozen random weights against SGD at lr 0.01.
+"""GARO with frozen random weights against SGD at lr 0.01, at step 0 and over trainings on mnist1d.
 
-Equal at step 0, and over training on mnist1d.
+All methods share the data, the initial weights and the data order of a seed. GARO's random cell is
+drawn from the same seed.
 
-For each seed: data, initial weights and data order are shared; GARO's random cell has the seed too.
-
-    python experiments/garo_frozen.py --seeds 10
+    python -m experiments.garo_frozen --seeds 10
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mnist1d_training import interval, load, loss_and_accuracy, mlp, train
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from experiments.mnist1d_training import interval, load, loss_and_accuracy, mlp, train
 from lr_gym.optim import GlobalAdaptiveSGD
 
 METHODS: dict[str, Callable[[Any, int], Optimizer]] = {
@@ -35,12 +34,12 @@ METHODS: dict[str, Callable[[Any, int], Optimizer]] = {
 
 
 def first_step_difference(seed: int, data: Any) -> float:
-    """Largest difference of the parameters after one step of GARO and SGD(lr=0.01), over the largest step."""
+    """Largest difference between a step of GARO and one of SGD(lr=0.01), over the largest step."""
     models: list[nn.Module] = [mlp(seed), mlp(seed)]
     before = torch.cat([p.detach().flatten().clone() for p in models[0].parameters()])
     for model, name in zip(models, ("SGD(lr=0.01)", "GARO, global, frozen"), strict=True):
         optimizer = METHODS[name](model.parameters(), seed)
-        nn.functional.cross_entropy(model(data.x[:128]), data.y[:128]).backward()
+        nn.functional.cross_entropy(model(data.x[:128]), data.y[:128]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     sgd, garo = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models)
     return float((garo - sgd).abs().max() / (sgd - before).abs().max())

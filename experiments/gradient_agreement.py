@@ -1,12 +1,11 @@
-"""Gradient Agreement on mnist1d: each method tunes its lr on validation data.
+"""Gradient Agreement on mnist1d, against Adam, each with its own tuned learning rate.
 
-Reported on test data.
+Each seed has its own data set, initial weights and data order, the same for all methods. A method
+tunes its learning rate in 20 Optuna trials of 10 epochs (log-uniform in 1e-5..1e-1, lowest
+validation loss), then trains for 50 epochs from the same initial weights. The report is about the
+test split.
 
-For each seed: its own data set, initial weights and data order, the same for all methods; 20 Optuna
-trials of 10 epochs (lr log-uniform in 1e-5..1e-1, lowest validation loss), then 50 epochs from the
-same initial weights.
-
-    python experiments/gradient_agreement.py --seeds 10
+    python -m experiments.gradient_agreement --seeds 10
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import torch
-from mnist1d_training import interval, load, loss_and_accuracy, mlp, train
 from torch.optim import Adam, Optimizer
 
+from experiments.mnist1d_training import interval, load, loss_and_accuracy, mlp, train
 from lr_gym.optim import GradientAgreementOptimizer
 
 METHODS: dict[str, Callable[[Any, float], Optimizer]] = {
@@ -61,7 +60,7 @@ def run(method: str, lr: float, data: Any, seed: int, epochs: int) -> dict[str, 
 
 
 def tune(method: str, data: Any, seed: int, trials: int) -> float:
-    """Best lr."""
+    """The learning rate with the lowest validation loss."""
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
 
     def objective(trial: optuna.Trial) -> float:

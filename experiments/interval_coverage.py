@@ -1,9 +1,10 @@
-"""Do the benchmark's intervals and verdicts keep their promise? Synthetic results whose truth is known.
+"""Do the benchmark's intervals and verdicts hold what they promise, on results with a known truth?
 
-    python experiments/interval_coverage.py --draws 1000
+    python -m experiments.interval_coverage --draws 1000
 
-Coverage: how often the 95 % interval of the interquartile mean holds the true one. False winners: how often any pair of
-nine contestants that are the same is called different, with and without Holm's correction.
+Coverage is how often the 95 % interval of the interquartile mean contains the true one. False
+verdicts are counted among nine equal contestants: how often any pair of them is called different,
+with and without Holm's correction.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def normal(generator: np.random.Generator, seeds: int, tasks: int) -> Array:
 
 
 def skewed(generator: np.random.Generator, seeds: int, tasks: int) -> Array:
-    """Losses of log-normal noise: scores with a long tail to one side."""
+    """Scores with a long tail to one side, as of losses with log-normal noise."""
     at = np.arange(tasks)[:, None]
     return 0.1 * at - 0.2 * generator.lognormal(0.0, 0.7, (tasks, seeds))
 
@@ -50,7 +51,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int, int], Array]] = {
 def coverage(
     shape: str, draws: int, tasks: int, seeds: int, resamples: int, seed: int = 0
 ) -> float:
-    """Fraction of draws whose interval holds the interquartile mean of the distribution itself."""
+    """Fraction of draws whose interval contains the true interquartile mean."""
     generator = np.random.default_rng(seed)
     truth = iqm(SHAPES[shape](generator, 200_000, tasks))
     hits = 0
@@ -67,17 +68,26 @@ def false_verdicts(
 ) -> tuple[float, float]:
     """Fractions of draws with any verdict among equals, with and without correction.
 
-    Half the noise is shared.
+    Half of the noise is shared by all contestants, as that of common seeds is.
     """
     generator = np.random.default_rng(seed)
-    corrected = alone = 0
+    corrected = 0
+    alone = 0
     for _ in range(draws):
         shared = SHAPES[shape](generator, seeds, tasks)
         rows = {
             str(i): 0.5 * shared + 0.5 * SHAPES[shape](generator, seeds, tasks)
             for i in range(contestants)
         }
-        pairs = compare_all(list(rows), lambda first, second, rows=rows: rows[first] - rows[second])
+
+        def difference(
+            first: str,
+            second: str,
+            rows: dict[str, Array] = rows,  # this draw's
+        ) -> Array:
+            return rows[first] - rows[second]
+
+        pairs = compare_all(list(rows), difference)
         corrected += any(pair.better for pair in pairs)
         alone += any(pair.p < ALPHA for pair in pairs)
     return corrected / draws, alone / draws
@@ -88,13 +98,13 @@ class Args:
     """Coverage of the intervals, and false verdicts, on synthetic results."""
 
     draws: int = 1000
-    """Synthetic results of each kind."""
+    """Synthetic results drawn for each kind of scores."""
     tasks: int = 8
-    """Tasks of each."""
+    """Tasks of each result."""
     seeds: int = 10
-    """Seeds of each."""
+    """Seeds of each task."""
     resamples: int = 2000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
 
 
 def main(args: Args) -> None:

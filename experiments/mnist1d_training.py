@@ -1,7 +1,4 @@
-"""mnist1d, the MLP 40-128-128-10 and one plain training loop.
-
-What the optimizer experiments share.
-"""
+"""What the optimizer experiments share: mnist1d, the MLP 40-128-128-10, a plain training loop."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ __all__ = ["Split", "interval", "load", "loss_and_accuracy", "mlp", "train"]
 
 
 class Split(NamedTuple):
-    """Inputs (n, 40) and labels (n,)."""
+    """Part of the data set."""
 
-    x: Tensor
-    y: Tensor
+    x: Tensor  # (n, 40) inputs
+    y: Tensor  # (n,) labels
 
 
 def load(samples: int = 4000, seed: int = 42) -> tuple[Split, Split, Split]:
@@ -31,7 +28,8 @@ def load(samples: int = 4000, seed: int = 42) -> tuple[Split, Split, Split]:
     Numpy's global generator is left as it was.
     """
     arguments = mnist1d.data.get_dataset_args()
-    arguments.num_samples, arguments.seed = samples, seed
+    arguments.num_samples = samples
+    arguments.seed = seed
     state = np.random.get_state()  # noqa: NPY002 - make_dataset seeds the global generator
     try:
         data = mnist1d.data.make_dataset(arguments)
@@ -63,9 +61,8 @@ def mlp(seed: int, width: int = 128) -> nn.Sequential:
 def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy."""
     logits = model(split.x)
-    return float(functional.cross_entropy(logits, split.y)), float(
-        (logits.argmax(1) == split.y).float().mean()
-    )
+    correct = (logits.argmax(1) == split.y).float()
+    return float(functional.cross_entropy(logits, split.y)), float(correct.mean())
 
 
 def train(
@@ -78,10 +75,10 @@ def train(
     batch: int = 128,
     after_epoch: Callable[[int], object] = lambda epoch: None,
 ) -> None:
-    """Shuffled epochs; `step(loss, epoch)` is called with the gradients of the batch in place."""
+    """Train over shuffled epochs; `step(loss, epoch)` is called once the gradients are there."""
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        for rows in torch.randperm(len(data.x), generator=generator).split(batch):
+        for rows in torch.randperm(len(data.x), generator=generator).split(batch):  # type: ignore[no-untyped-call]
             model.zero_grad()
             loss = functional.cross_entropy(model(data.x[rows]), data.y[rows])
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
-"""Noise-to-signal ratio of AdaptiveUPGD over a run, with and without VGS, fixed and adaptive, per layer size.
+"""Noise-to-signal ratio of AdaptiveUPGD over a training, by kind of noise and size of layer.
 
-The noise of each step is replayed from a copy of the optimizer's generator, so the ratios are those of the
-noise that was added, not of the one that was meant.
+With and without VGS. The noise of each step is drawn again from a copy of the optimizer's
+generator, so the ratios are measured on the noise that was really added.
 
-    python experiments/noise_to_signal.py --epochs 30
+    python -m experiments.noise_to_signal --epochs 30
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mnist1d_training import load, mlp, train
 from torch import Tensor
 
+from experiments.mnist1d_training import load, mlp, train
 from lr_gym.optim import AdaptiveUPGD, VarianceGradientScaler
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -30,19 +30,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Recorder:
-    """Ratios of each parameter tensor at each step."""
+    """Notes the ratios of each parameter tensor at each step."""
 
     def __init__(self, optimizer: AdaptiveUPGD, scaler: VarianceGradientScaler | None) -> None:
-        self.optimizer, self.scaler = optimizer, scaler
+        self.optimizer = optimizer
+        self.scaler = scaler
         self.params: list[Tensor] = optimizer.param_groups[0]["params"]
         self.std: list[list[float]] = []  # noise std over gradient rms
         self.norm: list[list[float]] = []  # ||noise|| / ||gradient||
         self.update: list[float] = []  # expected noise over Adam direction
         self.factor: list[float] = []
-        self.size: list[float] = []  # ||gradient|| of all, before VGS
+        self.size: list[float] = []  # norm of the whole gradient, before VGS
 
     def step(self, *_: Any) -> None:
-        """Scale, step, and note the ratios of this step's noise."""
+        """Scale the gradients, step, and note the ratios of this step's noise."""
         grads = [p.grad for p in self.params if p.grad is not None]
         self.size.append(float(torch.stack([g.norm() for g in grads]).norm()))
         if self.scaler is not None:

@@ -1,9 +1,10 @@
-"""The guard on 20 classification models of torchvision, of layer kinds that no policy has learned from.
+"""The guard of a deployed policy on 20 classification models of torchvision.
 
-Random weights, two random images, ten steps of PolicyOptimizer each: no model may diverge, and the optimizer warns once
-where its guard acts. A policy without ranges is given those of `--tasks`.
+They have kinds of layers that no policy has learned from. Each model starts from random weights and
+makes ten steps of PolicyOptimizer on two random images: none may diverge, and the optimizer must
+warn once where its guard acts. A policy that was saved without ranges gets those of `--tasks`.
 
-    python experiments/torchvision_models.py --policy builtin:default --tasks mnist1d-mlp
+    python -m experiments.torchvision_models --policy builtin:default --tasks mnist1d-mlp
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lr_gym.envs.vector_env import INITIAL_LR
 from lr_gym.optim import PolicyOptimizer, muon_groups
 from lr_gym.policies.policy import SavedPolicy, load_policy
 
-# name -> side of its images, and what else it takes to be built for them
+# Name -> side of its images, and the options with which it is built.
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "alexnet": (64, {}),
     "vgg11_bn": (32, {}),
@@ -47,13 +48,15 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "swin_v2_t": (64, {}),
     "maxvit_t": (224, {}),
 }
-CLASSES, BATCH, STEPS = 10, 2, 10
+CLASSES = 10
+BATCH = 2
+STEPS = 10
 
 
 def train(
     model: nn.Module, side: int, policy: SavedPolicy, lr: float, generator: torch.Generator
 ) -> tuple[list[float], PolicyOptimizer, int]:
-    """Losses before each step and after the last one, the optimizer, and how often it warned."""
+    """Train. Returns losses before each step and at the end, the optimizer, and its warnings."""
     images = torch.randn(BATCH, 3, side, side, generator=generator)
     classes = torch.randint(CLASSES, (BATCH,), generator=generator)
     groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
@@ -68,7 +71,7 @@ def train(
         for _ in range(STEPS):
             loss = loss_of()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.observe(loss)
             optimizer.step()
             losses.append(loss.item())
@@ -87,7 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--policy", default="builtin:default")
     parser.add_argument(
-        "--tasks", nargs="+", default=["mnist1d-mlp"], help="what the policy has learned on"
+        "--tasks", nargs="+", default=["mnist1d-mlp"], help="tasks that the policy has learned on"
     )
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME"

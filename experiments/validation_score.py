@@ -1,15 +1,16 @@
-"""How policies, and fixed learning rates, do on the tasks of the suite `validation`.
+"""Scores of policies, and of fixed learning rates, on the suite `validation`.
 
-What chooses between candidates.
+This is how we choose between candidates for a built-in policy. The score is the interquartile mean,
+over tasks and trainings, of log(loss / the task's median loss under the base schedule alone),
+exponentiated; 1 is as good as no control, less is better. Each training of a policy starts from a
+learning rate of its own, log-uniform in 3e-5..1e-1. SCHEDULE:LR is AdamW under that schedule, and
+always starts from that rate, which favours it.
 
-Score: interquartile mean, over tasks and trainings, of log(loss / the task's median loss under the
-base schedule alone), back from the logarithm; 1 is no better than not to control. Each training of
-a policy starts from a learning rate of its own, log-uniform in 3e-5..1e-1; SCHEDULE:LR is AdamW
-under that schedule at that rate, which favours it.
+    python -m experiments.validation_score builtin:default runs/ppo wsd:3e-3 wsd:1e-2:sgd
+    python -m experiments.validation_score builtin:anytime constant:3e-3:adamw:16
 
-    python experiments/validation_score.py builtin:default runs/ppo wsd:3e-3 wsd:1e-2:sgd constant:3e-3:adamw:16
-    python experiments/validation_score.py builtin:muon --runs 24 --tasks mnist1d-cnn titanic-mlp titanic-mlp-long \
-      rosenbrock diamonds-mlp flights-mlp   # the suite as it was until 2026-11-28
+Before 2026-11-28 the suite was: --tasks mnist1d-cnn titanic-mlp titanic-mlp-long rosenbrock
+diamonds-mlp flights-mlp
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from lr_gym.policies.policy import Policy, constant_policy, load_policy
 from lr_gym.tasks import SUITES
 from lr_gym.updates.schedules import SCHEDULES
 
-FIRST_SEED = 1 << 40  # as train_agent.py's selection
+FIRST_SEED = 1 << 40  # the row seeds with which train_agent.py selects
 SUITE = tuple(SUITES["validation"])
 
 
 def losses(
     policy: Policy, lr: float | tuple[float, float], runs: int, tasks: Sequence[str] = SUITE
 ) -> NDArray[np.float64]:
-    """Final selection losses (tasks, runs)."""
+    """Final selection losses (tasks, runs) of a policy."""
     seeds = [FIRST_SEED + i for i in range(runs)]
     envs = (controlled_env(policy.spec, task, runs, lr) for task in tasks)
     return np.stack(
@@ -76,9 +77,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("candidates", nargs="+", help="policies, or SCHEDULE:LR[:BASE[:AVERAGE]]")
-    parser.add_argument("--runs", type=int, default=16, help="trainings of each task")
+    parser.add_argument("--runs", type=int, default=16, help="trainings on each task")
     parser.add_argument(
-        "--tasks", nargs="+", default=SUITE, help="other tasks than those of the suite"
+        "--tasks", nargs="+", default=SUITE, help="tasks to use instead of the suite"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,11 +1,9 @@
-"""DACBench's SGD environment on random examples of given shapes.
-
-Started by ../peers.py in a venv that holds dacbench.
+"""DACBench's SGD environment on random examples; peers.py starts it in a venv that holds dacbench.
 
 Arguments: a JSON file of layers as DACBench takes them, the shape of an example ("1x28x28"), batch
 size, batches to train on, examples to validate on. An environment step is an epoch of AdamW and the
-loss on the validation examples (its `epoch_mode`). Writes "ready VERSION"; for each line that it
-reads it makes a step and writes its seconds of processor time.
+loss on the validation examples (its `epoch_mode`). The program writes "ready VERSION". For each
+line that it reads it makes one step and writes the seconds of processor time that it took.
 
 Examples lie in memory as tensors, without the decoding and transforming of pictures that DACBench's
 own datasets do.
@@ -22,13 +20,14 @@ from dacbench.benchmarks import SGDBenchmark
 from dacbench.envs import SGDInstance
 from dacbench.envs.env_utils.sgd_utils import create_model_from_layer_description
 
-layers, shape = sys.argv[1], [int(side) for side in sys.argv[2].split("x")]
+layers = sys.argv[1]
+shape = [int(side) for side in sys.argv[2].split("x")]
 batch, batches, validation = map(int, sys.argv[3:])
 learned = batch * batches
 
 
 class Random(torch.utils.data.TensorDataset):
-    """What torchvision's datasets look like to DACBench."""
+    """Random examples with the constructor of a torchvision data set, as DACBench calls it."""
 
     def __init__(
         self, root: str, train: bool = True, download: bool = False, transform: object = None

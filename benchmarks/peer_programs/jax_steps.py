@@ -1,27 +1,28 @@
-"""JAX's jit(vmap + scan) on what mnist1d-mlp computes.
-
-Started by ../peers.py in a venv that holds jax.
+"""JAX's jit(vmap + scan) on what mnist1d-mlp computes; peers.py starts it in a venv that holds jax.
 
 Arguments: runs, batch size, inner steps between statistics, how many such intervals are measured at
-once. Writes "ready VERSION"; for each line that it reads it measures and writes inner steps per
-second of processor time.
+once. The program writes "ready VERSION". For each line that it reads it measures once and writes
+inner steps per second of processor time.
 """
 
 import functools
 import itertools
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 runs, batch, interval_steps, intervals = map(int, sys.argv[1:])
-sizes, keys = (40, 100, 100, 10), jax.random.split(jax.random.key(0), runs)
+sizes = (40, 100, 100, 10)
+keys = jax.random.split(jax.random.key(0), runs)
 inputs = jax.random.normal(jax.random.key(1), (3000, 40))
 targets = jax.random.randint(jax.random.key(2), (3000,), 0, 10)
 
 
-def init(key):
+def init(key: Any) -> Any:
+    """Parameters, both moments, step 0 and the generator of one run."""
     pairs = itertools.pairwise(sizes)
     params = [
         (jax.random.uniform(key, (o, i), minval=-1, maxval=1) / i**0.5, jnp.zeros(o))
@@ -31,18 +32,21 @@ def init(key):
     return params, zeros, zeros, 0, key
 
 
-def loss_of(params, x, y):
+def loss_of(params: Any, x: Any, y: Any) -> Any:
+    """Mean cross-entropy of a minibatch."""
     for i, (w, b) in enumerate(params):
         x = x @ w.T + b
         x = jax.nn.relu(x) if i < 2 else x
     return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], 1).mean()
 
 
-def descend(rate, param, update):
+def descend(rate: Any, param: Any, update: Any) -> Any:
+    """A parameter after one step."""
     return param - rate * update
 
 
-def step(state, lr):
+def step(state: Any, lr: Any) -> Any:
+    """One step of Adam on a new minibatch."""
     params, m, v, t, key = state
     index = jax.random.randint(jax.random.fold_in(key, t), (batch,), 0, 3000)
     loss, grads = jax.value_and_grad(loss_of)(params, inputs[index], targets[index])
@@ -55,7 +59,8 @@ def step(state, lr):
     return (params, m, v, t + 1, key), (loss, grads, update)
 
 
-def interval(state, lr):
+def interval(state: Any, lr: Any) -> Any:
+    """The steps between two decisions, and the statistics at the end."""
     state, loss = jax.lax.scan(
         lambda s, _: (lambda n: (n[0], n[1][0]))(step(s, lr)), state, None, interval_steps - 1
     )
@@ -68,7 +73,8 @@ def interval(state, lr):
     return state, (loss, last, jnp.stack(norms))
 
 
-state, lr = jax.vmap(init)(keys), jnp.full((runs, 3), 1e-3)
+state = jax.vmap(init)(keys)
+lr = jnp.full((runs, 3), 1e-3)
 advance = jax.jit(jax.vmap(interval), donate_argnums=0)
 state, out = advance(state, lr)
 jax.block_until_ready(out)
