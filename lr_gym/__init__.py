@@ -1,33 +1,13 @@
-"""lr_gym.
+"""Learn learning-rate controllers in a Gymnasium environment, deploy them as PyTorch optimizers.
 
-Learn learning-rate controllers in a Gymnasium environment and deploy them as PyTorch optimizers.
-
-Importing the package registers one environment per task, `lr_gym/<env_id>`. The optimizers of
-`lr_gym.optim` need neither gymnasium nor stable-baselines3: where gymnasium is absent, registration
-is skipped.
+Importing this package registers one environment for each task, `lr_gym/<env id>`, and one for any
+task, `lr_gym/LRControl-v0`. It imports neither torch nor Gymnasium, so that `import lr_gym.optim`
+costs a training script nothing that it does not use.
 """
 
-from __future__ import annotations
+from lr_gym.envs.registration import register_when_possible
 
 __all__ = ["__version__"]
 __version__ = "0.1.0"
 
-
-def _register() -> None:
-    try:
-        import gymnasium
-    except ImportError:
-        return
-
-    from lr_gym.tasks import TASKS
-
-    for task in TASKS.values():
-        gymnasium.register(
-            id=f"lr_gym/{task.env_id}",
-            entry_point="lr_gym.envs.env:LRControlEnv",
-            vector_entry_point="lr_gym.envs.vector_env:LRControlVectorEnv",
-            kwargs={"task": task.name},
-        )
-
-
-_register()
+register_when_possible()

@@ -1,0 +1,37 @@
+"""The ids of the Gymnasium environments: one for each task that this package brings along.
+
+The module imports nothing, so that `import lr_gym` can register the environments without importing
+the tasks.
+"""
+
+from __future__ import annotations
+
+__all__ = ["TASK_OF_ENV"]
+
+# Name of the environment, without the namespace "lr_gym/" -> name of its task in lr_gym.tasks.TASKS.
+TASK_OF_ENV: dict[str, str] = {
+    "MNIST1D-MLP-v0": "mnist1d-mlp",
+    "MNIST1D-MLPWide-v0": "mnist1d-mlp-wide",
+    "MNIST1D-MLPLong-v0": "mnist1d-mlp-long",
+    "MNIST1D-CNN-v0": "mnist1d-cnn",
+    "MNIST1D-CNNFew-v0": "mnist1d-cnn-few",
+    "MNIST1D-GRU-v0": "mnist1d-gru",
+    "MNIST1D-Transformer-v0": "mnist1d-transformer",
+    "Digits-MLP-v0": "digits-mlp",
+    "Digits-CNN-v0": "digits-cnn",
+    "Digits-Autoencoder-v0": "digits-autoencoder",
+    "Titanic-MLP-v0": "titanic-mlp",
+    "Titanic-MLPLong-v0": "titanic-mlp-long",
+    "Diamonds-MLP-v0": "diamonds-mlp",
+    "Flights-MLP-v0": "flights-mlp",
+    "Flights-MLPFew-v0": "flights-mlp-few",
+    "Quadratic-v0": "quadratic",
+    "Rosenbrock-v0": "rosenbrock",
+    "Logistic-v0": "logistic",
+    "TeacherStudent-v0": "teacher-student",
+    "IMDB-Head-v0": "imdb-head",
+    "IMDB-MiniLM-v0": "imdb-minilm",
+    "IMDB-BERT-v0": "imdb-bert",
+    "IMDB-CharLM-v0": "imdb-char-lm",
+    "CIFAR10-ResNet18-v0": "cifar10-resnet18",
+}
