@@ -1,7 +1,7 @@
 """Engines run many independent jobs: in this process, in processes of this machine, or on Ray.
 
-An engine takes a function and its jobs, and yields each job with its result in the order in which
-they finish. Function and jobs must be picklable; each job runs on one thread.
+An engine takes a function and its jobs, and yields each job with its result as soon as the job has
+finished. The function and the jobs must be picklable, and each job runs on one thread.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """Runs a function on jobs."""
+    """What all engines are: a callable that runs a function on each of many jobs."""
 
     def __call__(
         self, function: Callable[[Job], Result], jobs: Iterable[Job]
     ) -> Iterator[tuple[Job, Result]]:
-        """Yield every job once with its result, as it finishes."""
+        """Yield every job once, with its result, in the order in which they finish."""
         ...
 
 
@@ -47,15 +47,16 @@ def _on_one_thread(function: Callable[[Job], Result], job: Job) -> Result:
 def run_here(
     function: Callable[[Job], Result], jobs: Iterable[Job]
 ) -> Iterator[tuple[Job, Result]]:
-    """The engine of this process: one job after the other."""
+    """Run one job after the other in this process; this function is an engine itself."""
     for job in jobs:
         yield job, _on_one_thread(function, job)
 
 
 def _prepare_worker(parent: int) -> None:
-    """Let a worker compute on one thread, and end when its parent has ended, even by a kill."""
+    """Let a worker compute on one thread, and end when its parent ends, even if that is killed."""
 
     def watch() -> None:
+        # A process whose parent has ended is given another parent.
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)
@@ -65,10 +66,10 @@ def _prepare_worker(parent: int) -> None:
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes of one thread each, which do not outlive this one."""
+    """Start processes of one thread each, which end when this one ends."""
     return ProcessPoolExecutor(
         workers,
-        # a forked process would inherit torch's threads in an unknown state
+        # A forked process would inherit torch's threads in an unknown state.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_prepare_worker,
         initargs=(os.getpid(),),
@@ -77,7 +78,11 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
 @contextmanager
 def local_engine(workers: int) -> Iterator[Engine]:
-    """Processes of this machine, kept until the context ends; this process where `workers` is 1."""
+    """Give an engine of processes of this machine, which are kept until the context ends.
+
+    Args:
+        workers: The number of processes; with 1 the jobs run in this process.
+    """
     if workers <= 1:
         yield run_here
         return
@@ -98,15 +103,15 @@ def local_engine(workers: int) -> Iterator[Engine]:
 
 @contextmanager
 def ray_engine(workers: int, address: str | None = None) -> Iterator[Engine]:
-    """Ray tasks of one core each.
+    """Give an engine of Ray tasks that use one core each.
 
     Args:
-        workers: cores of a cluster that is started here.
-        address: address of a running cluster, whose machines have lr_gym and the tasks' data; by
-            default a cluster is started here.
+        workers: The number of cores of a cluster that is started here.
+        address: The address of a running cluster, whose machines have lr_gym and the data of the
+            tasks. Without it a cluster is started here.
 
     Raises:
-        ImportError: where Ray is missing, naming the extra.
+        ImportError: Ray is missing. The message names the extra.
     """
     ray = require("ray", "ray")
     cluster: dict[str, Any] = (

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old file or the new one."""
+"""Files that are written whole or not at all, even if the process is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ _SUFFIX = ".unfinished"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside `path`, flush it to the disk, then rename it."""
+    """Write a file so that a kill at any moment leaves either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Renaming is atomic within one file system, hence the temporary file beside the final one.
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX, delete=False
     ) as file:
@@ -21,7 +22,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
+            os.chmod(file.name, 0o644)  # a temporary file can be read by its owner alone
             os.replace(file.name, path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
@@ -29,6 +30,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what writers that were killed have left in a folder; only its owner may call this."""
+    """Delete temporary files that killed writers have left in a folder.
+
+    Only the one process that writes into the folder may call this.
+    """
     for file in folder.glob(f".*{_SUFFIX}"):
         file.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Which parameter tensor belongs to which layer.
+"""Which parameter tensor belongs to which layer, and which matrices Muon updates.
 
-A layer is what one row of control acts on. By default it is one module that owns parameters
-directly, so a weight and its bias share a row; with granularity="global" the whole model is one
-layer.
+A layer is a part of a model with hyperparameters of its own. By default each module that owns
+parameters directly is one layer, so a weight and its bias share a learning rate. With
+granularity="global" the whole model is one layer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Layout(NamedTuple):
     """The layers of a model, in the order of its parameters.
 
     Attributes:
-        names: L layer names.
-        layer_of: for each parameter tensor the index of its layer.
-        sizes: for each parameter tensor its number of elements.
+        names: The names of the L layers.
+        layer_of: The index of its layer, for each parameter tensor.
+        sizes: The number of elements of each parameter tensor.
     """
 
     names: tuple[str, ...]
@@ -43,18 +43,18 @@ class Layout(NamedTuple):
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number of layers L."""
         return len(self.names)
 
     def layer_sizes(self) -> list[int]:
-        """Number of elements of each layer, at least 1 so that it can divide."""
+        """Return the number of elements of each layer, at least 1 so that one can divide by it."""
         totals = [0] * self.num_layers
         for layer, size in zip(self.layer_of, self.sizes, strict=True):
             totals[layer] += size
         return [max(1, total) for total in totals]
 
     def pool(self, per_tensor: Tensor) -> Tensor:
-        """Sum (..., n) values of n tensors over the tensors of each layer: (..., L)."""
+        """Sum the values (..., n) of n tensors over the tensors of each layer; return (..., L)."""
         sums: list[Tensor | None] = [None] * self.num_layers
         for layer, value in zip(self.layer_of, per_tensor.unbind(-1), strict=True):
             so_far = sums[layer]
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
 
 def check_granularity(granularity: str) -> str:
-    """Return `granularity` or raise a ValueError that lists the valid ones."""
+    """Return `granularity`, or raise a ValueError that lists the valid ones."""
     if granularity not in GRANULARITIES:
         raise ValueError(
             f"granularity must be one of {', '.join(GRANULARITIES)}; got {granularity!r}"
@@ -82,12 +82,18 @@ def _layout(keys: Sequence[str], sizes: Sequence[int], granularity: str) -> Layo
 
 
 def layout_of_named(named: Iterable[tuple[str, Tensor]], granularity: str = "per_layer") -> Layout:
-    """Group named parameters by the module that owns them.
+    """Make a layer of each module that owns some of the named parameters.
 
-    Everything before the last dot of the name.
+    The name of the module is everything before the last dot of the parameter's name. Parameters
+    without a dot belong to the model itself. They are one layer, which has the name `root`, or the
+    name of the parameter if there is only one.
 
-    Those that the model itself owns, without a dot, are one layer, `root`, if they are more than
-    one.
+    Args:
+        named: Names and parameters.
+        granularity: One of GRANULARITIES.
+
+    Raises:
+        ValueError: There is no parameter, or the granularity is unknown.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
@@ -102,16 +108,25 @@ def layout_of_named(named: Iterable[tuple[str, Tensor]], granularity: str = "per
 
 
 def layout_of_tensors(tensors: Iterable[Tensor], granularity: str = "per_layer") -> Layout:
-    """Group nameless parameters.
+    """Guess the layers of parameters without names.
 
-    Each tensor of two or more dimensions opens a layer, smaller ones join the last.
+    Each tensor of two or more dimensions begins a new layer; the tensors of fewer dimensions after
+    it, such as a bias, belong to the same one.
+
+    Args:
+        tensors: The parameters in order.
+        granularity: One of GRANULARITIES.
+
+    Raises:
+        ValueError: There is no parameter, or the granularity is unknown.
 
     >>> import torch
     >>> layout_of_tensors(torch.nn.Linear(2, 3).parameters()).layer_of
     (0, 0)
     """
     tensors = list(tensors)
-    keys, layer = [], 0
+    keys = []
+    layer = 0
     for i, tensor in enumerate(tensors):
         layer += int(i > 0 and tensor.ndim >= 2)
         keys.append(f"layer{layer}")
@@ -119,54 +134,65 @@ def layout_of_tensors(tensors: Iterable[Tensor], granularity: str = "per_layer")
 
 
 def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Named parameters of a model in groups for `PolicyOptimizer`, in order, with embeddings left to AdamW.
+    """Return the parameters of a model as groups for `PolicyOptimizer` with Muon.
 
-    Where a readout shares its weights with an embedding, all other matrices are Muon's.
+    The groups hold named parameters, in the order of the model. Those of embeddings have
+    `"muon": False`, which leaves them to AdamW. If another module, such as a readout, shares the
+    weights of an embedding, then all other groups have `"muon": True`: none of their matrices is
+    the readout, so Muon updates all of them.
+
+    Args:
+        model: The model.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9))
     >>> [group.get("muon") for group in muon_groups(model)]
     [False, None]
     """
-    owners = (
-        module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-    )
-    tables = {id(param) for module in owners for param in module.parameters(recurse=False)}
-    others = (
-        module
-        for module in model.modules()
-        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-    )
-    tied = any(
-        id(param) in tables for module in others for param in module.parameters(recurse=False)
-    )
-    runs = itertools.groupby(model.named_parameters(), key=lambda named: id(named[1]) in tables)
-    said = {True: {"muon": False}, False: {"muon": True} if tied else {}}
-    return [{"params": list(members), **said[table]} for table, members in runs]
+    owners: dict[bool, set[int]] = {True: set(), False: set()}  # is an embedding -> its parameters
+    for module in model.modules():
+        is_embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        owners[is_embedding].update(map(id, module.parameters(recurse=False)))
+    embedded = owners[True]
+    tied = bool(embedded & owners[False])
+    options = {True: {"muon": False}, False: {"muon": True} if tied else {}}
+    neighbours = itertools.groupby(model.named_parameters(), lambda named: id(named[1]) in embedded)
+    return [{"params": list(named), **options[embedding]} for embedding, named in neighbours]
 
 
 def hidden_matrices(groups: Iterable[tuple[Sequence[Tensor], bool | None]]) -> set[Tensor]:
-    """Which parameters Muon is for, of groups that want all their matrices in, none, or do not say (None).
+    """Return the parameters that Muon updates; AdamW updates the others.
 
-    A tensor of two or more dimensions is a matrix, (rows, all others), if it has more than one row and column. Of the
-    groups that do not say, the last tensor of two or more dimensions is taken for the readout and left out.
+    Muon is for matrices, but not for the readout. A tensor of two or more dimensions counts as a
+    matrix, whose columns are all dimensions but the first, if it has more than one row and more
+    than one column. In groups that do not say what they want, the last tensor of two or more
+    dimensions is taken for the readout and left out.
+
+    Args:
+        groups: Parameters of each group, and whether Muon updates its matrices: True for all of
+            them, False for none, None if the group does not say.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
-    >>> first, _, last, _ = params = list(model.parameters())
-    >>> hidden_matrices([(params, None)]) == {first}, hidden_matrices([(params, True)]) == {first, last}
-    (True, True)
+    >>> parameters = list(model.parameters())
+    >>> hidden_matrices([(parameters, None)]) == {model[0].weight}
+    True
+    >>> hidden_matrices([(parameters, True)]) == {model[0].weight, model[1].weight}
+    True
     """
     wanted: list[Tensor] = []
-    unsaid: list[Tensor] = []
-    for params, said in groups:
-        if said is not False:
-            (wanted if said else unsaid).extend(param for param in params if param.ndim >= 2)
-    return {param for param in (*wanted, *unsaid[:-1]) if 1 < len(param) < param.numel()}
+    undecided: list[Tensor] = []
+    for params, muon in groups:
+        if muon is not False:
+            tensors = [param for param in params if param.ndim >= 2]
+            (wanted if muon else undecided).extend(tensors)
+    chosen = (*wanted, *undecided[:-1])
+    return {param for param in chosen if 1 < len(param) < param.numel()}
 
 
 def muon_matrices(model: nn.Module) -> set[Tensor]:
-    """The parameters of a model that Muon is for: `hidden_matrices` of its `muon_groups`."""
+    """Return the parameters of a model that Muon updates if its groups are `muon_groups`."""
+    groups = muon_groups(model)
     return hidden_matrices(
-        ([param for _, param in group["params"]], group.get("muon")) for group in muon_groups(model)
+        ([param for _, param in group["params"]], group.get("muon")) for group in groups
     )

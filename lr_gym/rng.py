@@ -1,13 +1,13 @@
 """Counter-based random numbers: every number is a function of (row seed, stream, step, index).
 
-No generator is carried along, so a row of a batch draws what it would draw alone, a resumed run
-draws what the uninterrupted one would have drawn, and environment and optimizer share their noise.
-One hash serves all rows.
+There is no generator whose state has to be kept. A run in a batch therefore draws the numbers that
+it would draw alone, a resumed run draws what the uninterrupted one would have drawn, and the
+environment and the optimizer draw the same noise.
 
-The hash is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) used as a counter-based generator in the
-sense of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011): output i is
-`mix(key + i * GOLDEN)`. Torch's int64 multiplication wraps, which is all that 64-bit arithmetic
-modulo 2^64 needs.
+The function is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), used as a counter-based generator in
+the sense of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011): output i is
+`mix(key + i * GOLDEN)`. SplitMix64 computes modulo 2^64, and so does torch, since the product of
+two int64 tensors wraps around.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["Stream", "integers", "normal", "random_bits", "run_seeds", "uniform"
 
 
 def _signed(word: int) -> int:
+    """Return the int64 that has the bits of an unsigned 64-bit word."""
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
@@ -31,7 +32,7 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 class Stream(enum.IntEnum):
-    """Independent uses of randomness; append only, since saved results depend on the numbers."""
+    """Independent uses of randomness. Never renumber them: saved results depend on the numbers."""
 
     EPISODE = 0
     INIT = 1
@@ -44,7 +45,7 @@ class Stream(enum.IntEnum):
 
 
 def _shift_right(x: Tensor, n: int) -> Tensor:
-    """Logical right shift of int64, whose own `>>` copies the sign."""
+    """Shift int64 to the right and fill with zeros, where torch's `>>` fills with the sign."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 
@@ -60,20 +61,20 @@ def random_bits(
     """Draw 64 random bits for each seed and index.
 
     Args:
-        seed: int64 of any shape S, one per row.
-        stream: what the numbers are for.
-        step: int64 broadcastable to S; equal steps draw equal numbers.
-        count: how many numbers each seed gets.
-        start: index of the first one, so that a long draw can be made in pieces.
+        seed: int64 tensor of any shape S.
+        stream: The use of the numbers.
+        step: An int64 that broadcasts to S; equal steps draw equal numbers.
+        count: The number of draws for each seed.
+        start: The index of the first draw; a long draw can so be made in pieces.
 
     Returns:
-        int64 of shape S + (count,).
+        int64 tensor of shape S + (count,).
     """
     key = _mix(_mix(seed + _GOLDEN) ^ _mix(torch.full_like(seed, int(stream) + 1)))
     step = torch.full_like(seed, step) if isinstance(step, int) else step
     key = _mix(key + step * _GOLDEN)
-    # "| 0": a compiler would fold a bare arange and GOLDEN into one signed index, whose overflow is
-    # undefined in C++.
+    # Without "| 0" torch.compile would merge the arange and the product with GOLDEN into one signed
+    # index, and the overflow of a signed index is undefined in C++.
     index = torch.arange(
         start + 1, start + count + 1, dtype=torch.int64, device=seed.device
     ).bitwise_or(0)
@@ -89,19 +90,20 @@ def uniform(
     start: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform numbers in [0, 1): as many of the top bits as the dtype holds.
+    """Draw uniform numbers in [0, 1), multiples of the spacing of `dtype` just below 1.
 
-    Arguments as `random_bits`.
+    The arguments are those of `random_bits`; `dtype` is the type of the result.
     """
+    # The number of binary digits that the dtype holds, 24 for float32; so many bits are used.
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))
     bits = random_bits(seed, stream, step, count, start)
     return _shift_right(bits, 64 - digits).to(dtype) * 2.0**-digits
 
 
 def integers(seed: Tensor, stream: Stream, step: Tensor | int, count: int, high: int) -> Tensor:
-    """Integers in [0, high), high below 2^31, by multiply and shift (Lemire 2019).
+    """Draw integers in [0, high) by multiplying and shifting (Lemire 2019).
 
-    Arguments as `random_bits`.
+    The arguments are those of `random_bits`; `high` must be less than 2^31.
     """
     return _shift_right(_shift_right(random_bits(seed, stream, step, count), 32) * high, 32)
 
@@ -115,19 +117,26 @@ def normal(
     start: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal numbers, Box-Muller on the two halves of each 64-bit word.
+    """Draw standard normal numbers, by Box-Muller on the two halves of each 64-bit word.
 
-    Arguments as `random_bits`.
+    The arguments are those of `random_bits`; `dtype` is the type of the result.
     """
-    bits, wide = (
-        random_bits(seed, stream, step, count, start),
-        torch.promote_types(dtype, torch.float32),
-    )
+    bits = random_bits(seed, stream, step, count, start)
+    wide = torch.promote_types(dtype, torch.float32)  # 16 bits cannot hold 32 random ones
+    # "+ 1" keeps the logarithm finite.
     radius = ((_shift_right(bits, 32) + 1).to(wide) * 2.0**-32).log_().mul_(-2.0).sqrt_()
     angle = (bits & 0xFFFFFFFF).to(wide) * (2.0 * math.pi * 2.0**-32)
     return (radius * angle.cos_()).to(dtype)
 
 
 def run_seeds(row_seed: Tensor, episode: Tensor | int) -> Tensor:
-    """Seed of each row's episode, shape as `row_seed`: what identifies one inner training."""
+    """Return the seed of each row's episode, which identifies one inner training.
+
+    Args:
+        row_seed: int64 tensor of any shape.
+        episode: The number of the episode, an int64 that broadcasts to that shape.
+
+    Returns:
+        int64 tensor of the same shape, not negative.
+    """
     return _shift_right(random_bits(row_seed, Stream.EPISODE, episode, 1).squeeze(-1), 1)

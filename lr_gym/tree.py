@@ -1,4 +1,8 @@
-"""Take and put rows (runs) of nested tuples of tensors, which is what all batched state is made of."""
+"""Functions on trees: nested tuples of tensors, of which all batched state consists.
+
+A row of a tree is one run: the part with the same index along the first dimension of every tensor.
+A tree may also hold None and other values, which all functions leave as they are.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,12 @@ Tree = TypeVar("Tree")
 
 
 def _rebuild(like: Any, children: list[Any]) -> Any:
+    """Return a tuple of the same type as `like`, which may be a NamedTuple."""
     return type(like)(*children) if hasattr(like, "_fields") else tuple(children)
 
 
 def take_rows(tree: Tree, rows: Tensor) -> Tree:
-    """Copy the given rows (n,) of every tensor (B, ...) in a nested tuple; None stays None."""
+    """Copy the given rows (n,) of every tensor (B, ...)."""
     if isinstance(tree, Tensor):
         return tree.index_select(0, rows)  # type: ignore[return-value]
     if isinstance(tree, tuple):
@@ -33,7 +38,7 @@ def take_rows(tree: Tree, rows: Tensor) -> Tree:
 
 
 def slice_rows(tree: Tree, rows: slice) -> Tree:
-    """The given rows of every tensor (B, ...) in a nested tuple, views of them."""
+    """Return the given rows of every tensor (B, ...) as views."""
     if isinstance(tree, Tensor):
         return tree[rows]  # type: ignore[return-value]
     if isinstance(tree, tuple):
@@ -42,7 +47,7 @@ def slice_rows(tree: Tree, rows: slice) -> Tree:
 
 
 def put_rows(tree: Tree, rows: Tensor, values: Tree) -> Tree:
-    """Replace the given rows (n,) of every tensor (B, ...) by those of `values` (n, ...), in place."""
+    """Replace, in place, the given rows (n,) of every tensor (B, ...) by `values` (n, ...)."""
     if isinstance(tree, Tensor):
         assert isinstance(values, Tensor)
         return tree.index_copy_(0, rows, values)  # type: ignore[return-value]
@@ -54,7 +59,12 @@ def put_rows(tree: Tree, rows: Tensor, values: Tree) -> Tree:
 
 
 def flatten(tree: Any, name: str = "") -> dict[str, Tensor]:
-    """Every tensor of a nested tuple under its path, for saving."""
+    """Return every tensor under its path, such as "state.params.0", for saving.
+
+    Args:
+        tree: The tree.
+        name: The path of the tree itself, which begins the path of each tensor.
+    """
     if isinstance(tree, Tensor):
         return {name: tree}
     leaves: dict[str, Tensor] = {}
@@ -66,7 +76,16 @@ def flatten(tree: Any, name: str = "") -> dict[str, Tensor]:
 
 
 def unflatten(like: Tree, leaves: dict[str, Tensor], name: str = "") -> Tree:
-    """Inverse of `flatten`: the tensors of `leaves` in the structure of `like`, on its devices."""
+    """Invert `flatten`.
+
+    Args:
+        like: A tree of the wanted structure, on the wanted devices.
+        leaves: Tensors by path, as `flatten` returned them.
+        name: The path of the tree itself.
+
+    Raises:
+        ValueError: A tensor is missing.
+    """
     if isinstance(like, Tensor):
         if name not in leaves:
             raise ValueError(
@@ -84,16 +103,18 @@ def unflatten(like: Tree, leaves: dict[str, Tensor], name: str = "") -> Tree:
 
 
 def leaves_of(tree: Any) -> list[Tensor]:
-    """The tensors of a nested tuple, in order."""
+    """Return the tensors of a tree in order."""
     if isinstance(tree, Tensor):
         return [tree]
     return [leaf for child in tree for leaf in leaves_of(child)] if isinstance(tree, tuple) else []
 
 
 def with_leaves(like: Tree, leaves: list[Tensor]) -> Tree:
-    """Inverse of `leaves_of`.
+    """Invert `leaves_of`.
 
-    The tensors of `leaves`, which is emptied from its front, in the structure of `like`.
+    Args:
+        like: A tree of the wanted structure.
+        leaves: Its tensors in order. They are removed from this list.
     """
     if isinstance(like, Tensor):
         return leaves.pop(0)  # type: ignore[return-value]

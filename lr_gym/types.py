@@ -1,12 +1,13 @@
-"""The types that everything else is written in, and the legend of shapes.
+"""The types that all other modules use, and the meaning of the letters in shapes.
 
-Dimension letters, used in every shape comment of the package:
+Every shape comment of the package uses these letters for its dimensions:
 
-    B  runs: independent inner trainings, advanced in lock-step
-    L  layers: rows of control; one with granularity="global", else one per module that owns parameters
-    F  features of one observation row
-    A  controls: the hyperparameters a policy sets ("lr", "momentum", "noise")
-    R  rows of a policy's input, R = B * L
+    B  runs: independent inner trainings that advance together, step by step
+    L  layers: the parts of a model that a policy controls one by one. With granularity="global"
+       there is one, otherwise each module that owns parameters is one.
+    F  features that a policy sees of one layer
+    A  controls: the hyperparameters that a policy sets ("lr", "momentum", "noise")
+    R  rows of a policy's input, one for each layer of each run: R = B * L
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ __all__ = [
 
 
 class Hyperparams(NamedTuple):
-    """What one inner step of the base optimizer needs to know, for each run and layer.
+    """The hyperparameters of one inner step of the base optimizer, for each run and layer.
 
     Attributes:
-        lr: (B, L) effective learning rate, the base schedule included.
+        lr: (B, L) effective learning rate; the base schedule is included.
         momentum: (B, L) SGD's mu or Adam's beta1.
-        noise: (B, L) std of the gradient noise over the root mean square of that tensor's gradient;
-            0 is off.
+        noise: (B, L) standard deviation of the gradient noise, divided by the root mean square of
+            the gradient of the same tensor; 0 means no noise.
         weight_decay: (B, L) coefficient of weight decay.
     """
 
@@ -48,21 +49,21 @@ class Hyperparams(NamedTuple):
 
 
 class LayerStats(NamedTuple):
-    """Root mean squares over the elements of each layer, taken from the pending gradient.
+    """Statistics of each layer of each run, measured while the gradient is pending.
 
-    The momentum is bias-corrected, the update is the one that the base rule would make *now* at lr
-    1: both are therefore defined at the first step too.
+    A gradient is pending after it was computed and before the step that uses it. "RMS" is the root
+    mean square over the elements of the layer. All statistics are defined at the first step too.
 
     Attributes:
-        param_rms: (B, L) of the parameters.
-        grad_rms: (B, L) of the pending gradient.
-        momentum_rms: (B, L) of the bias-corrected first moment, before the pending gradient joins
-            it.
-        second_moment_rms: (B, L) root of the mean bias-corrected second moment; the gradient's own
-            for SGD.
-        update_rms: (B, L) of the next update at lr 1.
-        cosine: (B, L) cosine between the pending gradient and the first moment; 0 where either
-            vanishes.
+        param_rms: (B, L) RMS of the parameters.
+        grad_rms: (B, L) RMS of the pending gradient.
+        momentum_rms: (B, L) RMS of the bias-corrected first moment; the pending gradient is not
+            yet part of it.
+        second_moment_rms: (B, L) root of the mean of the bias-corrected second moment; for SGD,
+            which keeps none, the RMS of the gradient.
+        update_rms: (B, L) RMS of the update that the base rule would make now at lr = 1.
+        cosine: (B, L) cosine between the pending gradient and the first moment; 0 if one of them
+            is zero.
     """
 
     param_rms: Tensor
@@ -74,7 +75,15 @@ class LayerStats(NamedTuple):
 
 
 def check_count(name: str, value: Any) -> int:
-    """Return `value` as an int or raise a ValueError that names it: an integer of at least 1."""
+    """Return `value` as an int.
+
+    Args:
+        name: The name of the value for the error message.
+        value: The value to check.
+
+    Raises:
+        ValueError: The value is not an integer of at least 1.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
         raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
     return int(value)
@@ -83,13 +92,20 @@ def check_count(name: str, value: Any) -> int:
 def check_number(
     name: str, value: Any, low: float = 0.0, high: float = math.inf, *, below: bool = False
 ) -> float:
-    """Return `value` as a float if `low <= value <= high`, or with `below` if `low <= value < high`.
+    """Return `value` as a float.
+
+    Args:
+        name: The name of the value for the error message.
+        value: The value to check.
+        low: The smallest allowed value.
+        high: The largest allowed value.
+        below: Whether `high` itself is forbidden.
 
     Raises:
-        TypeError: for a tensor, which would have to be waited for.
-        ValueError: for what is no number, out of range, infinite or NaN.
+        TypeError: The value is a tensor.
+        ValueError: The value is no number, infinite, NaN or out of range.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor):  # reading it may have to wait for the device
         raise TypeError(f"{name} must be a Python number, got a tensor: pass float({name}) instead")
     inside = isinstance(value, Real) and math.isfinite(value) and low <= float(value) <= high
     if not inside or (below and value == high):
@@ -99,15 +115,16 @@ def check_number(
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """A device that tensors can be made on here.
+    """Return the device after making sure that tensors can be made on it.
 
     Raises:
-        ValueError: for one that torch does not know, or that this machine lacks.
+        ValueError: Torch does not know the device, or this machine lacks it.
     """
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (AssertionError, RuntimeError) as error:  # torch was built without it, or finds none
+    # An AssertionError says that torch was built without this kind of device.
+    except (AssertionError, RuntimeError) as error:
         cause = str(error).strip().partition("\n")[0][:200]
         raise ValueError(
             f"device {str(device)!r} cannot be used here: {cause} (cpu always can)"
@@ -118,7 +135,7 @@ def check_device(device: torch.device | str) -> torch.device:
 def numbers_like(
     values: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any], like: Tensor
 ) -> Tensor:
-    """Numbers of the host as a tensor of the dtype and on the device of `like`, which need not be waited for."""
-    # pageable memory may be waited for
+    """Return numbers as a tensor with the dtype and device of `like`, without waiting for it."""
+    # A copy to a GPU waits unless the host's memory is pinned.
     host = torch.tensor(values, dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)
     return host.to(like.device, non_blocking=True)

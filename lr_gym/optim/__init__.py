@@ -1,6 +1,6 @@
 """Optimizers for any PyTorch script.
 
-Importing this needs neither gymnasium nor stable-baselines3.
+Importing this package imports torch, numpy and safetensors, and no other package of weight.
 """
 
 from lr_gym.layers import muon_groups
