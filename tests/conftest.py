@@ -1,6 +1,7 @@
-"""One thread for the whole session.
+"""All tests compute on one thread.
 
-Results do not depend on it, run time on shared machines does.
+Results do not depend on the number of threads, but several processes on one machine are slower if
+each of them uses all cores.
 """
 
 from __future__ import annotations

@@ -19,27 +19,22 @@ from lr_gym.layers import (
 
 def test_named_layers_are_the_modules_that_own_parameters():
     model = torchvision.models.resnet18()
-    owners = [
-        name for name, module in model.named_modules() if list(module.parameters(recurse=False))
-    ]
     layout = layout_of_named(model.named_parameters())
+    modules = model.named_modules()
+    owners = [name for name, module in modules if list(module.parameters(recurse=False))]
     assert layout.names == tuple(owners)
     assert layout.num_layers == 41
     assert sum(layout.layer_sizes()) == sum(p.numel() for p in model.parameters())
-    for (name, param), layer, size in zip(
-        model.named_parameters(), layout.layer_of, layout.sizes, strict=True
-    ):
-        assert (
-            model.get_submodule(layout.names[layer])._parameters[name.rpartition(".")[2]] is param
-        )
+    rows = zip(model.named_parameters(), layout.layer_of, layout.sizes, strict=True)
+    for (name, param), layer, size in rows:
+        owner = model.get_submodule(layout.names[layer])
+        assert owner._parameters[name.rpartition(".")[2]] is param
         assert size == param.numel()
 
 
 def test_name_without_a_dot_is_its_own_layer():
-    assert layout_of_named([("scale", torch.ones(2)), ("fc.weight", torch.ones(2, 2))]).names == (
-        "scale",
-        "fc",
-    )
+    named = [("scale", torch.ones(2)), ("fc.weight", torch.ones(2, 2))]
+    assert layout_of_named(named).names == ("scale", "fc")
 
 
 def test_layers_of_interleaved_names_stay_together():
@@ -54,10 +49,8 @@ def test_tensors_of_two_dimensions_open_a_layer():
 
 def test_tensors_of_an_mlp_give_the_layers_of_its_names():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4, bias=False), nn.Linear(4, 1))
-    assert (
-        layout_of_tensors(model.parameters()).layer_of
-        == layout_of_named(model.named_parameters()).layer_of
-    )
+    guessed = layout_of_tensors(model.parameters())
+    assert guessed.layer_of == layout_of_named(model.named_parameters()).layer_of
 
 
 def test_global_is_one_layer():
@@ -83,7 +76,7 @@ def test_no_parameters_is_an_error(build):
         build([])
 
 
-def test_unknown_control_lists_the_valid_ones():
+def test_unknown_granularity_lists_the_valid_ones():
     with pytest.raises(ValueError, match="granularity") as error:
         layout_of_tensors([torch.zeros(1)], "per_tensor")
     assert all(name in str(error.value) for name in GRANULARITIES)
@@ -101,9 +94,8 @@ def test_hidden_matrices_have_rows_and_columns_and_are_not_the_readout():
     assert hidden_matrices([(params, None)]) == {params[0], params[2]}
     assert hidden_matrices([(params[:3], None)]) == {params[0]}
     assert hidden_matrices([(params[:3], True)]) == {params[0], params[2]}
-    assert hidden_matrices([(params[:1], True), (params[1:3], None), (params[3:], False)]) == {
-        params[0]
-    }
+    groups = [(params[:1], True), (params[1:3], None), (params[3:], False)]
+    assert hidden_matrices(groups) == {params[0]}
     assert not hidden_matrices([(params, False)])
 
 

@@ -1,4 +1,4 @@
-"""Random numbers against SplitMix64 in numpy's uint64, and what makes them usable row by row."""
+"""Random numbers equal a twin in numpy's uint64, and each row draws on its own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(x):
-    """SplitMix64's finaliser, as published."""
+    """Mix bits as SplitMix64 does, as it was published."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def bits_twin(seed: int, stream: int, step: int, count: int, start: int = 0):
-    """The same numbers in numpy's arithmetic modulo 2^64."""
+    """Compute the numbers of `random_bits` in numpy's arithmetic modulo 2^64."""
     with np.errstate(over="ignore"):
         word = lambda value: np.array(value % 2**64, dtype=np.uint64)
         key = mix(mix(word(seed) + GOLDEN) ^ mix(word(stream + 1)))
@@ -77,9 +77,8 @@ def test_uniform_range_and_moments(dtype):
     assert abs(u.mean().item() - 1 / 2) < 0.004  # 4 standard errors of 1e5 numbers
     assert abs(u.var().item() - 1 / 12) < 0.001
     counts = torch.histc(u.float(), 10, 0, 1)
-    assert (
-        (counts - 1e4).square().sum() / 1e4
-    ).item() < 30  # chi-square, 9 degrees of freedom, p < 0.0005
+    chi_square = ((counts - 1e4).square().sum() / 1e4).item()  # 9 degrees of freedom
+    assert chi_square < 30  # p < 0.0005
 
 
 DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
@@ -88,9 +87,8 @@ DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat1
 @pytest.mark.parametrize("dtype", DIGITS)
 def test_uniform_is_the_top_digits(dtype):
     digits = DIGITS[dtype]
-    expected = (bits_twin(7, Stream.MASK, 2, 9) >> np.uint64(64 - digits)).astype(
-        np.float64
-    ) / 2**digits
+    top = bits_twin(7, Stream.MASK, 2, 9) >> np.uint64(64 - digits)
+    expected = top.astype(np.float64) / 2**digits
     drawn = uniform(torch.tensor([7]), Stream.MASK, 2, 9, dtype=dtype)[0]
     np.testing.assert_array_equal(drawn.double().numpy(), expected)
 
@@ -107,9 +105,8 @@ def test_normal_moments(dtype):
 def test_normal_equals_box_muller_in_numpy():
     bits = bits_twin(5, Stream.NOISE, 4, 200)
     high, low = bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)
-    expected = np.sqrt(-2 * np.log((high.astype(float) + 1) / 2**32)) * np.cos(
-        2 * np.pi * low.astype(float) / 2**32
-    )
+    radius = np.sqrt(-2 * np.log((high.astype(float) + 1) / 2**32))
+    expected = radius * np.cos(2 * np.pi * low.astype(float) / 2**32)
     drawn = normal(torch.tensor([5]), Stream.NOISE, 4, 200, dtype=torch.float64)[0]
     np.testing.assert_allclose(drawn.numpy(), expected, rtol=1e-12, atol=1e-12)
 
@@ -146,11 +143,10 @@ def test_run_seeds_are_non_negative_and_distinct():
 
 
 def test_global_generators_stay_as_they_were():
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    (
-        normal(SEEDS, Stream.NOISE, 0, 10),
-        uniform(SEEDS, Stream.INIT, 0, 10),
-        integers(SEEDS, Stream.BATCH, 0, 10, 5),
-    )
+    torch_state = torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    normal(SEEDS, Stream.NOISE, 0, 10)
+    uniform(SEEDS, Stream.INIT, 0, 10)
+    integers(SEEDS, Stream.BATCH, 0, 10, 5)
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
