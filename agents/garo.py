@@ -1,10 +1,8 @@
 """Meta-training of GARO's recurrent cell by evolution.
 
-It decides at every inner step, as its optimizer does.
-
-The cell sets lr, momentum and weight decay of plain SGD, so it is trained on `InnerLoop` itself and
-not through the actions of the environment. What comes out is deployed by
-`lr_gym.optim.GlobalAdaptiveSGD(params, weights=FILE)`.
+The cell decides at every inner step, as it does in its optimizer, and sets lr, momentum and weight
+decay of plain SGD. So it is trained on `InnerLoop` itself and not through the actions of the
+environment. `lr_gym.optim.GlobalAdaptiveSGD(params, weights=FILE)` deploys the result.
 """
 
 from __future__ import annotations
@@ -23,12 +21,17 @@ from agents.evolution import EvolutionConfig, Strategy
 from agents.learner import episode_means
 from lr_gym.envs.reward import REWARDS, diverged_return, loss_limit, potential
 from lr_gym.optim.contrib.garo_cell import (
-    GaroWeights,
     GradientStatistics,
     garo_step,
     initial_state,
+    statistics_of_sums,
+)
+from lr_gym.optim.contrib.garo_weights import (
+    GaroWeights,
+    flatten_weights,
     initial_weights,
     save_weights,
+    unflatten_weights,
 )
 from lr_gym.rng import run_seeds
 from lr_gym.tasks import Task
@@ -41,40 +44,45 @@ HIDDEN = 16
 
 
 def statistics(loop: InnerLoop, state: InnerState) -> GradientStatistics:
-    """What the cell is fed, (B, L) each, of the pending gradient."""
+    """What the cell is told about the pending gradient, (B, L) each.
 
-    def pooled(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-        return loop.layout.pool(
-            torch.stack([(x * y).flatten(1).sum(1) for x, y in zip(xs, ys, strict=True)], dim=1)
-        )
+    The optimizer sums with `torch.dot` and norms over one training, which round differently from
+    sums over a batch of runs; what is made of the sums is the same code.
+    """
 
-    count = state.loss.new_tensor(loop.layout.layer_sizes())
-    grad, buffer = pooled(state.grads, state.grads), pooled(state.firsts, state.firsts)
-    length = (grad * buffer).sqrt()
-    cosine = torch.where(length > 0, pooled(state.grads, state.firsts) / length, 0.0).clamp(
-        -1.0, 1.0
-    )
-    return GradientStatistics(
-        (pooled(state.params, state.params) / count).sqrt(), (grad / count).sqrt(), cosine
+    def dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+        products = [(x * y).flatten(1).sum(1) for x, y in zip(xs, ys, strict=True)]
+        return loop.layout.pool(torch.stack(products, dim=1))
+
+    return statistics_of_sums(
+        param=dot(state.params, state.params),
+        grad=dot(state.grads, state.grads),
+        buffer=dot(state.firsts, state.firsts),
+        dot=dot(state.grads, state.firsts),
+        count=state.loss.new_tensor(loop.layout.layer_sizes()),
     )
 
 
 class GaroTrainings:
     """B trainings of one task under GARO, each with a cell of its own, or all with the same.
 
-    A diverged training stays where it is until the next start.
+    A diverged training counts for nothing until the next start.
 
     Attributes:
-        loss: (B,) on the reward split after the last `play` that the training survived.
+        loss: (B,) loss on the reward split after the last `play` that the training survived.
         over: (B,) whether it has diverged or reached the horizon.
-        diverged: (B,)
+        diverged: (B,) whether it has diverged.
         step: inner steps made.
     """
+
+    _OWN = ("_first_batch_loss", "_initial_loss", "loss", "_gain", "over", "diverged")
 
     def __init__(
         self, task: Task, runs: int, *, layerwise: bool, horizon: int | None, compile: bool = False
     ) -> None:
-        self.task, self.runs, self.horizon = task, runs, horizon or task.horizon
+        self.task = task
+        self.runs = runs
+        self.horizon = horizon or task.horizon
         self._loop = InnerLoop(
             task,
             base="sgd",
@@ -88,41 +96,55 @@ class GaroTrainings:
         """Start a training for each run seed (B,)."""
         self._inner = self._loop.init(seeds)
         self._cell = initial_state((self.runs, self._loop.layout.num_layers), HIDDEN)
-        self._first, self._initial = (
-            self._inner.loss.clone(),
-            self._loop.evaluate(self._inner, "reward"),
-        )
-        self.loss, self._gain = self._initial.clone(), torch.zeros(self.runs)
-        self.over, self.diverged = (torch.zeros(self.runs, dtype=torch.bool) for _ in range(2))
+        self._first_batch_loss = self._inner.loss.clone()
+        self._initial_loss = self._loop.evaluate(self._inner, "reward")
+        self.loss = self._initial_loss.clone()
+        self._gain = torch.zeros(self.runs)  # sum of all gains since the start
+        self.over = torch.zeros(self.runs, dtype=torch.bool)
+        self.diverged = torch.zeros(self.runs, dtype=torch.bool)
         self.step = 0
 
     def play(self, weights: GaroWeights, steps: int) -> Tensor:
-        """Decrease (B,) of the log loss on the reward split over some inner steps, at most to the horizon.
+        """Make inner steps, at most to the horizon.
 
         Args:
-            weights: of one cell, or (B, ...).
-            steps: inner steps.
+            weights: weights of one cell, or (B, ...).
+            steps: number of inner steps.
+
+        Returns:
+            Gains (B,): the decrease of the log loss on the reward split.
         """
         steps = min(steps, self.horizon - self.step)
-        worst = torch.full((self.runs,), -torch.inf)
-        ones = torch.ones(1, self.runs)
-        for _ in range(steps):
-            hyper, self._cell = garo_step(weights, self._cell, statistics(self._loop, self._inner))
-            self._inner, losses = self._loop.advance(self._inner, hyper, ones)
-            worst = torch.maximum(worst, losses[0])  # NaN wins
+        worst = self._advance(weights, steps)
         self.step += steps
         loss = self._loop.evaluate(self._inner, "reward")
-        alive = (worst <= loss_limit(self._first)) & (
-            loss <= loss_limit(self._initial)
-        )  # False for NaN
-        gain = potential(self.loss, self.task.optimum) - potential(loss, self.task.optimum)
-        floor = diverged_return(self._initial, self.task.optimum, REWARDS["log_loss"]) - self._gain
-        gain = torch.where(self.over, 0.0, torch.where(alive, gain, floor))
-        self.diverged |= ~self.over & ~alive
-        self.over |= ~alive | (self.step >= self.horizon)
+        # Both comparisons are False for NaN.
+        survived = (worst <= loss_limit(self._first_batch_loss)) & (
+            loss <= loss_limit(self._initial_loss)
+        )
+        gain = self._gains(loss, survived)
+        self.diverged |= ~self.over & ~survived
+        self.over |= ~survived | (self.step >= self.horizon)
         self._gain = self._gain + gain
-        self.loss = torch.where(alive, loss, self.loss)
+        self.loss = torch.where(survived, loss, self.loss)
         return gain
+
+    def _advance(self, weights: GaroWeights, steps: int) -> Tensor:
+        """Make inner steps; returns the largest minibatch loss (B,), NaN where there was a NaN."""
+        worst = torch.full((self.runs,), -torch.inf)
+        factor = torch.ones(1, self.runs)  # (1, B), no base schedule
+        for _ in range(steps):
+            hyper, self._cell = garo_step(weights, self._cell, statistics(self._loop, self._inner))
+            self._inner, losses = self._loop.advance(self._inner, hyper, factor)
+            worst = torch.maximum(worst, losses[0])  # propagates NaN
+        return worst
+
+    def _gains(self, loss: Tensor, survived: Tensor) -> Tensor:
+        """Gains (B,); a run that diverges now ends with the return of a diverged training."""
+        optimum = self.task.optimum
+        gain = potential(self.loss, optimum) - potential(loss, optimum)
+        total = diverged_return(self._initial_loss, optimum, REWARDS["log_loss"])
+        return torch.where(self.over, 0.0, torch.where(survived, gain, total - self._gain))
 
     def losses(self, split: str) -> Tensor:
         """Loss (B,) on a split now, inf where the training diverged."""
@@ -130,47 +152,41 @@ class GaroTrainings:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""
-        own = (self._first, self._initial, self.loss, self._gain, self.over, self.diverged)
         return {
             "inner": {k: v.clone() for k, v in flatten(self._inner, "inner").items()},
             "cell": {k: v.clone() for k, v in flatten(self._cell, "cell").items()},
-            "own": [value.clone() for value in own],
+            "own": {name: getattr(self, name).clone() for name in self._OWN},
             "step": self.step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self._inner = unflatten(
-            self._inner, {k: v.clone() for k, v in state["inner"].items()}, "inner"
-        )
-        self._cell = unflatten(self._cell, {k: v.clone() for k, v in state["cell"].items()}, "cell")
-        own = [value.clone() for value in state["own"]]
-        self._first, self._initial, self.loss, self._gain, self.over, self.diverged = own
+        inner = {k: v.clone() for k, v in state["inner"].items()}
+        cell = {k: v.clone() for k, v in state["cell"].items()}
+        self._inner = unflatten(self._inner, inner, "inner")
+        self._cell = unflatten(self._cell, cell, "cell")
+        for name in self._OWN:
+            setattr(self, name, state["own"][name].clone())
         self.step = state["step"]
 
 
-def flatten_weights(weights: GaroWeights) -> Tensor:
-    """(D,) of one cell."""
-    return torch.cat([value.flatten() for value in weights])
-
-
-def unflatten_weights(theta: Tensor, like: GaroWeights) -> GaroWeights:
-    """(..., D) -> weights with leading dimensions (...)."""
-    parts = torch.split(theta, [value.numel() for value in like], dim=-1)
-    return GaroWeights(
-        *(
-            part.view(*theta.shape[:-1], *value.shape)
-            for part, value in zip(parts, like, strict=True)
-        )
-    )
-
-
 class GaroPopulation:
-    """Trainings of several tasks as one population; shares of them step in threads of their own."""
+    """Trainings of several tasks as one population; its shares step in threads of their own.
+
+    `agents.evolution.Strategy` plays it.
+    """
 
     def __init__(
         self, shares: Sequence[GaroTrainings], like: GaroWeights, decisions: int, threads: int
     ) -> None:
+        """Cut each horizon into intervals.
+
+        Args:
+            shares: the trainings; each holds an even number of runs.
+            like: weights of one cell, which give the shapes.
+            decisions: number of intervals of a horizon; a remainder makes one more.
+            threads: number of threads.
+        """
         for share in shares:
             if share.runs % 2:
                 raise ValueError(
@@ -180,61 +196,65 @@ class GaroPopulation:
         self.shares = shares
         self._intervals = [max(1, share.horizon // decisions) for share in shares]
         self.decisions = max(
-            -(-s.horizon // steps) for s, steps in zip(shares, self._intervals, strict=True)
+            -(-share.horizon // interval)
+            for share, interval in zip(shares, self._intervals, strict=True)
         )
-        self._like, self._pool = like, ThreadPoolExecutor(threads)
+        self._like = like
+        self._pool = ThreadPoolExecutor(threads)
         self._ended: list[dict[str, float]] = []
         self._bounds = np.cumsum([0] + [share.runs for share in shares])
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """Task of each pair."""
+        """Number of the task of each pair of runs."""
         names = [share.task.name for share in self.shares for _ in range(share.runs // 2)]
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def start(self, row_seeds: Sequence[int]) -> None:
-        """Start a training in every run, the first of its row seed."""
+        """Start a training in every run, the first one of its row seed."""
         rows = torch.tensor(list(row_seeds), dtype=torch.int64)
-        seeds = run_seeds(rows, torch.zeros_like(rows))
-        list(
-            self._pool.map(
-                lambda pair: pair[0].start(pair[1]),
-                zip(self.shares, self._split(seeds), strict=True),
-            )
-        )
+        seeds = self._split(run_seeds(rows, torch.zeros_like(rows)))
+        list(self._pool.map(GaroTrainings.start, self.shares, seeds))
 
     def play(self, weights: Tensor, decisions: int) -> Tensor:
-        """Gains (N,).
+        """Let every run train for some intervals under weights of its own.
 
-        A decision is the same fraction of every task's horizon, the last one shorter.
+        An interval is the same fraction of every task's horizon; the last one may be shorter.
+
+        Args:
+            weights: (N, D) flat weights of N runs.
+            decisions: number of intervals.
+
+        Returns:
+            Gains (N,).
         """
 
-        def one(job: tuple[GaroTrainings, int, Tensor]) -> Tensor:
-            share, interval, part = job
-            with torch.no_grad():  # a thread's own
-                return share.play(unflatten_weights(part, self._like), interval * decisions)
+        def play_share(share: GaroTrainings, interval: int, own: Tensor) -> Tensor:
+            with torch.no_grad():  # gradients are switched off for each thread apart
+                return share.play(unflatten_weights(own, self._like), interval * decisions)
 
-        before = [share.over.clone() for share in self.shares]
-        gains = list(
-            self._pool.map(
-                one, zip(self.shares, self._intervals, self._split(weights), strict=True)
-            )
-        )
-        for share, over in zip(self.shares, before, strict=True):
-            new = share.over & ~over
-            for loss, diverged in zip(
-                share.loss[new].tolist(), share.diverged[new].tolist(), strict=True
-            ):
-                self._ended.append({"reward_loss": loss, "diverged": float(diverged)})
+        over_before = [share.over.clone() for share in self.shares]
+        parts = self._split(weights)
+        gains = list(self._pool.map(play_share, self.shares, self._intervals, parts))
+        for share, before in zip(self.shares, over_before, strict=True):
+            ended = share.over & ~before
+            self._ended += [
+                {"reward_loss": loss, "diverged": float(diverged)}
+                for loss, diverged in zip(
+                    share.loss[ended].tolist(), share.diverged[ended].tolist(), strict=True
+                )
+            ]
         return torch.cat(gains)
 
     def _split(self, rows: Tensor) -> list[Tensor]:
+        """The rows (N, ...) of each share."""
         return [rows[a:b] for a, b in zip(self._bounds[:-1], self._bounds[1:], strict=True)]
 
     def figures(self) -> dict[str, float]:
         """Means over the trainings that ended since the last call."""
-        ended, self._ended = self._ended, []
-        return episode_means(ended)
+        means = episode_means(self._ended)
+        self._ended = []
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next decisions depend on."""
@@ -247,7 +267,7 @@ class GaroPopulation:
 
 
 class GaroLearner:
-    """ES or PES on GARO's cell."""
+    """Learns GARO's cell by evolution strategies (ES) or persistent ones (PES)."""
 
     def __init__(
         self,
@@ -263,31 +283,29 @@ class GaroLearner:
         """Start from random weights whose first step is SGD at lr 0.01.
 
         Args:
-            shares: the trainings it learns from.
-            selection: one for each task, by which it is judged.
+            shares: the trainings that it learns from.
+            selection: the trainings that it is judged by, one batch for each task.
             config: hyperparameters; `hidden` is not used.
-            decisions: into which a horizon is cut for `config.window`; a remainder makes one more.
-            threads: that step the shares.
-            seed: of weights, perturbations and trainings.
-            updates: how many there will be.
+            decisions: number of intervals that `config.window` counts in; see `GaroPopulation`.
+            threads: number of threads that step the shares.
+            seed: seed of weights, perturbations and trainings.
+            updates: number of updates that will be made.
         """
         self._like = initial_weights(HIDDEN, torch.Generator().manual_seed(seed))
         self._selection = selection
         population = GaroPopulation(shares, self._like, decisions, threads)
-        self._strategy = Strategy(
-            population, flatten_weights(self._like), config, seed=seed, updates=updates
-        )
+        theta = flatten_weights(self._like)
+        self._strategy = Strategy(population, theta, config, seed=seed, updates=updates)
 
     def update(self) -> dict[str, float]:
-        """One step of the strategy."""
+        """Make one step of the strategy; returns figures of it."""
         return self._strategy.update()
 
     @property
     def weights(self) -> GaroWeights:
         """The unperturbed cell."""
-        return GaroWeights(
-            *(value.clone() for value in unflatten_weights(self._strategy.theta, self._like))
-        )
+        weights = unflatten_weights(self._strategy.theta, self._like)
+        return GaroWeights(*(value.clone() for value in weights))
 
     @torch.no_grad()
     def selection_losses(self, seeds: Sequence[int]) -> NDArray[np.float64]:
@@ -312,7 +330,14 @@ class GaroLearner:
 def garo_losses(
     trainings: GaroTrainings, weights: GaroWeights, seeds: Sequence[int], split: str
 ) -> NDArray[np.float64]:
-    """Final losses (B,) of whole trainings from row seeds under one cell, inf where they diverged."""
+    """Final losses (B,) of whole trainings under one cell, inf where they diverged.
+
+    Args:
+        trainings: B trainings, which are started anew.
+        weights: weights of one cell.
+        seeds: B row seeds.
+        split: the split that the losses are taken on.
+    """
     rows = torch.tensor(list(seeds), dtype=torch.int64)
     trainings.start(run_seeds(rows, torch.zeros_like(rows)))
     trainings.play(weights, trainings.horizon)

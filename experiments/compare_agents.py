@@ -27,7 +27,7 @@ from agents.garo import HIDDEN, GaroTrainings, garo_losses
 from lr_gym.analysis.certificate import certificate, describe
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.rollout import DIVERGED, controlled_env, final_losses
-from lr_gym.optim.contrib.garo_cell import initial_weights, load_weights
+from lr_gym.optim.contrib.garo_weights import initial_weights, load_weights
 from lr_gym.policies.policy import POLICY_FILE, Policy, constant_policy, load_policy
 from lr_gym.tasks import find_task
 

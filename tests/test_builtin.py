@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lr_gym.optim.contrib.garo_cell import load_weights
+from lr_gym.optim.contrib.garo_weights import load_weights
 from lr_gym.policies.builtin import BUILTIN, GARO, builtin_file, builtin_names
 from lr_gym.policies.policy import builtin_policies, load_policy
 

@@ -41,7 +41,6 @@ PENDING_SIZE: set[str] = {
     "agents/sweep.py",
     "lr_gym/control/observation.py",
     "lr_gym/envs/vector_env.py",
-    "lr_gym/optim/contrib/enhanced_sgd.py",
     "lr_gym/optim/policy_optimizer.py",
     "lr_gym/tasks/stacked.py",
     "lr_gym/tasks/suite.py",
@@ -53,7 +52,6 @@ PENDING_SIZE: set[str] = {
 }
 PENDING_CLASSES: set[str] = {
     "lr_gym/envs/vector_env.py",
-    "lr_gym/optim/contrib/enhanced_sgd.py",
     "lr_gym/optim/policy_optimizer.py",
     "lr_gym/training/inner_loop.py",
 }
@@ -61,10 +59,8 @@ PENDING_DOCSTRINGS: set[str] = {
     "experiments/enhanced_sgd_ablation.py",
     "experiments/gradient_agreement.py",
     "experiments/noise_to_signal.py",
-    "lr_gym/optim/contrib/garo_cell.py",
 }
 PENDING_FRAGMENTS: set[str] = {
-    "agents/garo.py",
     "agents/q_learning.py",
     "agents/random_suite.py",
     "agents/run_folder.py",
@@ -86,16 +82,10 @@ PENDING_FRAGMENTS: set[str] = {
     "lr_gym/envs/reward.py",
     "lr_gym/envs/rollout.py",
     "lr_gym/envs/vector_env.py",
-    "lr_gym/optim/base_step.py",
-    "lr_gym/optim/contrib/adaptive_upgd.py",
-    "lr_gym/optim/contrib/enhanced_sgd.py",
-    "lr_gym/optim/contrib/garo.py",
-    "lr_gym/optim/contrib/garo_cell.py",
     "lr_gym/optim/contrib/lr_q_control.py",
     "lr_gym/optim/controlled_model.py",
     "lr_gym/optim/guard.py",
     "lr_gym/optim/policy_optimizer.py",
-    "lr_gym/optim/sampling.py",
     "lr_gym/optim/state.py",
     "lr_gym/policies/q_table.py",
     "lr_gym/tasks/cache.py",

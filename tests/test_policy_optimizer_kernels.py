@@ -17,7 +17,7 @@ from deployed import (
 from tiny import random_policy
 from torch import nn
 
-from lr_gym.optim import PolicyOptimizer, base_step
+from lr_gym.optim import PolicyOptimizer, batching, fused_step
 
 
 @pytest.mark.parametrize("base", ["sgd", "adam", "adamw", "muon"])
@@ -43,8 +43,8 @@ def test_small_tensors_of_one_shape_move_as_each_alone(monkeypatch, base, contro
         return [*params, *(value for p in params for value in optimizer.state[p].values())]
 
     together = run()
-    for limit in ("TOGETHER", "SMALL"):  # two at a time, then each alone
-        monkeypatch.setattr(base_step, limit, 2 if limit == "TOGETHER" else 0)
+    for limit in ("MAX_BATCH", "SMALL"):  # two at a time, then each alone
+        monkeypatch.setattr(batching, limit, 2 if limit == "MAX_BATCH" else 0)
         for a, b in zip(together, run(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -63,7 +63,7 @@ def test_the_kernels_are_used_where_they_fit(monkeypatch):
     )
 
     def taken(policy, base=None, devices=("cpu",), **options):
-        monkeypatch.setattr(base_step, "KERNELS", devices)
+        monkeypatch.setattr(fused_step, "KERNELS", devices)
         calls.clear()
         params = [torch.ones(3, 2), torch.ones(2, 3), torch.ones(3, 2).t()]
         params = [param.requires_grad_() for param in params]

@@ -1,11 +1,8 @@
-"""What the optimizers share.
-
-Checked arguments and gradients, state that travels whole, metrics to log.
-"""
+"""What the optimizers share: checks of arguments and gradients, whole checkpoints, logging."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -22,10 +19,9 @@ __all__ = [
     "dense_grads",
     "evaluate",
     "groups_with_grads",
-    "in_blocks",
     "layers_of",
     "log_metrics",
-    "use_foreach",
+    "state_tensors",
     "wide_norm",
 ]
 
@@ -45,12 +41,13 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
 
 
 def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters that have a gradient and at least one element, and these gradients.
+    """The parameters that have a gradient and at least one element, and their gradients.
 
     Raises:
         RuntimeError: a gradient is sparse or complex.
     """
-    active, grads = [], []
+    active = []
+    grads = []
     for param in params:
         grad = param.grad
         if grad is None or param.numel() == 0:
@@ -74,15 +71,27 @@ def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 def groups_with_grads(
     groups: Sequence[dict[str, Any]],
 ) -> list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
-    """Each group that has gradients, their parameters and the directions to descend along, negated for maximize."""
+    """Each group that has gradients, with its parameters and the directions to descend along.
+
+    A direction is the gradient, or its negative in a group that maximizes.
+    """
     work = []
     for group in groups:
         params, grads = dense_grads(group["params"])
         if params:
-            work.append(
-                (group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads)
-            )
+            directions = list(torch._foreach_neg(grads)) if group["maximize"] else grads
+            work.append((group, params, directions))
     return work
+
+
+def state_tensors(
+    state: Mapping[Tensor, dict[str, Any]], params: Sequence[Tensor], key: str
+) -> list[Tensor]:
+    """A tensor of each parameter's state, made as zeros where it is missing."""
+    for param in params:
+        if key not in state[param]:
+            state[param][key] = torch.zeros_like(param)
+    return [state[param][key] for param in params]
 
 
 def wide_norm(x: Tensor) -> Tensor:
@@ -91,33 +100,10 @@ def wide_norm(x: Tensor) -> Tensor:
     return norm
 
 
-def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:
-    """Whether to run one kernel over many tensors.
-
-    By default where all are on an accelerator, as torch does.
-
-    On a CPU the plain loop is as fast and needs temporaries of one tensor only.
-    """
-    return all(p.device.type != "cpu" for p in params) if setting is None else setting
-
-
-def in_blocks(*tensors: Tensor, size: int = 2**17) -> Iterable[tuple[Tensor, ...]]:
-    """Cut tensors of one shape into flat pieces that fit a CPU's cache.
-
-    Several operations then read memory once.
-
-    Views, so in-place operations reach the tensors. On an accelerator, or where one is not
-    contiguous, the only piece is the tensors as they are.
-    """
-    if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
-        return zip(*(torch.split(t.view(-1), size) for t in tensors), strict=True)
-    return [tensors]
-
-
 def layers_of(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
-    """Layer of each parameter.
+    """The layer of each parameter.
 
-    That of its module where all names are known, else found by shape.
+    Parameters of one module are one layer if all parameters have names; otherwise the shapes tell.
     """
     params = [param for group in groups for param in group["params"]]
     names = [name for group in groups for name in group.get("param_names", ())]
@@ -131,47 +117,40 @@ def layers_of(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
 class AdaptiveOptimizer(Optimizer):
     """An optimizer whose state outside `state[p]` survives state_dict, deepcopy and pickle.
 
-    Subclasses name the attributes that belong to the object in `_carried`, and put what a
-    checkpoint needs beside `state` and `param_groups` into `extra_state`. Tools that keep only
-    these two entries of a state_dict (torch's distributed checkpoints) lose the extra one, and the
-    optimizer then goes on from a fresh one.
+    Subclasses list in `_carried` the attributes that copies and pickles must hold, and return from
+    `extra_state` what a checkpoint needs beside `state` and `param_groups`. Tools that keep only
+    these two entries of a state_dict (torch's distributed checkpoints) lose the extra one; the
+    optimizer then continues with a fresh one.
     """
 
     _carried: ClassVar[tuple[str, ...]] = ()
 
     def metrics(self) -> dict[str, float]:
-        """What the last step used, ready for a plot; reading it waits for the device."""
+        """Numbers that the last step used, ready for a plot; reading them waits for the device."""
         raise NotImplementedError
 
     def extra_state(self) -> dict[str, Any]:
-        """State beyond `state` and `param_groups`.
-
-        Tensors, numbers, strings and nested dicts of them.
-        """
+        """More state than `state` and `param_groups`: tensors, numbers, strings, dicts of them."""
         return {}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Restore what `extra_state` returned.
-
-        Entries missing from an older one keep their present value.
-        """
+        """Restore what `extra_state` returned; missing entries keep their present value."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim, with one more entry, "extra"."""
+        """As in torch.optim, with one more entry, "extra"."""
         return {**super().state_dict(), "extra": self.extra_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch.optim.
+        """As in torch.optim, but missing entries and options take their defaults.
 
-        Entries and options missing from an older checkpoint are filled with the defaults.
-
-        A state tensor keeps its saved dtype (torch would cast float32 statistics of a bfloat16
-        parameter down).
+        State tensors keep the dtype that they were saved with.
         """
         super().load_state_dict(state_dict)
-        order = (p for group in self.param_groups for p in group["params"])
+        # torch casts state tensors to the dtype of their parameter, which would round the float32
+        # statistics of a bfloat16 parameter: put the saved ones back.
+        params = (p for group in self.param_groups for p in group["params"])
         indices = (i for group in state_dict["param_groups"] for i in group["params"])
-        for index, param in zip(indices, order, strict=True):
+        for index, param in zip(indices, params, strict=True):
             for key, saved in state_dict["state"].get(index, {}).items():
                 if isinstance(saved, Tensor) and saved.dtype != self.state[param][key].dtype:
                     self.state[param][key] = saved.to(param.device, copy=True)
@@ -188,24 +167,29 @@ class AdaptiveOptimizer(Optimizer):
 
 
 class HasMetrics(Protocol):
-    """An optimizer that reports numbers: every one of this package."""
+    """An optimizer that reports numbers, as every optimizer of this package does."""
 
     def metrics(self) -> dict[str, float]:
-        """Names and values."""
+        """Names and values of the numbers."""
         ...
 
     def register_step_post_hook(self, hook: Any) -> RemovableHandle:
-        """As torch.optim.Optimizer."""
+        """As in torch.optim.Optimizer."""
         ...
 
 
 def log_metrics(
     optimizer: HasMetrics, log: Callable[[dict[str, float], int], Any], every: int = 1
 ) -> RemovableHandle:
-    """Call `log(optimizer.metrics(), step)` after every `every`-th step; `wandb.log` fits as it is.
+    """Call `log(optimizer.metrics(), step)` after every `every`-th step.
 
-    For TensorBoard: `lambda metrics, step: [writer.add_scalar(k, v, step) for k, v in
-    metrics.items()]`.
+    `wandb.log` fits as it is. For TensorBoard pass
+    `lambda metrics, step: [writer.add_scalar(k, v, step) for k, v in metrics.items()]`.
+
+    Args:
+        optimizer: an optimizer of this package.
+        log: takes the metrics and the number of steps made since this call.
+        every: number of steps from one call of `log` to the next.
 
     Returns:
         A handle whose `remove()` ends the logging.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lr_gym.control.spec import ControlState
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
-from lr_gym.optim.base_step import Slot
 from lr_gym.optim.guard import Guard
+from lr_gym.optim.slots import Slot
 from lr_gym.types import Hyperparams
 from lr_gym.updates.rules import BaseRule
 

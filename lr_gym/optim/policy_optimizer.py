@@ -16,21 +16,14 @@ from lr_gym.control.action import decode
 from lr_gym.control.observation import TrainingContext
 from lr_gym.control.spec import ControlState, apply_action, decide_observation, initial_state
 from lr_gym.optim.base import evaluate
-from lr_gym.optim.base_step import (
-    BLOCK,
-    MASSES,
-    Slot,
-    drop_foreign,
-    fused_update,
-    gradient_of,
-    masses,
-    moments,
-    plain_update,
-    same_shape_batches,
-)
+from lr_gym.optim.base_step import plain_update, same_shape_batches
+from lr_gym.optim.batching import BLOCK
 from lr_gym.optim.controlled_model import ControlledModel, lay_out
+from lr_gym.optim.fused_step import fused_update
 from lr_gym.optim.guard import Guard
+from lr_gym.optim.moments import MASSES, drop_foreign, masses, moments
 from lr_gym.optim.sampling import Piece, measure_gradients, measure_pieces, pieces_of
+from lr_gym.optim.slots import Slot, gradient_of
 from lr_gym.optim.state import CONTROLLER, KEYS, load_rows, save_rows
 from lr_gym.policies.policy import Policy, load_policy
 from lr_gym.types import Hyperparams, LayerStats, check_count, numbers_like

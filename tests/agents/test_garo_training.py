@@ -10,9 +10,14 @@ from tiny import TINY, plain_run
 from agents.arguments import parse
 from agents.build import build_learner
 from agents.evolution import EvolutionConfig
-from agents.garo import GaroLearner, GaroTrainings, flatten_weights, garo_losses, unflatten_weights
+from agents.garo import GaroLearner, GaroTrainings, garo_losses
 from lr_gym.optim import GlobalAdaptiveSGD
-from lr_gym.optim.contrib.garo_cell import GaroWeights, initial_weights
+from lr_gym.optim.contrib.garo_weights import (
+    GaroWeights,
+    flatten_weights,
+    initial_weights,
+    unflatten_weights,
+)
 from lr_gym.rng import run_seeds
 
 

@@ -16,7 +16,7 @@ from tiny import TINY
 
 from lr_gym.envs.rollout import final_losses
 from lr_gym.envs.vector_env import LRControlVectorEnv
-from lr_gym.optim.contrib.garo_cell import load_weights
+from lr_gym.optim.contrib.garo_weights import load_weights
 from lr_gym.policies.policy import load_policy
 
 SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from lr_gym.optim import GlobalAdaptiveSGD, log_metrics
 from lr_gym.optim.contrib.garo import measure
 from lr_gym.optim.contrib.garo_cell import (
-    FEATURES,
     GaroState,
-    GaroWeights,
     GradientStatistics,
     garo_features,
     garo_step,
     initial_state,
+)
+from lr_gym.optim.contrib.garo_weights import (
+    FEATURES,
+    GaroWeights,
+    flatten_weights,
     initial_weights,
     load_weights,
     save_weights,
+    unflatten_weights,
 )
 from lr_gym.policies.tensor_file import PolicyFileError
 
@@ -157,7 +161,7 @@ def test_measured_statistics_pool_the_tensors_of_a_layer() -> None:
     tensors = [
         [torch.randn(s, generator=generator) for s in ((3, 4), (4,), (2, 2))] for _ in range(3)
     ]
-    found = measure(list(zip(tensors[0], tensors[1], strict=True)), tensors[2], [0, 0, 1], 3)
+    found = measure(*tensors, layers=[0, 0, 1], count=3)
     for layer, members in enumerate(([0, 1], [2])):
         p, g, m = (torch.cat([row[i].flatten() for i in members]) for row in tensors)
         assert float(found.param_rms[layer]) == pytest.approx(
@@ -208,9 +212,7 @@ def test_a_population_equals_its_members() -> None:
 
 def unrolled(vector: Tensor) -> Tensor:
     """Final loss of six SGD steps on a quadratic, as a function of the cell's weights."""
-    like = weights_of(0)
-    parts = torch.split(vector, [w.numel() for w in like])
-    weights = GaroWeights(*(v.view_as(w) for v, w in zip(parts, like, strict=True)))
+    weights = unflatten_weights(vector, weights_of(0))
     state = GaroState(*(x.double() for x in initial_state((1,), H)))
     curvature = torch.tensor([1.0, 4.0, 9.0]).double()
     p, buffer = torch.ones(3).double(), torch.zeros(3).double()
@@ -228,7 +230,7 @@ def unrolled(vector: Tensor) -> Tensor:
 
 
 def test_meta_gradient_equals_finite_differences() -> None:
-    vector = torch.cat([w.flatten() for w in weights_of(0)]).double().requires_grad_()
+    vector = flatten_weights(weights_of(0)).double().requires_grad_()
     (gradient,) = torch.autograd.grad(unrolled(vector), vector)
     assert gradient.abs().max() > 1e-3
     for index in (0, 40, 100, int(gradient.abs().argmax()), len(vector) - 3, len(vector) - 2):
@@ -240,7 +242,7 @@ def test_meta_gradient_equals_finite_differences() -> None:
 
 
 def test_meta_gradient_descent_improves_the_cell() -> None:
-    vector = torch.cat([w.flatten() for w in weights_of(0)]).double().requires_grad_()
+    vector = flatten_weights(weights_of(0)).double().requires_grad_()
     first, optimizer = float(unrolled(vector).detach()), torch.optim.Adam([vector], lr=0.05)
     for _ in range(60):
         optimizer.zero_grad()

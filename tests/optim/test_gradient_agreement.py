@@ -9,7 +9,7 @@ import torch
 from optimizer_contract import assert_same, descend, make_params
 
 from lr_gym.optim import GradientAgreementOptimizer, log_metrics
-from lr_gym.optim.contrib.gradient_agreement import SCORES, population_std
+from lr_gym.optim.contrib.agreement_scores import SCORES, population_std
 
 
 def scores_by_hand(score: str, history: list[list[float]], beta: float = 0.9) -> float:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from lr_gym.control.spec import ControlSpec
 from lr_gym.optim import QLearningController
-from lr_gym.optim.contrib.garo_cell import initial_weights, load_weights, save_weights
+from lr_gym.optim.contrib.garo_weights import initial_weights, load_weights, save_weights
 from lr_gym.optim.contrib.lr_q_control import default_controller
 from lr_gym.policies.policy import PolicyFileError, constant_policy, save_policy
 from lr_gym.policies.tensor_file import digest

@@ -9,7 +9,7 @@ import torch
 
 from lr_gym.control.layer_stats import measure
 from lr_gym.layers import Layout
-from lr_gym.optim import sampling
+from lr_gym.optim import batching, sampling
 from lr_gym.optim.sampling import (
     RUN,
     Piece,
@@ -65,7 +65,7 @@ def assert_close(got: LayerStats, expected: LayerStats, rtol: float) -> None:
 @pytest.mark.parametrize("together", [1, 2, 64])
 @pytest.mark.parametrize("base", RULES)
 def test_pieces_in_any_order_equal_the_whole(base, together, monkeypatch):
-    monkeypatch.setattr(sampling, "TOGETHER", together)
+    monkeypatch.setattr(batching, "MAX_BATCH", together)
     slots, scale, momentum = tensors_of(base)
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
     assert len(pieces) > len(slots)
@@ -101,20 +101,20 @@ def test_tensors_of_several_types_are_measured_in_the_widest():
 
 
 def test_small_pieces_of_about_one_size_are_measured_together_and_large_ones_alone():
-    sizes = [3, 100, 1024, 1025, sampling.SMALL + 1, sampling.SMALL + 1]
+    sizes = [3, 100, 1024, 1025, batching.SMALL + 1, batching.SMALL + 1]
     pieces = [Piece((torch.zeros(size),) * 3, i, 1.0) for i, size in enumerate(sizes)]
-    assert [len(group) for group in sampling._together(pieces, [base_rule("sgd")] * 6)] == [
+    assert [len(group) for group in sampling._batches(pieces, [base_rule("sgd")] * 6)] == [
         3,
         1,
         1,
         1,
     ]
     assert [
-        len(group) for group in sampling._together(pieces, [base_rule("muon").of(True)] * 6)
+        len(group) for group in sampling._batches(pieces, [base_rule("muon").of(True)] * 6)
     ] == [1] * 6
     rules = [base_rule("muon").of(hidden) for hidden in (True, False, True)]
     pieces = [Piece((torch.zeros(3),) * 3, i, 1.0) for i in (0, 1, 2)]
-    assert [len(group) for group in sampling._together(pieces, rules)] == [2, 1]
+    assert [len(group) for group in sampling._batches(pieces, rules)] == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,8 @@
-"""GlobalAdaptiveSGD (GARO).
-
-SGD whose lr, momentum and weight decay a recurrent cell emits at each step.
-"""
+"""GlobalAdaptiveSGD (GARO): SGD whose hyperparameters a recurrent cell emits at every step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +15,24 @@ from lr_gym.optim.base import (
     evaluate,
     groups_with_grads,
     layers_of,
-    use_foreach,
+    state_tensors,
     wide_norm,
 )
+from lr_gym.optim.batching import kernel_calls
 from lr_gym.optim.contrib.garo_cell import (
-    INITIAL_LR,
     GaroState,
-    GaroWeights,
     GradientStatistics,
     garo_step,
     initial_state,
+    statistics_of_sums,
+)
+from lr_gym.optim.contrib.garo_weights import (
+    INITIAL_LR,
+    GaroWeights,
     initial_weights,
     load_weights,
 )
+from lr_gym.optim.contrib.sgd_step import sgd_step_
 from lr_gym.types import Hyperparams, check_number, numbers_like
 
 __all__ = ["GlobalAdaptiveSGD"]
@@ -40,21 +42,21 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
     """SGD driven by one GRU cell; at step 0 it is `torch.optim.SGD(params, lr=0.01)`.
 
     The update rule is torch's SGD, g += weight_decay p, buf = momentum buf + g, p -= lr buf, with
-    the three numbers of `lr_gym.optim.contrib.garo_cell`. Without trained weights the cell is
-    random and frozen: a baseline, not a method.
+    the three numbers that `lr_gym.optim.contrib.garo_cell` emits. Without trained weights the cell
+    is random and frozen: a baseline, not a method.
 
     Args:
         params: parameters or groups.
         lr: what the emitted learning rate is scaled to at step 0: a group steps with lr / 0.01
             times the cell's output, so that schedulers and groups work as usual.
         weight_decay: factor on the emitted weight decay; 0 exempts a group.
-        layerwise: one hidden state for each layer instead of one for the model; the cell is shared
-            by all.
+        layerwise: use one hidden state for each layer instead of one for the model; all layers
+            share the cell.
         weights: trained weights, their safetensors file, or "builtin:garo"; None draws random ones.
-        hidden_size: of the random cell.
-        maximize: ascend instead.
-        foreach: one kernel over many tensors; by default on accelerators only.
-        seed: of the random cell.
+        hidden_size: number of hidden units of the random cell.
+        maximize: ascend instead of descend.
+        foreach: use one kernel over many tensors; by default on accelerators only.
+        seed: seed of the random cell.
     """
 
     _carried = ("weights", "layerwise", "_cell_state", "_last")
@@ -78,37 +80,21 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         self.weights = weights if isinstance(weights, GaroWeights) else load_weights(weights)
         if self.weights.head.ndim != 2:
             raise ValueError(
-                f"weights must be of one cell, got a population {tuple(self.weights.head.shape)}: "
-                "index it"
+                "weights must be those of one cell; got a population of shape "
+                f"{tuple(self.weights.head.shape[:-2])}: index it to choose one"
             )
         self.layerwise = layerwise
         self._cell_state: GaroState | None = None  # (L,) and (L, H)
-        self._last: Hyperparams | None = None
-        super().__init__(
-            params,
-            {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach},
-        )
+        self._last: Hyperparams | None = None  # (L,) each, emitted at the last step
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; layerwise, its layers start from the initial state."""
+        """Add a group; with `layerwise` its layers start from the initial state."""
         options = {**self.defaults, **param_group}
         check_number("lr", options["lr"])
         check_number("weight_decay", options["weight_decay"])
         super().add_param_group(param_group)
-
-    def _layers(self) -> tuple[dict[Tensor, int], int]:
-        if not self.layerwise:
-            return {p: 0 for group in self.param_groups for p in group["params"]}, 1
-        layers = layers_of(self.param_groups)
-        return layers, max(layers.values()) + 1
-
-    def _state_of(self, count: int, device: torch.device) -> GaroState:
-        """The cell's state, on the device, with fresh rows for layers that were added."""
-        fresh = initial_state((count,), self.weights.hidden_size, device)
-        if self._cell_state is None:
-            return fresh
-        old = (x.to(device) for x in self._cell_state)
-        return GaroState(*(torch.cat([o, f[len(o) :]]) for o, f in zip(old, fresh, strict=True)))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -117,37 +103,63 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         work = groups_with_grads(self.param_groups)
         if not work:
             return loss
-        for _, params, _ in work:
-            for param in params:
-                if "momentum_buffer" not in self.state[param]:
-                    self.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        layers, count = self._layers()
-        pairs = [pair for _, params, grads in work for pair in zip(params, grads, strict=True)]
-        buffers = [self.state[param]["momentum_buffer"] for param, _ in pairs]
-        statistics = measure(pairs, buffers, [layers[param] for param, _ in pairs], count)
-        device = pairs[0][0].device
+        layer_of, count = self._layers()
+        params = [param for _, group_params, _ in work for param in group_params]
+        grads = [grad for _, _, group_grads in work for grad in group_grads]
+        buffers = state_tensors(self.state, params, "momentum_buffer")
+        layers = [layer_of[param] for param in params]
+        self._last = self._decide(measure(params, grads, buffers, layers, count))
+        for group, group_params, group_grads in work:
+            layers = [layer_of[param] for param in group_params]
+            self._update(group, group_params, group_grads, layers, self._last)
+        return loss
+
+    def _layers(self) -> tuple[dict[Tensor, int], int]:
+        """The layer of each parameter, and the number of layers."""
+        if not self.layerwise:
+            return {p: 0 for group in self.param_groups for p in group["params"]}, 1
+        layer_of = layers_of(self.param_groups)
+        return layer_of, max(layer_of.values()) + 1
+
+    def _decide(self, statistics: GradientStatistics) -> Hyperparams:
+        """Let the cell emit hyperparameters (L,) and remember the statistics (L,)."""
+        device = statistics.grad_rms.device
         if self.weights.head.device != device:
             self.weights = GaroWeights(*(w.to(device) for w in self.weights))
-        self._last, self._cell_state = garo_step(
-            self.weights, self._state_of(count, device), statistics
+        state = self._state_of(len(statistics.grad_rms), device)
+        hyper, self._cell_state = garo_step(self.weights, state, statistics)
+        return hyper
+
+    def _state_of(self, count: int, device: torch.device) -> GaroState:
+        """The cell's state on the device, with fresh rows for layers that were added."""
+        fresh = initial_state((count,), self.weights.hidden_size, device)
+        if self._cell_state is None:
+            return fresh
+        old = (x.to(device) for x in self._cell_state)
+        return GaroState(*(torch.cat([a, b[len(a) :]]) for a, b in zip(old, fresh, strict=True)))
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        layers: list[int],
+        hyper: Hyperparams,
+    ) -> None:
+        """Step on the parameters of one group with the hyperparameters (L,) of their layers."""
+        lrs, momenta, decays = (
+            [values[layer].to(p.device) for p, layer in zip(params, layers, strict=True)]
+            for values in (x.unbind() for x in (hyper.lr, hyper.momentum, hyper.weight_decay))
         )
-        rows = list(
-            zip(
-                self._last.lr.unbind(),
-                self._last.momentum.unbind(),
-                self._last.weight_decay.unbind(),
-                strict=True,
+        buffers = state_tensors(self.state, params, "momentum_buffer")
+        columns = (grads, buffers, momenta, lrs, decays)
+        for *tensors, decay_factors in kernel_calls(group["foreach"], params, *columns):
+            sgd_step_(
+                *tensors,
+                lr_scale=group["lr"] / INITIAL_LR,
+                weight_decay=group["weight_decay"],
+                decay_factors=decay_factors,
             )
-        )
-        for group, params, grads in work:
-            triples = [tuple(x.to(p.device) for x in rows[layers[p]]) for p in params]
-            columns = [params, grads, [self.state[p]["momentum_buffer"] for p in params], triples]
-            if use_foreach(group["foreach"], params):
-                _sgd_(group, *columns)
-            else:
-                for row in zip(*columns, strict=True):
-                    _sgd_(group, *([item] for item in row))
-        return loss
 
     def extra_state(self) -> dict[str, Any]:
         """Weights and state of the cell."""
@@ -159,14 +171,11 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         if "weights" in extra:
             self.weights = GaroWeights(**{k: v.clone() for k, v in extra["weights"].items()})
         if "cell" in extra:
-            self._cell_state = (
-                GaroState(**{k: v.clone() for k, v in extra["cell"].items()})
-                if extra["cell"]
-                else None
-            )
+            cell = {k: v.clone() for k, v in extra["cell"].items()}
+            self._cell_state = GaroState(**cell) if cell else None
 
     def metrics(self) -> dict[str, float]:
-        """Learning rate, momentum and weight decay of the last step, for each layer with `layerwise`."""
+        """Lr, momentum and weight decay of the last step, for each layer if `layerwise`."""
         group = self.param_groups[0]
         if self._last is None:
             return {}
@@ -184,44 +193,39 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
 
 
 def measure(
-    pairs: list[tuple[Tensor, Tensor]], buffers: list[Tensor], layers: list[int], count: int
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    layers: Sequence[int],
+    count: int,
 ) -> GradientStatistics:
-    """Statistics (L,) pooled over the tensors of each layer, without those of a non-finite gradient."""
-    device = pairs[0][0].device
-    rows = []
-    for (param, grad), buffer in zip(pairs, buffers, strict=True):
-        norms = [wide_norm(x).to(torch.float32) for x in (param, grad, buffer)]
-        dot = torch.dot(grad.reshape(-1), buffer.reshape(-1))
-        rows.append(
-            torch.stack([*(norm.square() for norm in norms), dot.to(torch.float32)]).to(device)
-        )
-    table = torch.stack(rows)  # (tensors, 4)
-    sizes = numbers_like([p.numel() for p, _ in pairs], table)
+    """Statistics (L,) pooled over the tensors of each layer.
+
+    Tensors whose sums are not finite are left out, so that one bad gradient does not hide the
+    others of its layer.
+
+    Args:
+        params: n parameters.
+        grads: n pending gradients.
+        buffers: n momentum buffers.
+        layers: the layer of each parameter.
+        count: number of layers L.
+    """
+    rows = [
+        _square_sums(*tensors).to(params[0].device)
+        for tensors in zip(params, grads, buffers, strict=True)
+    ]
+    table = torch.stack(rows)  # (n, 4)
+    sizes = numbers_like([p.numel() for p in params], table)
     valid = table.isfinite().all(1, keepdim=True)
     table = torch.where(valid, torch.cat([table, sizes.unsqueeze(1)], dim=1), 0.0)
-    index = torch.tensor(layers).to(device, non_blocking=True)
-    param, grad, buffer, dot, size = table.new_zeros(count, 5).index_add(0, index, table).unbind(1)
-    length = (grad * buffer).sqrt()
-    return GradientStatistics(
-        param_rms=(param / size).sqrt(),
-        grad_rms=(grad / size).sqrt(),
-        cosine=torch.where(
-            size > 0, torch.where(length > 0, dot / length, 0.0).clamp(-1.0, 1.0), torch.nan
-        ),
-    )
+    index = torch.tensor(layers).to(table.device, non_blocking=True)
+    sums = table.new_zeros(count, 5).index_add_(0, index, table)
+    return statistics_of_sums(*sums.unbind(1))
 
 
-def _sgd_(
-    group: dict[str, Any],
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    triples: list[Any],
-) -> None:
-    """torch.optim.SGD with one triple of 0-dimensional lr, momentum and weight decay for each parameter."""
-    rates, momenta, decays = ([triple[i] for triple in triples] for i in range(3))
-    torch._foreach_mul_(buffers, momenta)
-    torch._foreach_add_(buffers, grads)
-    if group["weight_decay"] != 0:
-        torch._foreach_addcmul_(buffers, params, decays, group["weight_decay"])
-    torch._foreach_addcmul_(params, buffers, rates, -group["lr"] / INITIAL_LR)
+def _square_sums(param: Tensor, grad: Tensor, buffer: Tensor) -> Tensor:
+    """Sums of squares of the three tensors and of gradient times buffer: (4,) in float32."""
+    squares = [wide_norm(x).to(torch.float32).square() for x in (param, grad, buffer)]
+    dot = torch.dot(grad.reshape(-1), buffer.reshape(-1))
+    return torch.stack([*squares, dot.to(torch.float32)])

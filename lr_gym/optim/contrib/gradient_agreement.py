@@ -1,11 +1,7 @@
-"""Gradient Agreement.
-
-A wrapper that scales each tensor's gradient by how well its elements agree.
-"""
+"""Gradient Agreement: a wrapper that scales each tensor's gradient by how well it agrees."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,54 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_gym.optim.base import check_choice, dense_grads, evaluate, in_blocks, wide_norm
+from lr_gym.optim.base import check_choice, dense_grads, evaluate
+from lr_gym.optim.contrib.agreement_scores import SCORES, agreement_score
 from lr_gym.types import check_number
 
-__all__ = ["SCORES", "GradientAgreementOptimizer"]
-
-SCORES = ("std", "std_over_rms", "snr")
-
-
-def population_std(grad: Tensor) -> Tensor:
-    """Standard deviation over all elements in at least float32, wrong by at most a rounding error of the mean.
-
-    Accelerators have a fused kernel. On a CPU each block that fits the cache is centred on its own mean m_k, and
-    n var = sum_k |g_k - m_k|^2 + n_k (m_k - m)^2 (Chan, Golub & LeVeque 1979), which reads memory once. E[g^2] - E[g]^2
-    would cancel where the mean dominates.
-    """
-    dtype = torch.promote_types(grad.dtype, torch.float32)
-    if grad.device.type != "cpu":
-        return grad.to(dtype).std(correction=0)
-    means, squares, counts = [], [], []
-    for (piece,) in in_blocks(grad):
-        wide = piece.to(dtype).reshape(-1)
-        mean = wide.mean()
-        wide = wide - mean
-        squares.append(torch.dot(wide, wide))
-        means.append(mean)
-        counts.append(piece.numel())
-    if len(counts) == 1:
-        return (squares[0] / counts[0]).sqrt()
-    shares = torch.tensor(counts, dtype=dtype) / grad.numel()
-    column = torch.stack(means)
-    between = (column - (shares * column).sum()).square()
-    return (torch.stack(squares).sum() / grad.numel() + (shares * between).sum()).sqrt()
-
-
-def snr_(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
-    """Temporal signal-to-noise ratio |m|^2 / v in [0, 1], where m and v are equally weighted averages.
-
-    m averages the gradient, v its squared norm; both have the same weights, so Jensen's inequality bounds the
-    ratio. It is 1 while all gradients are equal and about (1 - beta) / (1 + beta) where they are independent.
-    """
-    if not state:
-        state.update(step=0, mean=torch.zeros_like(grad), power=torch.zeros_like(wide_norm(grad)))
-    state["step"] += 1
-    mean, power = state["mean"], state["power"]
-    mean.lerp_(grad, 1 - beta)
-    power.lerp_(wide_norm(grad).square(), 1 - beta)
-    ratio = wide_norm(mean).square() / (power * (1 - beta ** state["step"]))
-    return torch.where(power == 0, 1.0, ratio)
+__all__ = ["GradientAgreementOptimizer"]
 
 
 class GradientAgreementOptimizer(Optimizer):
@@ -72,10 +25,11 @@ class GradientAgreementOptimizer(Optimizer):
     | `"std_over_rms"` | 1 / (1 + std(g) / rms(g)), in [1/2, 1] | no                              |
     | `"snr"`          | |m|^2 / v over time, in [0, 1]         | no                              |
 
-    std is the population one over the elements of the tensor. The wrapper owns no parameter groups:
-    `param_groups`, `state` and `defaults` are the base's, so learning-rate schedulers and zero_grad
-    work on either. Adam divides by the gradient's own scale and hence undoes any score that does
-    not change over time.
+    std is the population standard deviation over the elements of the tensor. Adam divides by the
+    gradient's own scale, so it undoes any score that does not change over time.
+
+    The wrapper owns no parameter groups: `param_groups`, `state` and `defaults` are the base's, so
+    learning-rate schedulers and zero_grad work on either.
 
     `p.grad` is scaled in place and stays scaled after the step, as torch's clip_grad_norm_ leaves
     it: call zero_grad before the next backward, as training loops do. With `restore_grad=True` the
@@ -84,8 +38,8 @@ class GradientAgreementOptimizer(Optimizer):
 
     Args:
         base_optimizer: any optimizer whose step needs no closure.
-        score: one of `SCORES`.
-        beta: decay of the averages of `"snr"`, which the other scores do not have.
+        score: one of "std", "std_over_rms" and "snr".
+        beta: decay of the averages of "snr"; the other scores do not use it.
         restore_grad: scale a copy instead of `p.grad` itself.
     """
 
@@ -126,10 +80,10 @@ class GradientAgreementOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._scores: list[Tensor] = []
-        self._buffers: dict[
-            Tensor, Tensor
-        ] = {}  # kept, because fresh memory costs more than the arithmetic
+        # Kept from step to step, because fresh memory costs more than the arithmetic.
+        self._buffers: dict[Tensor, Tensor] = {}
         super().__setstate__(state)
+        # Hooks on checkpoints belong to the base, so that they fire once on either.
         base = self.base_optimizer
         self._optimizer_state_dict_pre_hooks = base._optimizer_state_dict_pre_hooks
         self._optimizer_state_dict_post_hooks = base._optimizer_state_dict_post_hooks
@@ -157,13 +111,14 @@ class GradientAgreementOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Scale, then let the base step; the closure is evaluated once, before."""
+        """Scale, then let the base step; the closure is called once, before both."""
         loss = evaluate(closure)
-        params, grads = dense_grads([p for group in self.param_groups for p in group["params"]])
+        params, grads = dense_grads(self._params())
         self._scores = []
         try:
             for param, grad in zip(params, grads, strict=True):
-                score = self._score(param, grad)
+                memory = self._memory.setdefault(param, {}) if self.score == "snr" else {}
+                score = agreement_score(self.score, grad, memory, self.beta)
                 self._scores.append(score)
                 if self.restore_grad:
                     param.grad = torch.mul(grad, score, out=self._buffer(param, grad))
@@ -181,17 +136,8 @@ class GradientAgreementOptimizer(Optimizer):
             buffer = self._buffers[param] = torch.empty_like(grad)
         return buffer
 
-    def _score(self, param: Tensor, grad: Tensor) -> Tensor:
-        if self.score == "snr":
-            return snr_(grad, self._memory.setdefault(param, {}), self.beta)
-        std = population_std(grad)
-        if self.score == "std_over_rms":
-            rms = wide_norm(grad) / math.sqrt(grad.numel())
-            std = torch.where(rms == 0, 0.0, std / rms)
-        return 1 / (1 + std)
-
     def metrics(self) -> dict[str, float]:
-        """Mean and extreme scores over the tensors of the last step, and the lr of the first group."""
+        """Mean and extreme scores of the last step's tensors, and the lr of the first group."""
         metrics = {"lr": float(self.param_groups[0]["lr"])}
         if self._scores:
             scores = [float(score) for score in self._scores]
@@ -203,24 +149,27 @@ class GradientAgreementOptimizer(Optimizer):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's, with one more entry, "agreement"; the base optimizer itself can load it."""
-        params = [p for group in self.param_groups for p in group["params"]]
+        """The base's state, with one more entry, "agreement"; the base itself can load it."""
+        params = self._params()
         memory = {i: self._memory[p] for i, p in enumerate(params) if p in self._memory}
         return {**self.base_optimizer.state_dict(), "agreement": memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load into the base.
-
-        From a state_dict of the bare base optimizer the scores start afresh.
-        """
-        self.base_optimizer.load_state_dict(
-            {k: v for k, v in state_dict.items() if k != "agreement"}
-        )
-        params = [p for group in self.param_groups for p in group["params"]]
+        """Load into the base; from a state of the bare base, the scores start afresh."""
+        base_state = {k: v for k, v in state_dict.items() if k != "agreement"}
+        self.base_optimizer.load_state_dict(base_state)
+        params = self._params()
         self._memory = {
-            params[i]: {
-                k: v.to(params[i].device, copy=True) if isinstance(v, Tensor) else v
-                for k, v in m.items()
-            }
-            for i, m in state_dict.get("agreement", {}).items()
+            params[i]: _copied(memory, params[i].device)
+            for i, memory in state_dict.get("agreement", {}).items()
         }
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+
+def _copied(memory: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device, copy=True) if isinstance(value, Tensor) else value
+        for name, value in memory.items()
+    }

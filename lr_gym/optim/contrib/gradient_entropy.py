@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["BINS", "MAX_ENTROPY", "distribution", "gradient_samples", "histogram_entropy"]
+__all__ = [
+    "BINS",
+    "MAX_ENTROPY",
+    "Distribution",
+    "distribution",
+    "gradient_samples",
+    "histogram_entropy",
+]
 
 BINS = 32
-MAX_ENTROPY = math.log(BINS)
-"""Nats: the entropy of a uniform histogram."""
-_RANGE = 4.0
+MAX_ENTROPY = math.log(BINS)  # nats, the entropy of a uniform histogram
+RANGE = 4.0  # the histogram covers +-4 rms; elements outside count in the outermost bins
+
+
+class Distribution(NamedTuple):
+    """What is known of the elements of each of T gradients.
+
+    Attributes:
+        entropy: (T,) entropy of the histogram in nats.
+        variance: (T,) variance of the elements.
+    """
+
+    entropy: Tensor
+    variance: Tensor
 
 
 def gradient_samples(grads: Sequence[Tensor], size: int = 256) -> Tensor:
-    """(T, size) evenly spaced elements of each of T gradients, as float32.
+    """Evenly spaced elements (T, size) of each of T gradients, as float32.
 
-    Smaller tensors repeat theirs.
+    A tensor of fewer elements repeats them.
     """
     rows = []
     for grad in grads:
@@ -41,14 +60,14 @@ def histogram_entropy(samples: Tensor) -> Tensor:
     """
     rms = samples.square().mean(1, keepdim=True).sqrt()
     scaled = torch.where(rms > 0, samples / rms, 0.0)
-    bins = ((scaled + _RANGE) * (BINS / (2 * _RANGE))).nan_to_num().clamp(0, BINS - 1).long()
+    bins = ((scaled + RANGE) * (BINS / (2 * RANGE))).nan_to_num().clamp(0, BINS - 1).long()
     counts = torch.zeros(len(samples), BINS, device=samples.device)
     counts.scatter_add_(1, bins, torch.ones_like(samples))
     entropy = torch.special.entr(counts / samples.shape[1]).sum(1)
     return torch.where(rms.squeeze(1).isfinite(), entropy, torch.nan)
 
 
-def distribution(grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Entropy (T,) in nats and variance (T,) of a sample of each gradient."""
+def distribution(grads: Sequence[Tensor]) -> Distribution:
+    """Entropy and variance of a sample of each of T gradients."""
     samples = gradient_samples(grads)
-    return histogram_entropy(samples), samples.var(1, correction=0)
+    return Distribution(histogram_entropy(samples), samples.var(1, correction=0))

@@ -235,11 +235,16 @@ class LearnedScales:
         """
         return (1 - (1 - base) * self.gap[layers]).clamp(0.0, max(0.99, base))
 
-    def metrics(self) -> dict[str, float]:
-        """Mean scales, the present states and the last reward."""
+    def metrics(self, controller: QLearningController) -> dict[str, float]:
+        """Mean scales, present states and last reward, and how far the controller has explored."""
+        metrics = {
+            "q/epsilon": controller.epsilon,
+            "q/mix_prob": controller.mix_prob,
+            "q/visited_states": float((controller.visits.sum(1) > 0).sum()),
+        }
         if not self.decisions:
-            return {}
-        metrics = {"q/lr_scale": float(self.lr.mean()), "q/gap_scale": float(self.gap.mean())}
+            return metrics
+        metrics |= {"q/lr_scale": float(self.lr.mean()), "q/gap_scale": float(self.gap.mean())}
         metrics |= {f"q/state/layer{i}": float(state) for i, state in enumerate(self._states)}
         return metrics | ({"q/reward": self.rewards[-1]} if self.rewards else {})
 
