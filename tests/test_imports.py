@@ -97,9 +97,7 @@ def test_no_import_cycle(name):
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - {ROOT_MODULE}))
 def test_imports_point_downwards(name):
     ours = GRAPH[name] & MODULES.keys() - {ROOT_MODULE}
-    above = [
-        other for other in ours if floor(other) < floor(name) and (name, other) not in PENDING
-    ]
+    above = [other for other in ours if floor(other) < floor(name) and (name, other) not in PENDING]
     assert not above, f"{name} imports {above}"
 
 

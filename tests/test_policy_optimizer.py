@@ -6,12 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from deployed import (
-    TORCH,
-    assert_close,
-    constant,
-    train,
-)
+from deployed import TORCH, assert_close, constant, train
 from tiny import TINY, plain_run
 from torch import nn
 
@@ -27,10 +22,8 @@ from lr_gym.updates.schedules import SCHEDULES, base_schedule
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("base", RULES)
 def test_policy_that_never_acts_is_torch_optim(base, weight_decay, maximize, granularity):
-    (model, loss_at), (twin, twin_loss_at) = (
-        plain_run(TINY, 1, torch.float64),
-        plain_run(TINY, 1, torch.float64),
-    )
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    twin, twin_loss_at = plain_run(TINY, 1, torch.float64)
     policy = constant(base=base, granularity=granularity, controls=CONTROLLED)
     options = {"weight_decay": weight_decay, "maximize": maximize}
     optimizer = PolicyOptimizer(
@@ -43,10 +36,8 @@ def test_policy_that_never_acts_is_torch_optim(base, weight_decay, maximize, gra
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_base_schedule_and_the_users_scheduler_multiply(schedule):
-    (model, loss_at), (twin, twin_loss_at) = (
-        plain_run(TINY, 1, torch.float64),
-        plain_run(TINY, 1, torch.float64),
-    )
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    twin, twin_loss_at = plain_run(TINY, 1, torch.float64)
     policy = constant(schedule=schedule)
     optimizer = PolicyOptimizer(model.parameters(), policy, lr=0.01, total_steps=20)
     twin_optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01)
@@ -57,26 +48,20 @@ def test_base_schedule_and_the_users_scheduler_multiply(schedule):
     )
     for step in range(25):  # five more than announced
         over = step == 20 and schedule != "constant"
-        with (
-            pytest.warns(UserWarning, match="total_steps=20 are over")
-            if over
-            else contextlib.nullcontext()
-        ):
+        warns = pytest.warns(UserWarning, match="total_steps=20 are over")
+        with warns if over else contextlib.nullcontext():
             train(optimizer, model, loss_at, [step])
         train(twin_optimizer, twin, twin_loss_at, [step], observe=False)
         users.step(), both.step()
     assert_close(model, twin)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(
-        0.01 * 0.9**25
-    )  # the policy leaves it alone
+    # The policy does not write into the group.
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.9**25)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_groups_have_their_own_settings(fused):
-    (model, loss_at), (twin, twin_loss_at) = (
-        plain_run(TINY, 1, torch.float64),
-        plain_run(TINY, 1, torch.float64),
-    )
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    twin, twin_loss_at = plain_run(TINY, 1, torch.float64)
 
     def groups(module):
         named = list(module.named_parameters())

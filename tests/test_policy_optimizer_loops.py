@@ -10,14 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deployed import (
-    NoSync,
-    acting,
-    assert_same,
-    constant,
-    train,
-    train_watched,
-)
+from deployed import NoSync, acting, assert_same, constant, train, train_watched
 from tiny import TINY, plain_run
 from torch import nn
 
@@ -28,10 +21,8 @@ from lr_gym.updates.rules import RULES
 
 
 def test_closure_is_evaluated_observed_and_returned():
-    (model, loss_at), (twin, twin_loss_at) = (
-        plain_run(TINY, 1, torch.float32),
-        plain_run(TINY, 1, torch.float32),
-    )
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    twin, twin_loss_at = plain_run(TINY, 1, torch.float32)
     make = lambda module: PolicyOptimizer(module.parameters(), acting(), lr=0.01, total_steps=20)
     optimizer, other = make(model), make(twin)
     for step in range(15):

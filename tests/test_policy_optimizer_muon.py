@@ -6,12 +6,7 @@ import math
 
 import pytest
 import torch
-from deployed import (
-    TORCH,
-    assert_close,
-    constant,
-    train,
-)
+from deployed import TORCH, assert_close, constant, train
 from tiny import TINY, plain_run
 from torch import nn
 
@@ -19,10 +14,8 @@ from lr_gym.optim import PolicyOptimizer
 
 
 def test_muon_leaves_to_adamw_what_a_group_says_and_the_readout():
-    (model, loss_at), (twin, twin_loss_at) = (
-        plain_run(TINY, 1, torch.float64),
-        plain_run(TINY, 1, torch.float64),
-    )
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    twin, twin_loss_at = plain_run(TINY, 1, torch.float64)
     named = list(model.named_parameters())
     groups = [{"params": named[:1], "muon": False}, {"params": named[1:]}]
     train(PolicyOptimizer(groups, constant(base="muon"), lr=0.01), model, loss_at, range(20))
@@ -32,10 +25,8 @@ def test_muon_leaves_to_adamw_what_a_group_says_and_the_readout():
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_muon_keeps_one_moment_of_a_hidden_matrix(fused):
-    (model, loss_at), (twin, twin_loss_at) = (
-        plain_run(TINY, 1, torch.float64),
-        plain_run(TINY, 1, torch.float64),
-    )
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    twin, twin_loss_at = plain_run(TINY, 1, torch.float64)
     optimizer = PolicyOptimizer(model.parameters(), constant(base="muon"), lr=0.01, fused=fused)
     train(optimizer, model, loss_at, range(20))
     train(TORCH["muon"](twin.parameters()), twin, twin_loss_at, range(20), observe=False)
@@ -48,10 +39,8 @@ def test_muon_keeps_one_moment_of_a_hidden_matrix(fused):
 
 
 def test_a_group_may_want_all_its_matrices_with_muon():
-    (model, loss_at), (twin, twin_loss_at) = (
-        plain_run(TINY, 1, torch.float64),
-        plain_run(TINY, 1, torch.float64),
-    )
+    model, loss_at = plain_run(TINY, 1, torch.float64)
+    twin, twin_loss_at = plain_run(TINY, 1, torch.float64)
     group = {"params": list(model.parameters()), "muon": True}
     train(PolicyOptimizer([group], constant(base="muon"), lr=0.01), model, loss_at, range(20))
     train(TORCH["muon"](twin.parameters(), last=True), twin, twin_loss_at, range(20), observe=False)

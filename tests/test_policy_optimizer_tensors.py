@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from deployed import (
-    TORCH,
-    acting,
-    assert_same,
-    constant,
-    train,
-)
+from deployed import TORCH, acting, assert_same, constant, train
 from tiny import TINY, plain_run
 from torch import nn
 
