@@ -48,9 +48,8 @@ def test_the_feature_furthest_out_decides():
 
 
 def test_a_masked_feature_is_in_range():
-    seen = seen_of(
-        [0.4, -0.9], [0.9, -0.6]
-    )  # neither range holds the 0 that a masked feature shows
+    # A masked feature shows 0, which is in neither range.
+    seen = seen_of([0.4, -0.9], [0.9, -0.6])
     assert trust_in(seen, torch.zeros(1, 3, 2)).eq(1.0).all()
 
 
@@ -121,7 +120,10 @@ def test_a_layer_without_gradient_is_not_judged():
 # What happens to the offsets
 
 
-KNOWN, SMALL, LARGE = 1e-2, 1e-4, 1.0  # base learning rates; LR ends a factor of 10 from the others
+# Base learning rates: KNOWN is inside LR, the others are a factor of 10 away from its ends.
+KNOWN = 1e-2
+SMALL = 1e-4
+LARGE = 1.0
 
 
 def restrained(
@@ -224,6 +226,5 @@ def test_offsets_stay_within_an_action_of_those_reached():
     step = ACTIONS["recursive"].step
     assert restrained(1.0, KNOWN, 3.3, 4.0) == pytest.approx(2.0 + step)
     assert restrained(1.0, KNOWN, -3.3, -4.0) == pytest.approx(-2.0 - step)
-    assert (
-        restrained(1.0, KNOWN, 0.0, -1.0, offsets=((3.0,), (4.0,))) == -1.0
-    )  # 0 is where they all started
+    # All trainings start with offsets of 0, so a step away from 0 is always allowed.
+    assert restrained(1.0, KNOWN, 0.0, -1.0, offsets=((3.0,), (4.0,))) == -1.0

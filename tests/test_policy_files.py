@@ -62,7 +62,8 @@ def assert_refused(path, reason=None):
 def test_loaded_policy_does_not_depend_on_the_file_any_more(path):
     policy = load_policy(path)
     before = {name: tensor.clone() for name, tensor in policy.tensors().items()}
-    with path.open("r+b") as file:  # in place, as cp does; a memory-mapped tensor would follow
+    # The file is overwritten in place, as cp does; a memory-mapped tensor would change with it.
+    with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.tensors().items())
 
@@ -249,9 +250,7 @@ def test_failed_save_leaves_the_old_file(path, monkeypatch, broken):
     with pytest.raises(OSError, match="disk is full"):
         save_policy(random_policy(SPEC, seed=1), path)
     assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == [
-        path.name
-    ]  # no temporary file is left behind
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file is left
 
 
 def test_metadata_that_is_not_json_is_refused_before_anything_is_written(path):

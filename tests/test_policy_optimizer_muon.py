@@ -68,9 +68,8 @@ def test_a_readout_that_becomes_hidden_keeps_its_moment(fused):
     for _ in range(10):
         step()
     optimizer.param_groups[0]["muon"] = False
-    optimizer.add_param_group(
-        {"params": [nn.Parameter(torch.ones(2, 2))]}
-    )  # so that it looks again
+    # The optimizer looks at the options of its groups again when a group is added.
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))]})
     before = second.detach().clone()
     step()
     assert "momentum_buffer" not in optimizer.state[second]

@@ -61,10 +61,10 @@ def test_odd_tensors_train_as_torchs(kind, base, dtype):
     torch.manual_seed(0)
     start = ODD[kind]().to(dtype)
     torch.set_rng_state(torch_state)
-    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    anchor = nn.Parameter(
-        torch.ones(2, 2, dtype=dtype)
-    )  # so that there is something beside an empty tensor
+    mine = nn.Parameter(start.clone())
+    theirs = nn.Parameter(start.clone())
+    # A model whose only tensor is empty has nothing to control, hence a second tensor.
+    anchor = nn.Parameter(torch.ones(2, 2, dtype=dtype))
     optimizer = PolicyOptimizer(
         [mine, anchor], constant(base=base), 0.01, 20, base, weight_decay=0.01
     )
@@ -120,7 +120,7 @@ def test_groups_of_bare_tensors_that_tear_layers_apart_warn():
 
 
 def test_a_group_may_be_empty():
-    """As the one without weight decay is where a model has matrices only."""
+    """The group without weight decay is empty if a model has only matrices."""
     parameter = nn.Parameter(torch.ones(2, 2))
     optimizer = PolicyOptimizer(
         [{"params": [parameter]}, {"params": [], "weight_decay": 0.0}], acting()
@@ -130,12 +130,12 @@ def test_a_group_may_be_empty():
     assert (parameter < 1).all()
 
 
-@pytest.mark.filterwarnings("ignore:PolicyOptimizer")  # such gradients are unlike all
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer")  # no policy has seen such gradients
 @pytest.mark.parametrize(
     "policy", ["builtin:default", "builtin:muon", "builtin:anytime", "builtin:sgd"]
 )
 def test_nothing_lands_on_the_default_device(policy):
-    """What is made without a device would lie elsewhere than the parameters."""
+    """A tensor made without naming the device would not be where the parameters are."""
     model = nn.Linear(300, 300)
     optimizer = PolicyOptimizer(model.named_parameters(), policy, total_steps=20, steps_per_epoch=2)
     for param in model.parameters():

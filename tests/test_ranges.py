@@ -64,7 +64,7 @@ def test_a_part_of_the_ranges_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_range_holds_what_a_training_shows_and_the_guard_lets_it_pass():
-    """So a deployed policy equals the environment's to the bit that it did without a guard."""
+    """With its guard a deployed policy equals, to the bit, the one without a guard."""
     policy = random_policy(spec_of(base="sgd"), interval=1)
     env = controlled_env(policy.spec, TINY, 4, (0.01, 0.01))
     seen = observed_range(policy, [env], seed=7)
