@@ -63,7 +63,6 @@ ACTIONS: dict[str, ActionMode] = {
     "recursive": ActionMode(True, step=math.log(4.0), bound=math.log(1e3)),
     "residual": ActionMode(False, step=math.log(4.0), bound=math.log(4.0)),
     "discrete": ActionMode(True, step=math.log(2.0), bound=math.log(1e3), discrete=True),
-    "discrete_residual": ActionMode(False, step=math.log(4.0), bound=math.log(4.0), discrete=True),
 }
 
 

@@ -33,9 +33,9 @@ class LRControlEnv(gym.Env[NDArray[np.float32], Any]):
         """Build the environment.
 
         Args:
-            task: a name of TASKS, or a Task.
+            task: a Task, or what `lr_gym.tasks.find_task` takes.
             render_mode: "rgb_array", "ansi" or None.
-            options: of LRControlVectorEnv.
+            options: further options of LRControlVectorEnv, fields of ControlSpec included.
         """
         self.render_mode = render_mode
         self.vector_env = LRControlVectorEnv(

@@ -5,12 +5,13 @@ Loss so far and each layer's learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["History", "render_ansi", "render_rgb"]
+__all__ = ["History", "Recording", "render_ansi", "render_rgb"]
 
 # (inner step, training loss, (L,) effective learning rates) of each decision
 History = Sequence[tuple[int, float, NDArray[np.float64]]]
@@ -63,3 +64,60 @@ def render_rgb(history: History, layers: Sequence[str], horizon: int) -> NDArray
         bottom.legend(fontsize=7, loc="lower left", ncols=4)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class Recording:
+    """History of every run of an environment, kept only where it will be drawn."""
+
+    def __init__(self, render_mode: str | None, runs: int) -> None:
+        """Start with empty histories.
+
+        Args:
+            render_mode: "rgb_array", "ansi", or None to record nothing.
+            runs: number of runs.
+        """
+        self._draw = {"rgb_array": render_rgb, "ansi": render_ansi}.get(render_mode or "")
+        self._histories: list[list[tuple[int, float, NDArray[np.float64]]]]
+        self._histories = [[] for _ in range(runs)]
+
+    def append(self, infos: Mapping[str, NDArray[Any]]) -> None:
+        """Add the figures of a decision, as infos of the environment, to every run."""
+        if self._draw is not None:
+            for row in range(len(self._histories)):
+                self._add(infos, row)
+
+    def restart(
+        self, infos: Callable[[], Mapping[str, NDArray[Any]]], rows: NDArray[np.intp]
+    ) -> None:
+        """Begin new histories of some rows with the figures of their first decision.
+
+        Args:
+            infos: makes infos of the environment; called only where anything is drawn.
+            rows: (n,) indices of the rows.
+        """
+        if self._draw is None:
+            return
+        first = infos()
+        for row in rows:
+            self._histories[row] = []
+            self._add(first, row)
+
+    def draw(self, layers: Sequence[str], horizon: int) -> tuple[Any, ...]:
+        """One frame per run.
+
+        Args:
+            layers: names of the layers.
+            horizon: inner steps of a training.
+
+        Raises:
+            ValueError: where the environment was made without a render mode.
+        """
+        if self._draw is None:
+            raise ValueError(
+                "render() needs render_mode='rgb_array' or 'ansi' when the environment is made"
+            )
+        return tuple(self._draw(history, layers, horizon) for history in self._histories)
+
+    def _add(self, infos: Mapping[str, NDArray[Any]], row: int | np.intp) -> None:
+        step, loss = int(infos["step"][row]), float(infos["train_loss"][row])
+        self._histories[row].append((step, loss, infos["lr"][row]))

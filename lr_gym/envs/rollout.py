@@ -56,17 +56,8 @@ def controlled_env(
     """
     return LRControlVectorEnv(
         task,
+        spec,
         runs,
-        granularity=spec.granularity,
-        controls=spec.controls,
-        action=spec.action,
-        action_step=spec.action_step,
-        action_bound=spec.action_bound,
-        base=spec.base,
-        schedule=spec.schedule,
-        decisions=spec.decisions,
-        features=spec.features,
-        average=spec.average,
         horizon=horizon,
         initial_lr=lr if isinstance(lr, tuple) else (lr, lr),
         render_mode=render_mode,

@@ -1,0 +1,351 @@
+"""FEATURES: what a policy can see of a layer.
+
+Every feature but log_lr is scale-free (a ratio, a cosine, a change), squashed into [-1, 1] and
+finite whatever the training does, so that a policy can be moved to layers, losses and learning
+rates that it never saw. This table is the only place where features are named: sizes, bounds,
+masks, groups and the documentation are derived from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lr_gym.control.context import Clock, TrainingContext
+from lr_gym.control.memory import Memory, log
+from lr_gym.types import Hyperparams, LayerStats
+
+__all__ = [
+    "FEATURES",
+    "PEAK_CENTRE",
+    "PEAK_WIDTH",
+    "Feature",
+    "Observed",
+    "check_features",
+    "features_of_group",
+    "loss_known",
+]
+
+LN_10 = math.log(10.0)
+PEAK_CENTRE = -3.0  # decades: log10 of the learning rate at which the feature peak_lr is 0
+PEAK_WIDTH = 3.5  # decades from there to where peak_lr is 1
+
+# Groups of features. "course": how a training goes, what policies see by default. "task": what
+# describes a training as a whole; only many tasks teach what it means. "endless": the time in
+# trainings whose end is not known.
+OF_COURSE = frozenset({"course"})
+OF_TASK = frozenset({"task"})
+BOTH = OF_COURSE | OF_TASK
+OF_ENDLESS = frozenset({"endless"})
+OPTIONAL: frozenset[str] = frozenset()  # in no group: chosen by name only
+
+
+class Observed(NamedTuple):
+    """Everything that a feature may look at when a decision is due.
+
+    Attributes:
+        stats: per-layer statistics of the pending gradient.
+        memory: the memory, already updated with these statistics.
+        hyper: hyperparameters in force until this decision, the base schedule included.
+        offset: (B, L, A) position of each control, see `lr_gym.control.action`.
+        action: (B, L, A) the last action.
+        context: what stays fixed during the trainings.
+        clock: how far the trainings are.
+    """
+
+    stats: LayerStats
+    memory: Memory
+    hyper: Hyperparams
+    offset: Tensor
+    action: Tensor
+    context: TrainingContext
+    clock: Clock
+
+
+class Feature(NamedTuple):
+    """A row of FEATURES.
+
+    Attributes:
+        compute: function Observed -> (B, L) or (B, 1), within [-1, 1].
+        about: one line for the documentation.
+        needs: what must be known, else the feature is 0: "loss", "progress", "epoch" or "passes".
+        groups: the named groups that the feature belongs to.
+        of_stats: whether the feature depends on more than the size of the pending gradient, so
+            that weights and moments must be measured too.
+        of_end: whether the feature says if the end of the training is known.
+        quantity: where users know the observed thing as a number: its name, perhaps with the
+            placeholder {layer}, and the function from the feature back to the number.
+        given: whether the value is known before the training starts and no learning rate
+            changes it.
+    """
+
+    compute: Callable[[Observed], Tensor]
+    about: str
+    needs: str | None = None
+    groups: frozenset[str] = OF_COURSE
+    of_stats: bool = False
+    of_end: bool = False
+    quantity: tuple[str, Callable[[float], float]] | None = None
+    given: bool = False
+
+    @property
+    def tells_end(self) -> bool:
+        """Whether the feature depends on how long the training will be."""
+        return self.of_end or self.needs in ("progress", "passes")
+
+
+def loss_known(o: Observed) -> Tensor:
+    """(B,) 1 where a loss was given whose logarithm says something, else 0.
+
+    The features of the loss compare logarithms with that of the first loss, so a first loss that
+    is not above 0 counts as none.
+    """
+    return o.context.loss_known * o.memory.loss_seen * (o.memory.initial_loss > 0)
+
+
+def _log10(x: Tensor) -> Tensor:
+    return log(x) / LN_10
+
+
+def _log_update_ratio(o: Observed) -> Tensor:
+    """(B, L) log10 of update size over weight size: what the learning rate means to a layer."""
+    return (log(o.hyper.lr * o.stats.update_rms) - log(o.stats.param_rms)) / LN_10
+
+
+def _ratio_among_layers(o: Observed) -> Tensor:
+    """(B, L) `_log_update_ratio` minus its mean over the layers that are trained.
+
+    Layers without a gradient have no update to compare with: they are left out and show 0.
+    """
+    ratio = _log_update_ratio(o)
+    trained = (o.stats.grad_rms > 0) & (o.stats.param_rms > 0) & (o.hyper.lr > 0)
+    count = trained.sum(1, keepdim=True).clamp_min(1)
+    mean = torch.where(trained, ratio, 0.0).sum(1, keepdim=True) / count
+    return torch.where(trained, ratio - mean, 0.0)
+
+
+def _log_snr(o: Observed) -> Tensor:
+    return 2.0 * (log(o.stats.momentum_rms) - log(o.stats.second_moment_rms)) / LN_10
+
+
+def _polyak(o: Observed) -> Tensor:
+    """(B,) log10 of the first step size of Polyak (1987, section 5.3) for an optimum of 0.
+
+    That step size is the first loss over the squared norm of the first gradient.
+    """
+    square = (o.context.elements * o.memory.initial_grad_rms.square()).sum(1)
+    return (log(o.memory.initial_loss) - log(square)) / LN_10
+
+
+def _depth(o: Observed) -> Tensor:
+    lr = o.hyper.lr
+    return torch.linspace(-1.0, 1.0, lr.shape[1], dtype=lr.dtype, device=lr.device).unsqueeze(0)
+
+
+def _peak_lr(o: Observed) -> Tensor:
+    """(B, L) position of the learning rate without its base schedule, which may be 0 at the end."""
+    unscheduled = o.hyper.lr / _column(o.clock.schedule.clamp_min(1e-6))
+    return (_log10(unscheduled) - PEAK_CENTRE) / PEAK_WIDTH
+
+
+def _passes_made(o: Observed) -> Tensor:
+    return o.clock.step * o.context.passes / o.clock.horizon
+
+
+def _column(per_run: Tensor) -> Tensor:
+    """(B,) -> (B, 1): the same for every layer of a run."""
+    return per_run.unsqueeze(1)
+
+
+def _inverse_tanh_log10(y: float) -> float:
+    """The x of y = tanh(log10 x), as far as a y near -1 or 1 still tells it."""
+    return float(10.0 ** math.atanh(max(-0.9999, min(y, 0.9999))))
+
+
+FEATURES: dict[str, Feature] = {
+    "update_ratio": Feature(
+        lambda o: torch.tanh((_log_update_ratio(o) + 2.5) / 1.5),
+        "log10 of rms(next update) / rms(weights), centred on 10^-2.5",
+        of_stats=True,
+    ),
+    "update_ratio_among_layers": Feature(
+        lambda o: torch.tanh(_ratio_among_layers(o)),
+        "update_ratio minus its mean over the layers that are trained",
+        of_stats=True,
+    ),
+    "grad_trend": Feature(
+        lambda o: torch.tanh(log(o.stats.grad_rms) - o.memory.log_grad),
+        "log of rms(gradient) over its running geometric mean",
+        of_stats=True,
+    ),
+    "cosine": Feature(
+        lambda o: o.stats.cosine,
+        "cosine of pending gradient and momentum",
+        of_stats=True,
+    ),
+    "snr": Feature(
+        lambda o: torch.tanh((_log_snr(o) + 0.8) / 0.5),
+        "log10 of |m|^2 / v: signal over noise of the gradient across steps",
+        of_stats=True,
+    ),
+    "weight_growth": Feature(
+        lambda o: torch.tanh(2.0 * (log(o.stats.param_rms) - log(o.memory.initial_param_rms))),
+        "log of rms(weights) over its value at the start",
+        of_stats=True,
+    ),
+    "loss_ratio": Feature(
+        lambda o: _column(torch.tanh((o.memory.short_loss - log(o.memory.initial_loss)) / 2.0)),
+        "log of the recent loss over the first one",
+        "loss",
+    ),
+    "loss_trend": Feature(
+        lambda o: _column(torch.tanh(4.0 * (o.memory.short_loss - o.memory.long_loss))),
+        "short minus long running mean of the log loss",
+        "loss",
+    ),
+    "loss_change": Feature(
+        lambda o: _column(torch.tanh(4.0 * o.memory.loss_change)),
+        "log of the last interval's mean loss over the one before",
+        "loss",
+    ),
+    "depth": Feature(_depth, "position of the layer, -1 for the first and 1 for the last"),
+    "progress": Feature(
+        lambda o: _column(2.0 * o.clock.progress - 1.0),
+        "step over horizon, from -1 to 1",
+        "progress",
+    ),
+    "remaining": Feature(
+        lambda o: _column(1.0 + torch.log(1.02 - o.clock.progress) / 2.0),
+        "log of what is left of the training: resolves its end",
+        "progress",
+    ),
+    "loss_known": Feature(
+        lambda o: _column(loss_known(o)),
+        "1 where the loss features are shown, 0 where masked or where the first loss was not above "
+        "0",
+        groups=BOTH,
+    ),
+    "progress_known": Feature(
+        lambda o: _column(o.context.progress_known),
+        "1 where the progress features are shown, 0 where masked",
+        groups=BOTH,
+        of_end=True,
+    ),
+    "last_action_lr": Feature(lambda o: o.action[..., 0], "the last action on the lr"),
+    "momentum": Feature(
+        lambda o: torch.tanh(torch.log10((1.0 - o.hyper.momentum).clamp_min(1e-4)) + 1.0),
+        "log10 of 1 - momentum, centred on momentum 0.9",
+        groups=OPTIONAL,
+    ),
+    "noise": Feature(
+        lambda o: o.hyper.noise.clamp(0.0, 1.0),
+        "gradient noise over gradient, rms",
+        groups=OPTIONAL,
+    ),
+    "log_lr": Feature(
+        lambda o: torch.tanh((_log10(o.hyper.lr) + 3.0) / 2.0),
+        "log10 of the learning rate: not scale-free, does not transfer to other parameterisations",
+        groups=OPTIONAL,
+    ),
+    "peak_lr": Feature(
+        _peak_lr,
+        "log10 of the learning rate without the base schedule, linear within 10^-6.5..10^0.5",
+        quantity=("learning rate of {layer}", lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE)),
+        groups=OF_TASK,
+    ),
+    "loss_level": Feature(
+        lambda o: _column(torch.tanh(o.memory.short_loss / LN_10)),
+        "log10 of the recent loss, in whatever units it has",
+        "loss",
+        quantity=("recent loss", _inverse_tanh_log10),
+        groups=OPTIONAL,
+    ),
+    "first_loss": Feature(
+        lambda o: _column(torch.tanh(_log10(o.memory.initial_loss))),
+        "log10 of the first loss, in whatever units it has; unlike loss_level, later actions "
+        "cannot move it",
+        "loss",
+        quantity=("first loss", _inverse_tanh_log10),
+        groups=OF_TASK,
+    ),
+    "polyak": Feature(
+        lambda o: _column(_polyak(o) / 4.0),
+        "log10 of the first loss over the squared norm of the first gradient: the units of SGD's "
+        "learning rate",
+        "loss",
+        groups=OF_TASK,
+    ),
+    "model_size": Feature(
+        lambda o: _column(_log10(o.context.sizes.sum(1)) / 4.0 - 1.0),
+        "log10 of the number of parameters, centred on 10^4",
+        quantity=("parameters", lambda y: 10.0 ** (4.0 * (y + 1.0))),
+        given=True,
+        groups=OF_TASK,
+    ),
+    "horizon": Feature(
+        lambda o: _column(_log10(o.clock.horizon) / 3.0 - 1.0),
+        "log10 of the steps of the training, centred on 10^3",
+        "progress",
+        quantity=("total_steps", lambda y: 10.0 ** (3.0 * (y + 1.0))),
+        given=True,
+        groups=OF_TASK,
+    ),
+    "passes": Feature(
+        lambda o: _column(_log10(o.context.passes) / 3.0),
+        "log10 of the passes over the data, all in all: where there are many, networks memorise",
+        "passes",
+        quantity=("passes over the data", lambda y: 10.0 ** (3.0 * y)),
+        given=True,
+        groups=OF_TASK,
+    ),
+    "passes_known": Feature(
+        lambda o: _column(o.context.passes_known * o.context.progress_known),
+        "1 where passes are shown, 0 where masked",
+        groups=OF_TASK,
+        of_end=True,
+    ),
+    "steps": Feature(
+        lambda o: _column(torch.log10(1.0 + o.clock.step) / 2.0 - 1.0),
+        "log10 of the steps made, centred on 10^2: all that is known of the time where the end is "
+        "not",
+        quantity=("steps made", lambda y: 10.0 ** (2.0 * (y + 1.0)) - 1.0),
+        groups=OF_ENDLESS,
+    ),
+    "passes_made": Feature(
+        lambda o: _column(torch.log10(0.01 + _passes_made(o)) / 3.0),
+        "log10 of the passes over the data so far",
+        "epoch",
+        quantity=("passes over the data so far", lambda y: 10.0 ** (3.0 * y) - 0.01),
+        groups=OF_ENDLESS,
+    ),
+    "epoch_known": Feature(
+        lambda o: _column(o.context.passes_known),
+        "1 where passes so far are shown, 0 where masked",
+        groups=OF_ENDLESS,
+    ),
+}
+
+
+def features_of_group(group: str) -> tuple[str, ...]:
+    """Names of the features of a group, in the order of FEATURES.
+
+    >>> features_of_group("endless")
+    ('steps', 'passes_made', 'epoch_known')
+    """
+    return tuple(name for name, feature in FEATURES.items() if group in feature.groups)
+
+
+def check_features(features: Sequence[str]) -> tuple[str, ...]:
+    """Return `features` as a tuple of names of FEATURES.
+
+    Raises:
+        ValueError: for an unknown name, with the list of valid ones.
+    """
+    for name in features:
+        if name not in FEATURES:
+            raise ValueError(f"unknown feature {name!r}; choose from {', '.join(FEATURES)}")
+    return tuple(features)

@@ -1,0 +1,270 @@
+"""Episodes: B trainings under a controller, on the device.
+
+An episode is one training. The functions here take an EnvState and return the next one; nothing
+waits for the device. Seeds, spaces, restarts and everything else of the host is in `vector_env`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lr_gym.control.context import TrainingContext
+from lr_gym.control.controller import Controller, ControlState
+from lr_gym.envs.reward import diverged_return, loss_limit, potential
+from lr_gym.envs.run_distribution import RunDistribution
+from lr_gym.tasks import Task
+from lr_gym.training.inner_loop import InnerLoop, InnerState
+from lr_gym.types import Hyperparams, numbers_like
+from lr_gym.updates.averaging import averaged, snapshot_weight
+
+__all__ = ["DIVERGENCE", "EnvState", "Episodes", "Interval"]
+
+# What `Interval.divergence` says, by its number.
+DIVERGENCE = np.array(["", "non_finite_loss", "loss_above_limit"])
+
+Weights = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # parameters and buffers, (B, *shape) each
+
+
+class EnvState(NamedTuple):
+    """B trainings under control; every tensor has a row per run.
+
+    Attributes:
+        inner: the trainings.
+        control: what the controller carries along.
+        base: (B, L) hyperparameters of the base optimizer, without the base schedule.
+        hyper: (B, L) hyperparameters since the last decision, without the base schedule.
+        context: what stays fixed during the trainings.
+        initial_train_loss: (B,) loss of the first minibatch.
+        initial_loss: (B,) initial loss on the reward split.
+        loss: (B,) loss on the reward split at the last decision.
+        collected: (B,) return so far.
+        average: averaged weights; () where trainings are judged by their last weights.
+    """
+
+    inner: InnerState
+    control: ControlState
+    base: Hyperparams
+    hyper: Hyperparams
+    context: TrainingContext
+    initial_train_loss: Tensor
+    initial_loss: Tensor
+    loss: Tensor
+    collected: Tensor
+    average: Weights | tuple[()]
+
+
+class Interval(NamedTuple):
+    """What came of one decision.
+
+    Attributes:
+        state: the trainings afterwards.
+        observation: (B, L, F) at the next decision.
+        reward: (B,) decrease of the potential; what is missing to `diverged_return` on divergence.
+        divergence: (B,) index into DIVERGENCE, 0 for runs that did not diverge.
+    """
+
+    state: EnvState
+    observation: Tensor
+    reward: Tensor
+    divergence: Tensor
+
+
+class Episodes:
+    """Trainings of one task under one controller.
+
+    Attributes:
+        controller: the controller.
+        loop: what executes the trainings.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        controller: Controller,
+        runs: RunDistribution,
+        *,
+        weight_decay: float,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        compile: bool,
+    ) -> None:
+        """Load the task's data.
+
+        Args:
+            task: what is trained.
+            controller: a controller of trainings of a known length.
+            runs: what each run draws for itself.
+            weight_decay: weight decay of the base optimizer.
+            device: where the trainings run.
+            dtype: floating-point type of the trainings.
+            compile: whether the trainings are compiled.
+        """
+        assert controller.horizon is not None
+        spec = controller.spec
+        self.controller = controller
+        self.loop = InnerLoop(
+            task,
+            base=spec.base,
+            granularity=spec.granularity,
+            noise="noise" in spec.controls,
+            weight_decay=weight_decay > 0.0,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+        )
+        self._runs = runs
+        self._weight_decay = weight_decay
+        self._horizon = controller.horizon
+        examples = len(self.loop.data.gradient.inputs)
+        self._passes = self._horizon * task.batch_size / examples
+
+    def start(self, run_seed: Tensor, lr: NDArray[np.float64] | None) -> tuple[EnvState, Tensor]:
+        """Start a training for each seed.
+
+        Args:
+            run_seed: (B,) int64 on the device.
+            lr: (B,) initial learning rates; None lets each run draw its own.
+
+        Returns:
+            The state, and the first observation (B, L, F).
+        """
+        runs = len(run_seed)
+        inner = self.loop.init(run_seed)
+        drawn_lr = self._runs.lr(run_seed)
+        if lr is not None:
+            drawn_lr = numbers_like(lr, drawn_lr).unsqueeze(1)
+        base = self._base(drawn_lr)
+        initial_loss = self.loop.evaluate(inner, "reward")
+        control = self.controller.start(runs, self.loop.layout.num_layers, inner.loss)
+        averages = self.controller.spec.average is not None
+        state = EnvState(
+            inner=inner,
+            control=self.controller.add_loss(control, inner.loss),
+            base=base,
+            hyper=Hyperparams(*(value.clone() for value in base)),
+            context=self._context(run_seed),
+            initial_train_loss=inner.loss.clone(),
+            initial_loss=initial_loss,
+            loss=initial_loss.clone(),
+            collected=torch.zeros_like(initial_loss),
+            average=(_copies(inner.params), _copies(inner.buffers)) if averages else (),
+        )
+        return self._observe(state, np.zeros(runs, dtype=np.int64))
+
+    def run_interval(self, state: EnvState, action: Tensor, step: NDArray[np.int64]) -> Interval:
+        """Act, train until the next decision is due, observe and reward.
+
+        Args:
+            state: the trainings, not to be used afterwards.
+            action: (B, L, A) within [-1, 1].
+            step: (B,) inner steps made before.
+        """
+        hyper, control = self.controller.act(state.control, action, state.base)
+        limit = self.steps_until_decision(step)
+        steps = step + np.arange(limit.max())[:, None]  # (K, B) number of each step to be made
+        factor = self.controller.shown_schedule(steps, state.context.progress_known)
+        inner, losses = self.loop.advance(state.inner, hyper, factor, limit)
+        control = self.controller.add_loss(control, losses)
+        state = state._replace(inner=inner, control=control, hyper=hyper)
+        step = step + limit
+        state = state._replace(average=self._averaged(state, step))
+        state, observation = self._observe(state, step)
+        taken = numbers_like(np.arange(limit.max())[:, None] < limit, losses)
+        worst = torch.where(taken > 0, losses, -torch.inf).max(0).values
+        state, reward, divergence = self._reward(state, worst)
+        return Interval(state, observation, reward, divergence)
+
+    def steps_until_decision(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Inner steps (B,) until the next decision or the end of the training."""
+        return np.minimum(self.controller.interval, self._horizon - step)
+
+    def evaluate(self, state: EnvState, split: str) -> Tensor:
+        """Mean loss (B,) of each run on a split, with the weights that it is judged by."""
+        return self.loop.evaluate(evaluated_state(state), split)
+
+    def effective_lr(self, state: EnvState, step: NDArray[np.int64]) -> Tensor:
+        """Learning rate (B, L) in force, base schedule included."""
+        factor = self.controller.shown_schedule(step, state.context.progress_known)
+        return state.hyper.lr * factor.unsqueeze(1)
+
+    def _base(self, lr: Tensor) -> Hyperparams:
+        """Hyperparameters (B, L) of the base optimizer from learning rates (B, 1)."""
+        ones = torch.ones(
+            len(lr), self.loop.layout.num_layers, dtype=self.loop.dtype, device=self.loop.device
+        )
+        return Hyperparams(
+            lr=ones * lr.to(self.loop.dtype),
+            momentum=ones * self.loop.rule.momentum,
+            noise=ones * 0.0,
+            weight_decay=ones * self._weight_decay,
+        )
+
+    def _context(self, run_seed: Tensor) -> TrainingContext:
+        loss_known, progress_known, passes_known = self._runs.known(run_seed, self.loop.dtype)
+        ones = torch.ones_like(loss_known)
+        sizes = ones[:, None] * numbers_like(self.loop.layout.layer_sizes(), ones)
+        return TrainingContext(
+            passes=ones * self._passes,
+            sizes=sizes,
+            elements=sizes.clone(),
+            loss_known=loss_known,
+            progress_known=progress_known,
+            passes_known=passes_known,
+        )
+
+    def _observe(self, state: EnvState, step: NDArray[np.int64]) -> tuple[EnvState, Tensor]:
+        stats = self.loop.stats(state.inner, state.hyper)
+        observation, control = self.controller.observe(
+            state.control, stats, state.hyper, state.context, step
+        )
+        return state._replace(control=control), observation
+
+    def _averaged(self, state: EnvState, step: NDArray[np.int64]) -> Weights | tuple[()]:
+        """The averages after a decision, where weights are averaged."""
+        power = self.controller.spec.average
+        if power is None or not state.average:
+            return ()
+        decisions = np.ceil(step / self.controller.interval)
+        weight = numbers_like(snapshot_weight(power, decisions), state.loss)
+        params, buffers = state.average
+        return (
+            averaged(params, state.inner.params, weight),
+            averaged(buffers, state.inner.buffers, weight),
+        )
+
+    def _reward(self, state: EnvState, worst: Tensor) -> tuple[EnvState, Tensor, Tensor]:
+        """State, reward (B,) and index into DIVERGENCE (B,) after an interval.
+
+        Args:
+            state: the trainings after the interval.
+            worst: (B,) largest training loss of the interval, NaN if any was NaN.
+        """
+        optimum = self.loop.task.optimum
+        loss = self.evaluate(state, "reward")
+        non_finite = ~(torch.isfinite(worst) & torch.isfinite(loss))
+        above = worst > loss_limit(state.initial_train_loss)
+        above |= loss > loss_limit(state.initial_loss)
+        divergence = torch.where(non_finite, 1, torch.where(above, 2, 0))
+        gain = potential(state.loss, optimum) - potential(loss, optimum)
+        # whatever a run has collected before, it ends with the same return when it diverges
+        missing = diverged_return(state.initial_loss, optimum) - state.collected
+        gain = torch.where(divergence > 0, missing, gain)
+        state = state._replace(loss=loss, collected=state.collected + gain)
+        return state, gain, divergence
+
+
+def evaluated_state(state: EnvState) -> InnerState:
+    """The trainings with the weights that they are judged by, averaged or not."""
+    if not state.average:
+        return state.inner
+    params, buffers = state.average
+    return state.inner._replace(params=params, buffers=buffers)
+
+
+def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.clone() for tensor in tensors)

@@ -1,0 +1,84 @@
+"""What the host knows of the rows of a vector environment: seeds, episodes, steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lr_gym.rng import run_seeds
+
+__all__ = ["Rows"]
+
+
+@dataclasses.dataclass
+class Rows:
+    """B rows, each of which plays one episode after the other.
+
+    Attributes:
+        row_seed: (B,) seed that the episodes of a row are drawn from.
+        episode: (B,) number of the row's present episode, from 0.
+        step: (B,) inner steps made in that episode.
+        done: (B,) whether the episode is over and the row waits for a reset.
+        given_lr: (B,) initial learning rates that the user gave, NaN where runs draw their own.
+    """
+
+    row_seed: NDArray[np.int64]
+    episode: NDArray[np.int64]
+    step: NDArray[np.int64]
+    done: NDArray[np.bool_]
+    given_lr: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, count: int) -> Rows:
+        """So many rows, not yet seeded."""
+        zeros = np.zeros(count, dtype=np.int64)
+        return cls(
+            row_seed=zeros,
+            episode=zeros.copy(),
+            step=zeros.copy(),
+            done=np.zeros(count, dtype=bool),
+            given_lr=np.full(count, np.nan),
+        )
+
+    def seed(self, seed: int | Sequence[int], mask: NDArray[np.bool_]) -> None:
+        """Give new seeds to the rows of a mask (B,), which begin with their episode 0.
+
+        Args:
+            seed: s for seeds s, s + 1, ...; or one seed per row.
+            mask: (B,) the rows.
+
+        Raises:
+            ValueError: where the number of seeds is not that of the rows.
+        """
+        rows = len(self.row_seed)
+        if isinstance(seed, (int, np.integer)):
+            seeds = [int(seed) + row for row in range(rows)]
+        else:
+            seeds = [int(each) for each in seed]
+        if len(seeds) != rows:
+            raise ValueError(f"seed must be an int or one per run ({rows}); got {len(seeds)}")
+        self.row_seed = np.where(mask, np.array(seeds, dtype=np.int64), self.row_seed)
+        self.episode[mask] = 0
+
+    def begin(self, rows: NDArray[np.intp]) -> tuple[Tensor, NDArray[np.float64] | None]:
+        """Begin the present episode of some rows (n,).
+
+        Returns:
+            The seed of each training (n,), and its initial learning rate (n,) or None.
+        """
+        self.step[rows] = 0
+        self.done[rows] = False
+        row_seed = torch.from_numpy(self.row_seed[rows])
+        seeds = run_seeds(row_seed, torch.from_numpy(self.episode[rows]))
+        lr = self.given_lr[rows]
+        return seeds, None if np.isnan(lr).any() else lr
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Every field by name, for checkpoints."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
