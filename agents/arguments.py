@@ -57,7 +57,7 @@ class Args:
     """One row of control per layer, or one per run."""
     controls: tuple[str, ...] = ("lr",)
     """Hyperparameters to control, a part of: lr momentum noise."""
-    action: Literal["recursive", "residual", "discrete", "discrete_residual"] = "recursive"
+    action: Literal["recursive", "residual", "discrete"] = "recursive"
     """Whether an action moves the lr from where it is or bends the base schedule."""
     action_step: float | None = None
     """Log of the largest factor on the lr per decision."""
@@ -85,8 +85,6 @@ class Args:
     """Fraction of runs that do not know their horizon, as in scripts that give no total_steps."""
     mask_passes: float = 0.1
     """Fraction of runs that do not know their passes over the data, as in scripts that give no steps_per_epoch."""
-    reward: str = "log_loss"
-    """A name of lr_gym.envs.reward.REWARDS."""
     num_envs: int = 64
     """Trainings at a time; a suite shares them out among its tasks.
 

@@ -79,7 +79,7 @@ def make_env(
     """
     return LRControlVectorEnv(
         task,
-        num_envs,
+        num_envs=num_envs,
         granularity=args.granularity,
         controls=args.controls,
         action=args.action,
@@ -87,11 +87,10 @@ def make_env(
         base=args.base,
         schedule=args.schedule,
         decisions=args.decisions,
-        features=args.features,
+        features=args.features or (),
         average=args.average,
         horizon=task.horizon if args.suite == RANDOM else args.horizon,
         initial_lr=args.initial_lr,
-        reward=args.reward,
         mask_loss=0.0 if selection else args.mask_loss,
         mask_progress=0.0 if selection else args.mask_progress,
         mask_passes=0.0 if selection else args.mask_passes,

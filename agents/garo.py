@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agents.evolution import EvolutionConfig, Strategy
 from agents.learner import episode_means
-from lr_gym.envs.reward import REWARDS, diverged_return, loss_limit, potential
+from lr_gym.envs.reward import diverged_return, loss_limit, potential
 from lr_gym.optim.contrib.garo_cell import (
     GradientStatistics,
     garo_step,
@@ -143,7 +143,7 @@ class GaroTrainings:
         """Gains (B,); a run that diverges now ends with the return of a diverged training."""
         optimum = self.task.optimum
         gain = potential(self.loss, optimum) - potential(loss, optimum)
-        total = diverged_return(self._initial_loss, optimum, REWARDS["log_loss"])
+        total = diverged_return(self._initial_loss, optimum)
         return torch.where(self.over, 0.0, torch.where(survived, gain, total - self._gain))
 
     def losses(self, split: str) -> Tensor:

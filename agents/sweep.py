@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from agents.learner import PolicyLearner
-from lr_gym.control.observation import ENDLESS_FEATURES, PEAK_CENTRE, PEAK_WIDTH, TASK_FEATURES
+from lr_gym.control.features import PEAK_CENTRE, PEAK_WIDTH, features_of_group
 from lr_gym.control.spec import ControlSpec
 from lr_gym.engine import process_pool
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -50,7 +50,9 @@ WORST = 0.5
 BATCH = 4096
 LINEAR = 0.01  # how little of tanh's curve the lr passes through
 PEAK = "peak_lr"
-KNOWN = tuple(name for name in (*TASK_FEATURES, *ENDLESS_FEATURES) if name != PEAK)
+KNOWN = tuple(
+    name for group in ("task", "endless") for name in features_of_group(group) if name != PEAK
+)
 LN_10 = math.log(10.0)
 
 

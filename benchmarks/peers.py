@@ -194,7 +194,7 @@ class Env:
             horizon=BATCHES * 1000,
         )
         self.env = LRControlVectorEnv(
-            task, runs, decisions=1000, initial_lr=(1e-3, 1e-3), compile=compile
+            task, num_envs=runs, decisions=1000, initial_lr=(1e-3, 1e-3), compile=compile
         )
         self.env.reset(seed=0)
         actions = self.env.action_space.shape

@@ -69,7 +69,7 @@ def contestant(point: dict[str, int], compile: bool) -> Callable[[], float]:
         "decisions": decisions,
         "compile": compile,
     }
-    env = LRControlVectorEnv(task, point["runs"], **options)
+    env = LRControlVectorEnv(task, num_envs=point["runs"], **options)
     env.reset(seed=0)
     action = np.zeros(env.action_space.shape or (), dtype=np.float32)
     env.step(action)

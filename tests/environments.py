@@ -26,10 +26,9 @@ OPTIONS = [
     ),
     {"controls": CONTROLLED, "render_mode": "ansi"},
     {"controls": CONTROLLED, "action": "discrete", "render_mode": "rgb_array"},
-    {"base": "sgd", "schedule": "cosine", "reward": "paired", "dtype": torch.float64},
+    {"base": "sgd", "schedule": "cosine", "dtype": torch.float64},
     {
         "features": ("log_lr", "depth"),
-        "reward": "final_log_loss",
         "mask_loss": 0.5,
         "mask_progress": 0.5,
     },
@@ -37,7 +36,7 @@ OPTIONS = [
 
 
 def tiny(num_envs=3, **options) -> LRControlVectorEnv:
-    return LRControlVectorEnv(TINY, num_envs, **{**SHORT, **options})
+    return LRControlVectorEnv(TINY, num_envs=num_envs, **{**SHORT, **options})
 
 
 def random_actions(env, seed=0):

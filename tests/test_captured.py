@@ -169,7 +169,9 @@ def test_what_cannot_be_captured_runs_as_it_stands():
 @pytest.mark.parametrize("horizon", [20, 18])  # in whole intervals, and with a shorter last one
 def test_restarts_need_no_new_graphs(horizon):
     envs = [
-        LRControlVectorEnv(TINY, RUNS, horizon=horizon, decisions=4, initial_lr=(1e-3, 1.0))
+        LRControlVectorEnv(
+            TINY, num_envs=RUNS, horizon=horizon, decisions=4, initial_lr=(1e-3, 1.0)
+        )
         for _ in range(2)
     ]
     envs[1].inner._graph = Captured(envs[1].inner._all_steps_, taped)

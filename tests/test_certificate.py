@@ -48,7 +48,7 @@ def test_runs_that_diverge_again_and_again_do_not_stop_the_others():
         "base": "sgd",
         "autoreset_mode": AutoresetMode.DISABLED,
     }
-    env = LRControlVectorEnv(TINY, 6, **setting)
+    env = LRControlVectorEnv(TINY, num_envs=6, **setting)
     resets, reset = [], env.reset
 
     def from_rates(seed=None, options=None):

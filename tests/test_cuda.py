@@ -68,17 +68,18 @@ def test_gpu_equals_cpu(name, compile):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_decision_does_not_wait(no_waiting, compile):
-    env = LRControlVectorEnv("mnist1d-mlp", RUNS, device="cuda", compile=compile)
+    env = LRControlVectorEnv("mnist1d-mlp", num_envs=RUNS, device="cuda", compile=compile)
     env.reset(seed=0)
     for _ in range(2):  # compiles, captures
         env.step(np.zeros(env.action_space.shape, np.float32))
     no_waiting()
-    env._run_interval(env._action_tensor(np.zeros(env.action_space.shape, np.float32)))
+    action = env._read_actions(np.zeros(env.action_space.shape, np.float32))
+    env._episodes.run_interval(env.runs, action, env._rows.step)
 
 
 def test_captures_are_few_over_many_episodes():
     env = LRControlVectorEnv(
-        "mnist1d-mlp", RUNS, device="cuda", compile=True, decisions=4, horizon=18
+        "mnist1d-mlp", num_envs=RUNS, device="cuda", compile=True, decisions=4, horizon=18
     )
     env.reset(seed=0)
     for _ in range(23):

@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from lr_gym.control.action import CONTROLLED
-from lr_gym.control.observation import FEATURES, TASK_FEATURES
+from lr_gym.control.features import FEATURES, features_of_group
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.rollout import controlled_env
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -20,6 +20,7 @@ from lr_gym.training.inner_loop import minibatch
 from lr_gym.updates.rules import RULES
 
 HORIZON = 50
+TASK_FEATURES = features_of_group("task")
 
 
 def random_policy(spec: ControlSpec, interval: int, seed: int = 0) -> MLPPolicy:

@@ -118,7 +118,12 @@ def test_environment_on_a_device(device, kind):
     """Through two episodes and their restarts, and on from a saved state."""
     envs = [
         LRControlVectorEnv(
-            TINY, RUNS, device=place, decisions=3, initial_lr=(1e-3, 1.0), **ENVIRONMENTS[kind]
+            TINY,
+            num_envs=RUNS,
+            device=place,
+            decisions=3,
+            initial_lr=(1e-3, 1.0),
+            **ENVIRONMENTS[kind],
         )
         for place in ("cpu", NAME)
     ]
@@ -141,13 +146,15 @@ def test_environment_on_a_device(device, kind):
 
 @pytest.mark.parametrize("kind", list(ENVIRONMENTS))
 def test_a_decision_does_not_wait(device, kind):
-    env = LRControlVectorEnv(TINY, RUNS, device=NAME, **ENVIRONMENTS[kind])
+    env = LRControlVectorEnv(TINY, num_envs=RUNS, device=NAME, **ENVIRONMENTS[kind])
     device.waits.clear()
-    env._runs = env._fresh(torch.arange(RUNS).to(NAME, non_blocking=True), np.full(RUNS, 1e-3))
+    seeds = torch.arange(RUNS).to(NAME, non_blocking=True)
+    state, _ = env._episodes.start(seeds, np.full(RUNS, 1e-3))
+    step = np.zeros(RUNS, dtype=np.int64)
     for _ in range(2):
-        env._run_interval(
-            env._action_tensor(np.zeros(env.action_space.shape, env.action_space.dtype))
-        )
+        action = env._read_actions(np.zeros(env.action_space.shape, env.action_space.dtype))
+        state = env._episodes.run_interval(state, action, step).state
+        step = step + env._episodes.steps_until_decision(step)
     assert device.waits == []
 
 

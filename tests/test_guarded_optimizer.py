@@ -169,7 +169,7 @@ def test_metrics_show_trust_and_drift_only_where_there_is_a_guard():
 def test_the_guard_reads_no_number_back_from_the_device(seen):
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = make(model, acting(seen))
-    optimizer._warned = True  # on the CPU what the host knows is there at once
+    optimizer._notices._given.add("guard")  # on the CPU what the host knows is there at once
     train_watched(optimizer, loss_at, 12)
 
 

@@ -8,21 +8,15 @@ import math
 import pytest
 import torch
 
-from lr_gym.control.observation import (
-    DEFAULT_FEATURES,
-    FEATURES,
-    Memory,
-    Observed,
-    TrainingContext,
-    check_features,
-    empty_memory,
-    observe,
-    remember,
-)
+from lr_gym.control.context import Clock, TrainingContext
+from lr_gym.control.features import FEATURES, Observed, check_features, features_of_group
+from lr_gym.control.memory import Memory, empty_memory, remember
+from lr_gym.control.observation import observe
 from lr_gym.types import Hyperparams, LayerStats
 
 ABSURD = (0.0, math.inf, math.nan, 1e30, -1e30, 1e-30, 1.0)
 ALL = tuple(FEATURES)
+DEFAULT_FEATURES = features_of_group("course")
 
 
 def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = None) -> Observed:
@@ -37,7 +31,8 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        outlook=TrainingContext(*(b,) * 5, bl, bl, *(torch.ones(runs),) * 3),
+        context=TrainingContext(b, bl, bl, *(torch.ones(runs),) * 3),
+        clock=Clock(*(b,) * 4),
     )
 
 
@@ -51,10 +46,9 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
-    outlook = TrainingContext(
-        b() * 0.9, b(), 300.0 * b(), 1e3 * b(), 50.0 * b(), *[1e3 * bl()] * 2, known, known, known
-    )
-    return Observed(stats, memory, hyper, rows, rows - 0.5, outlook)
+    clock = Clock(progress=b() * 0.9, schedule=b(), step=300.0 * b(), horizon=1e3 * b())
+    context = TrainingContext(50.0 * b(), *[1e3 * bl()] * 2, known, known, known)
+    return Observed(stats, memory, hyper, rows, rows - 0.5, context, clock)
 
 
 @pytest.mark.parametrize(("value", "memory"), [*itertools.product(ABSURD, ABSURD)])
@@ -114,7 +108,7 @@ def test_masked_features_are_zero_and_say_so(hidden):
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
     observed = ordinary()
     masked = observe(
-        ALL, observed._replace(outlook=observed.outlook._replace(**{f"{hidden}_known": mask}))
+        ALL, observed._replace(context=observed.context._replace(**{f"{hidden}_known": mask}))
     )
     unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes", "epoch"]}[
         hidden
@@ -145,8 +139,8 @@ def test_formulas_in_plain_python():
     ratio = lambda i: math.log10(
         o.hyper.lr[run, i] * stats.update_rms[run, i] / stats.param_rms[run, i]
     )
-    progress = o.outlook.progress[run].item()
-    pairs = zip(o.outlook.sizes[run].tolist(), memory.initial_grad_rms[run].tolist(), strict=True)
+    progress = o.clock.progress[run].item()
+    pairs = zip(o.context.sizes[run].tolist(), memory.initial_grad_rms[run].tolist(), strict=True)
     squares = sum(size * rms**2 for size, rms in pairs)
     expected = {
         "update_ratio": math.tanh((ratio(layer) + 2.5) / 1.5),
@@ -162,16 +156,16 @@ def test_formulas_in_plain_python():
         "last_action_lr": at(o.action[..., 0]),
         "log_lr": math.tanh((math.log10(at(o.hyper.lr)) + 3) / 2),
         "noise": at(o.hyper.noise),
-        "peak_lr": (math.log10(at(o.hyper.lr) / o.outlook.schedule[run].item()) + 3) / 3.5,
+        "peak_lr": (math.log10(at(o.hyper.lr) / o.clock.schedule[run].item()) + 3) / 3.5,
         "loss_level": math.tanh(memory.short_loss[run].item() / math.log(10)),
         "first_loss": math.tanh(math.log10(memory.initial_loss[run].item())),
-        "model_size": math.log10(sum(o.outlook.sizes[run].tolist())) / 4 - 1,
+        "model_size": math.log10(sum(o.context.sizes[run].tolist())) / 4 - 1,
         "polyak": (math.log10(memory.initial_loss[run].item()) - math.log10(squares)) / 4,
-        "horizon": math.log10(o.outlook.horizon[run].item()) / 3 - 1,
-        "passes": math.log10(o.outlook.passes[run].item()) / 3,
-        "steps": math.log10(1 + o.outlook.step[run].item()) / 2 - 1,
+        "horizon": math.log10(o.clock.horizon[run].item()) / 3 - 1,
+        "passes": math.log10(o.context.passes[run].item()) / 3,
+        "steps": math.log10(1 + o.clock.step[run].item()) / 2 - 1,
         "passes_made": math.log10(
-            0.01 + (o.outlook.step * o.outlook.passes / o.outlook.horizon)[run].item()
+            0.01 + (o.clock.step * o.context.passes / o.clock.horizon)[run].item()
         )
         / 3,
     }
@@ -247,7 +241,7 @@ def test_polyak_is_the_same_step_in_other_units_of_the_loss_and_is_taken_once():
 def test_polyak_takes_the_norm_over_frozen_elements_too():
     """Statistics are means over whole layers, so the squared norm is theirs times all elements."""
     o = ordinary()
-    half = o._replace(outlook=o.outlook._replace(sizes=o.outlook.sizes / 2))
+    half = o._replace(context=o.context._replace(sizes=o.context.sizes / 2))
     assert torch.equal(observe(("polyak",), half), observe(("polyak",), o))
     assert not torch.equal(observe(("model_size",), half), observe(("model_size",), o))
 
@@ -269,7 +263,11 @@ def test_a_layer_without_a_learning_rate_is_not_compared_with():
     shown = observe(("update_ratio_among_layers",), o._replace(hyper=o.hyper._replace(lr=frozen)))
     rest = lambda tree: type(tree)(*(x[:, 1:] if x.ndim > 1 else x for x in tree))
     alone = o._replace(
-        stats=rest(o.stats), memory=rest(o.memory), hyper=rest(o.hyper), outlook=rest(o.outlook)
+        stats=rest(o.stats),
+        memory=rest(o.memory),
+        hyper=rest(o.hyper),
+        context=rest(o.context),
+        clock=rest(o.clock),
     )
     expected = observe(
         ("update_ratio_among_layers",),

@@ -10,7 +10,7 @@ import torch
 from tiny import random_policy
 
 from lr_gym.control.action import ACTIONS, CONTROLLED, action_table
-from lr_gym.control.observation import FEATURES
+from lr_gym.control.features import FEATURES
 from lr_gym.control.spec import ControlSpec
 from lr_gym.layers import GRANULARITIES
 from lr_gym.policies.policy import (

@@ -152,13 +152,10 @@ def test_sampled_statistics_are_near_those_of_every_element():
     for sample in (None, 2500):
         param = values.clone().requires_grad_()
         seen = []
-        policy = constant(decisions=1)
-        optimizer = PolicyOptimizer([param], policy, 0.01, sample=sample)
-        optimizer._policy = type(
-            "Spy", (), {"spec": policy.spec, "interval": 1, "to": lambda self, device: self}
-        )()
-        optimizer._policy.predict = lambda o, seen=seen: (seen.append(o), constant().predict(o))[1]
-        optimizer._interval = 1
+        spec = constant(decisions=1).spec
+        spy = type("Spy", (), {"spec": spec, "interval": 1, "to": lambda self, device: self})()
+        spy.predict = lambda o, seen=seen: (seen.append(o), constant().predict(o))[1]
+        optimizer = PolicyOptimizer([param], spy, 0.01, sample=sample)
         for step in range(3):
             param.grad = torch.randn(100, 400, generator=torch.Generator().manual_seed(step)) * 0.1
             optimizer.step()

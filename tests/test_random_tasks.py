@@ -146,7 +146,7 @@ def test_random_networks_read_their_inputs(network, depth):
 
 def test_random_tasks_options_are_the_environments():
     draw = random_task(3)
-    env = LRControlVectorEnv(draw.task, 2, **draw.options)
+    env = LRControlVectorEnv(draw.task, num_envs=2, **draw.options)
     env.reset(seed=0)
     assert env.inner.rule.family in ("sgd", "adam")
 

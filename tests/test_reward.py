@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lr_gym.envs.reward import REWARDS, check_reward, diverged_return, loss_limit, potential
+from lr_gym.envs.reward import diverged_return, loss_limit, potential
 
 INITIAL = torch.tensor([1e-6, 0.5, 2.3, 40.0, 1e6], dtype=torch.float64)
 
@@ -41,26 +41,12 @@ def test_loss_limit_is_far_above_any_start(initial):
 
 
 @pytest.mark.parametrize("optimum", [0.0, 1e-7])
-@pytest.mark.parametrize("name", REWARDS)
-def test_diverged_return_is_finite_and_below_every_survivor(name, optimum):
-    """A survivor ends between the optimum and the limit.
-
-    So does the Adam run that a paired reward subtracts.
-    """
-    reward = REWARDS[name]
-    floor = diverged_return(INITIAL, optimum, reward)
+def test_diverged_return_is_finite_and_below_every_survivor(optimum):
+    """A survivor ends between the optimum and the limit."""
+    floor = diverged_return(INITIAL, optimum)
     assert torch.isfinite(floor).all()
     for i, initial in enumerate(INITIAL):
-        ends = (
-            torch.linspace(0, 1, 50, dtype=torch.float64) * (loss_limit(initial) - optimum)
-            + optimum
-        )
-        gains = potential(initial, optimum) - potential(ends, optimum)
-        returns = gains.unsqueeze(1) - gains if reward.paired else gains
+        places = torch.linspace(0, 1, 50, dtype=torch.float64)
+        ends = places * (loss_limit(initial) - optimum) + optimum
+        returns = potential(initial, optimum) - potential(ends, optimum)
         assert floor[i] < returns.min() - 0.5
-
-
-def test_unknown_reward_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="reward") as error:
-        check_reward("accuracy")
-    assert all(name in str(error.value) for name in REWARDS)

@@ -206,7 +206,7 @@ def test_cifar10_is_read_from_its_own_format(cifar_files):
 def test_resnet18_trains_in_all_three_places(cifar_files, monkeypatch):
     data = images.read_cifar10(cifar_files, download=False)
     task = dataclasses.replace(TASKS["cifar10-resnet18"], data=lambda: data, batch_size=2, chunk=8)
-    env = LRControlVectorEnv(task, 2, horizon=2, decisions=2)
+    env = LRControlVectorEnv(task, num_envs=2, horizon=2, decisions=2)
     env.reset(seed=0)
     observation, reward, *_ = env.step(np.zeros(env.action_space.shape))
     assert env.num_layers == 41  # 20 convolutions, 20 batch norms, the readout

@@ -90,7 +90,7 @@ def test_rows_of_a_batch_equal_rows_alone(name):
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_environment_runs_and_is_finite(name):
-    env = LRControlVectorEnv(name, 3, horizon=4, decisions=2)
+    env = LRControlVectorEnv(name, num_envs=3, horizon=4, decisions=2)
     observation, _ = env.reset(seed=0)
     assert np.isfinite(observation).all()
     for _ in range(2):
@@ -519,7 +519,7 @@ def test_one_class_and_large_batches_train_to_finite_values(change):
         TINY, data=lambda: data, batch_size=6 if change == "one class" else 500
     )
     env = LRControlVectorEnv(
-        task, 2, horizon=40, decisions=4, initial_lr=(0.1, 0.1), schedule="constant"
+        task, num_envs=2, horizon=40, decisions=4, initial_lr=(0.1, 0.1), schedule="constant"
     )
     env.reset(seed=0)
     for _ in range(4):

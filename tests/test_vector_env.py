@@ -16,7 +16,7 @@ from tiny import TINY
 
 import lr_gym  # noqa: F401 - registers the environments
 from lr_gym.control.action import ACTIONS, action_table
-from lr_gym.control.observation import FEATURES
+from lr_gym.control.features import FEATURES
 from lr_gym.envs.env import LRControlEnv
 from lr_gym.envs.vector_env import LRControlVectorEnv
 
@@ -156,12 +156,12 @@ WRONG = [
     ("horizon", 0), ("horizon", 2.5), ("decisions", 0), ("decisions", "4"),
     ("granularity", "tensor"), ("controls", ("momentum",)), ("controls", "lr"),
     ("action", "absolute"), ("base", "lion"), ("schedule", "step"),
-    ("features", ()), ("features", ("depht",)),
+    ("features", ("depht",)),
     ("initial_lr", (0.0, 1.0)), ("initial_lr", (1e-2, 1e-3)), ("initial_lr", (1e-3, math.inf)),
     ("initial_lr", (math.nan, math.nan)), ("initial_lr", 1e-3), ("initial_lr", (1e-3, 1e-2, 1e-1)),
     ("initial_lr", ("1e-3", "1e-2")), ("mask_passes", 1.5),
     ("weight_decay", -0.1), ("weight_decay", math.nan), ("weight_decay", None),
-    ("reward", "accuracy"), ("mask_loss", -0.1), ("mask_loss", math.nan), ("mask_progress", 1.1),
+    ("mask_loss", -0.1), ("mask_loss", math.nan), ("mask_progress", 1.1),
     ("mask_progress", "half"), ("dtype", torch.int64), ("dtype", torch.float16),
     ("dtype", torch.bfloat16), ("render_mode", "human"),
     ("autoreset_mode", AutoresetMode.NEXT_STEP), ("max_episode_steps", 100),

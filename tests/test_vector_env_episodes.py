@@ -14,7 +14,7 @@ from tiny import TINY
 
 import lr_gym  # noqa: F401 - registers the environments
 from lr_gym.control.action import ACTIONS, CONTROLLED, action_table
-from lr_gym.control.observation import FEATURES
+from lr_gym.control.features import FEATURES
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.updates.schedules import SCHEDULES, base_schedule
 
@@ -156,7 +156,7 @@ def test_reported_lr_is_initial_lr_times_schedule_times_actions(schedule):
 
 
 def test_discrete_action_is_its_row_of_the_table():
-    pairs = (("discrete", "recursive"), ("discrete_residual", "residual"))
+    pairs = (("discrete", "recursive"),)
     for discrete, continuous in pairs:
         a, b = (
             tiny(action=discrete, controls=CONTROLLED),

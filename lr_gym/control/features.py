@@ -343,8 +343,10 @@ def check_features(features: Sequence[str]) -> tuple[str, ...]:
     """Return `features` as a tuple of names of FEATURES.
 
     Raises:
-        ValueError: for an unknown name, with the list of valid ones.
+        ValueError: for no name or an unknown one, with the list of valid ones.
     """
+    if not features:
+        raise ValueError(f"features is empty; choose from {', '.join(FEATURES)}")
     for name in features:
         if name not in FEATURES:
             raise ValueError(f"unknown feature {name!r}; choose from {', '.join(FEATURES)}")

@@ -1,116 +1,200 @@
-"""The parameters of a PolicyOptimizer laid out in layers, and what is known of them while a training runs."""
+"""ControlledModel: the layers of one model with what their controller carries along (B = 1)."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from lr_gym.control.spec import ControlState
-from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
+from lr_gym.control.action import decode
+from lr_gym.control.context import TrainingContext
+from lr_gym.control.controller import Controller, ControlState
+from lr_gym.layers import Layout
 from lr_gym.optim.guard import Guard
+from lr_gym.optim.model_layout import lay_out
+from lr_gym.optim.settings import Settings
 from lr_gym.optim.slots import Slot
-from lr_gym.types import Hyperparams
-from lr_gym.updates.rules import BaseRule
+from lr_gym.optim.state import load_rows, save_rows
+from lr_gym.policies.policy import Policy
+from lr_gym.types import Hyperparams, LayerStats, numbers_like
 
-__all__ = ["ControlledModel", "lay_out"]
+__all__ = ["START_LR", "ControlledModel", "controlled_model"]
+
+START_LR = "start_lr"  # key of a group: its learning rate when the training began
 
 
 @dataclasses.dataclass
 class ControlledModel:
     """What is known once parameters and devices are.
 
-    The layers, and the controller's state (B = 1).
-
     Attributes:
         layout: the layers.
-        slots: every parameter.
-        leads: the first slot of each layer, whose group's lr and momentum are the layer's.
-        control: the controller's state.
-        multiplier: (1, L) decoded hyperparameters at group lr 1, without schedule.
-        guard: of a policy that knows what it has seen.
+        slots: every parameter in its place.
+        first_slot_of_layer: (L) slots whose groups give the lr and the momentum of each layer.
+        policy: the policy, on the device of the parameters.
+        controller: the controller of this training.
+        control: what the controller carries along.
+        multiplier: (1, L) hyperparameters at a group lr of 1, without the base schedule.
+        guard: the guard of a policy that knows what it learned from, else None.
     """
 
     layout: Layout
     slots: list[Slot]
-    leads: list[Slot]
+    first_slot_of_layer: list[Slot]
+    policy: Policy
+    controller: Controller
     control: ControlState
     multiplier: Hyperparams
     guard: Guard | None
 
     def holds(self, params: Sequence[Tensor]) -> bool:
-        """Whether these are the parameters that it was laid out for."""
+        """Whether these are the parameters that the layers were laid out for."""
         return len(params) == len(self.slots) and all(
             slot.param is param for slot, param in zip(self.slots, params, strict=True)
         )
 
-    def sizes(self) -> list[float]:
-        """Parameters of each layer that learn."""
-        sizes = [0.0] * self.layout.num_layers
-        for slot in self.slots:
-            sizes[slot.layer] += slot.param.numel() * slot.param.requires_grad
-        return sizes
+    def add_loss(self, loss: Tensor) -> None:
+        """Take note of a training loss, a tensor of one number on any device."""
+        loss = loss.to(self.control.loss_sum, non_blocking=True).reshape(1)
+        self.control = self.controller.add_loss(self.control, loss)
+
+    def group_lr(self, key: str = "lr") -> Tensor:
+        """(1, L) learning rate of each layer's group; with START_LR the one that it began with."""
+        rates = [[float(slot.group[key]) for slot in self.first_slot_of_layer]]
+        return numbers_like(rates, self.multiplier.lr)
+
+    def hyper(self, key: str = "lr") -> Hyperparams:
+        """(1, L) hyperparameters in force, without the base schedule; `key` as in `group_lr`."""
+        return self.multiplier._replace(lr=self.multiplier.lr * self.group_lr(key))
+
+    def effective(self, step: int) -> Hyperparams:
+        """(1, L) hyperparameters that are applied at a step."""
+        hyper = self.hyper()
+        return hyper._replace(lr=hyper.lr * float(self.controller.schedule(step)))
+
+    def decide(self, stats: LayerStats, settings: Settings, step: int) -> None:
+        """Observe, ask the policy, and act.
+
+        What became of a group's lr since the start is not shown to the policy: it would take a
+        warmup, say, for a start that is to be mended.
+
+        Args:
+            stats: statistics of the pending gradient, (1, L) each.
+            settings: what the optimizer was made with.
+            step: optimizer steps made.
+        """
+        observation, state = self.controller.observe(
+            self.control, stats, self.hyper(START_LR), self._context(settings), [step]
+        )
+        action, _ = self.policy.predict(observation[0])
+        moving = stats.grad_rms > 0  # without a gradient there is nothing to go by
+        self.multiplier, self.control = self.controller.act(
+            state,
+            action.unsqueeze(0),
+            _unit(self.first_slot_of_layer, stats.grad_rms),
+            moving=moving,
+            restrain=None if self.guard is None else self._restrain(observation, moving),
+        )
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Each layer's lr, multiplier, momentum, noise, and what its guard says.
+
+        Reads from the device.
+        """
+        hyper = self.effective(step)
+        columns = {
+            "lr": hyper.lr,
+            "multiplier": self.multiplier.lr,
+            "momentum": hyper.momentum,
+            "noise": hyper.noise,
+        }
+        values = {"step": float(step)}
+        for key, column in columns.items():
+            for name, value in zip(self.layout.names, column[0].tolist(), strict=True):
+                values[f"{key}/{name}"] = value
+        return values if self.guard is None else values | self.guard.metrics()
+
+    def store(self, states: Mapping[Tensor, dict[str, Any]], present: Sequence[Tensor]) -> None:
+        """Write the controller's state where `state_dict` and copies look.
+
+        Args:
+            states: state of each parameter.
+            present: parameters that the optimizer has now; rows of others are left out.
+        """
+        here = set(map(id, present))
+        first = [
+            slot.param if id(slot.param) in here else None for slot in self.first_slot_of_layer
+        ]
+        save_rows(states, first, self.control, self.guard)
+
+    def _restrain(self, observation: Tensor, moving: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        guard = self.guard
+        assert guard is not None
+        lr = self.group_lr(START_LR)
+        return lambda before, wanted: guard.decide(observation, moving, lr, before, wanted)
+
+    def _context(self, settings: Settings) -> TrainingContext:
+        one = torch.ones_like(self.control.loss_sum)  # (1,)
+        steps = settings.total_steps
+        epoch = settings.steps_per_epoch
+        return TrainingContext(
+            passes=one * ((steps or 1) / (epoch or 1)),
+            sizes=numbers_like([_trained_sizes(self.layout, self.slots)], one),
+            elements=numbers_like([self.layout.layer_sizes()], one),
+            loss_known=one,
+            progress_known=one * float(steps is not None),
+            passes_known=one * float(epoch is not None),
+        )
 
 
-def lay_out(
-    groups: Sequence[dict[str, Any]], rule: BaseRule, granularity: str
-) -> tuple[Layout, list[Slot], list[Slot]]:
-    """The layers of all parameters, by their names where all have one, else by their shapes.
+def controlled_model(
+    groups: Sequence[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], settings: Settings
+) -> ControlledModel:
+    """Lay out the layers and set up the controller, from saved state where there is some.
 
     Args:
-        groups: of the optimizer.
-        rule: the base optimizer's.
-        granularity: "per_layer" or "global".
-
-    Returns:
-        The layers, every parameter in its place, and the first one of each layer.
-
-    Raises:
-        ValueError: for parameters of several devices.
+        groups: parameter groups of the optimizer.
+        states: state of each parameter.
+        settings: what the optimizer was made with.
     """
-    pairs = [(param, group) for group in groups for param in group["params"]]
-    params = [param for param, _ in pairs]
-    if len(devices := sorted({str(param.device) for param in params})) > 1:
-        raise ValueError(
-            f"PolicyOptimizer decides for parameters of one device; got {', '.join(devices)}: make "
-            "one for each"
-        )
-    names = [name for group in groups for name in group.get("param_names", ())]
-    if len(names) == len(params):
-        if len(set(names)) < len(names):  # two models have the same ones
-            names = [
-                f"group{i}.{name}"
-                for i, group in enumerate(groups)
-                for name in group["param_names"]
-            ]
-        layout = layout_of_named(zip(names, params, strict=True), granularity)
-    else:
-        layout = layout_of_tensors(params, granularity)
-        if granularity == "per_layer":
-            _check_groups(groups)
-    starts = itertools.accumulate(layout.sizes, initial=0)
-    hidden = hidden_matrices((group["params"], group.get("muon")) for group in groups)
-    slots = [
-        Slot(param, group, layer, start, rule.of(param in hidden))
-        for (param, group), layer, start in zip(pairs, layout.layer_of, starts, strict=False)
-    ]
-    leads = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
-    return layout, slots, leads
+    layout, slots = lay_out(groups, settings.rule, settings.policy.spec.granularity)
+    first = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
+    doubles = any(slot.param.dtype == torch.float64 for slot in slots)
+    dtype = torch.float64 if doubles else torch.float32
+    like = torch.zeros((), dtype=dtype, device=slots[0].param.device)
+    controller = settings.controller()
+    # a user's own policy may know nothing of guards
+    ranges = getattr(settings.policy, "seen", None)
+    guard = None if ranges is None else Guard(ranges, controller.spec, layout.names, like)
+    control = controller.start(1, layout.num_layers, like)
+    load_rows(states, [slot.param for slot in first], control, guard)
+    return ControlledModel(
+        layout=layout,
+        slots=slots,
+        first_slot_of_layer=first,
+        policy=settings.policy.to(like.device),
+        controller=controller,
+        control=control,
+        multiplier=decode(controller.spec.controls, control.offset, _unit(first, like)),
+        guard=guard,
+    )
 
 
-def _check_groups(groups: Sequence[dict[str, Any]]) -> None:
-    """Warn of groups without names that do not begin with a layer of their own."""
-    for i, group in enumerate(groups):
-        if i and group["params"] and group["params"][0].ndim < 2:
-            warnings.warn(
-                f"PolicyOptimizer: the first tensor of group {i} is no matrix, so it counts as a "
-                "part of the last "
-                "layer of the group before: give (name, parameter) pairs, as "
-                "model.named_parameters() does",
-                stacklevel=7,
-            )
-            return
+def _unit(first_slot_of_layer: Sequence[Slot], like: Tensor) -> Hyperparams:
+    """(1, L) hyperparameters of the base optimizer at a learning rate of 1."""
+    momentum = [[float(slot.group["betas"][0]) for slot in first_slot_of_layer]]
+    momenta = numbers_like(momentum, like)
+    ones = torch.ones_like(momenta)
+    return Hyperparams(ones, momenta, torch.zeros_like(ones), torch.zeros_like(ones))
+
+
+def _trained_sizes(layout: Layout, slots: Sequence[Slot]) -> list[float]:
+    """Number of parameters of each layer that are trained."""
+    sizes = np.zeros(layout.num_layers)
+    for slot in slots:
+        sizes[slot.layer] += slot.param.numel() * slot.param.requires_grad
+    return [float(size) for size in sizes]

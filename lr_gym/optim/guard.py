@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.control.action import ActionMode
-from lr_gym.control.observation import FEATURES
+from lr_gym.control.features import FEATURES
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.ranges import ObservedRanges
 

@@ -1,4 +1,8 @@
-"""A controller's state (B = 1) as rows of numbers in an optimizer's state, in that of each layer's first parameter."""
+"""Where the state of a controller (B = 1) is kept: in the optimizer's state, as rows of numbers.
+
+The row of a layer is in the state of the layer's first parameter, so that every tool which saves
+`state_dict()["state"]` saves the controller too.
+"""
 
 from __future__ import annotations
 
@@ -8,92 +12,93 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_gym.control.observation import Memory
-from lr_gym.control.spec import ControlState
+from lr_gym.control.controller import ControlState
+from lr_gym.control.memory import Memory
 from lr_gym.optim.guard import Guard
 
 __all__ = ["CONTROLLER", "KEYS", "load_rows", "save_rows"]
 
-CONTROLLER, GUARD = KEYS = ("controller", "guard")
-PER_RUN = Memory._fields.index("initial_param_rms")  # fields of Memory that have no layers
-OLDER = 2  # numbers that states of before 2026-11-22 have at the end of a row: the guard's
-NEWER = 1  # numbers at the end of a row that states of before 2026-11-23 lack: initial_grad_rms
+CONTROLLER = "controller"
+GUARD = "guard"
+KEYS = (CONTROLLER, GUARD)  # keys of a parameter's state
+PER_RUN = Memory._fields.index("initial_param_rms")  # number of fields of Memory without layers
 
 
 def save_rows(
     states: Mapping[Tensor, dict[str, Any]],
-    leads: Sequence[Tensor | None],
+    first_params: Sequence[Tensor | None],
     control: ControlState,
     guard: Guard | None,
 ) -> None:
-    """Write the rows of each layer into the state of its first parameter.
+    """Write the row of each layer into the state of its first parameter.
 
     Args:
-        states: of the optimizer.
-        leads: the first parameter of each layer, None where it is gone.
+        states: state of each parameter.
+        first_params: (L) first parameter of each layer, None where it was removed.
         control: the controller's state.
-        guard: of the policy, None where it has none.
+        guard: the guard of the policy, None where it has none.
     """
-    per_run, per_layer = _parts(control)
-    layers = len(leads)
-    row = [*(value.expand(layers) for value in per_run), *(value[0] for value in per_layer)]
-    rows = {CONTROLLER: torch.stack(row, dim=1)}
+    rows = {CONTROLLER: _rows(control, len(first_params))}
     if guard is not None:
         rows[GUARD] = torch.stack(guard.state, dim=-1)[0]
     for key, values in rows.items():
-        for lead, value in zip(leads, values, strict=True):
-            if lead is not None:
-                states[lead][key] = value.clone()
+        for param, row in zip(first_params, values, strict=True):
+            if param is not None:
+                states[param][key] = row.clone()
 
 
 def load_rows(
     states: Mapping[Tensor, dict[str, Any]],
-    leads: Sequence[Tensor],
+    first_params: Sequence[Tensor],
     control: ControlState,
     guard: Guard | None,
 ) -> None:
-    """Inverse of `save_rows`: fills initial states in, in place; what has no rows keeps them.
+    """Inverse of `save_rows`: fill initial states in place; layers without a row keep theirs.
+
+    Args:
+        states: state of each parameter.
+        first_params: (L) first parameter of each layer.
+        control: initial state of the controller, changed in place.
+        guard: the guard of the policy, whose state is changed in place.
 
     Raises:
         ValueError: for rows of a policy with other controls.
     """
-    for layer, lead in enumerate(leads):
-        state = states.get(lead, {})
+    for layer, param in enumerate(first_params):
+        state = states.get(param, {})
         if CONTROLLER in state:
-            older = _fill(control, layer, state[CONTROLLER])
-            guard_row = (
-                older if len(older) else state.get(GUARD, ())
-            )  # which once had no key of its own
-            for target, value in zip(() if guard is None else guard.state, guard_row, strict=False):
+            _fill(control, layer, state[CONTROLLER])
+        if GUARD in state and guard is not None:
+            for target, value in zip(guard.state, state[GUARD], strict=True):
                 target[0, layer] = value
 
 
 def _parts(control: ControlState) -> tuple[list[Tensor], list[Tensor]]:
-    """Values of the run, (1,) each, and of the layers, (1, L) each."""
+    """Values of the run, (1,) each, and of its layers, (1, L) each."""
     per_run = [*control.memory[:PER_RUN], control.loss_sum, control.loss_count]
-    older, newer = control.memory[PER_RUN:-NEWER], control.memory[-NEWER:]
-    return per_run, [*older, *control.offset.unbind(-1), *control.action.unbind(-1), *newer]
+    per_layer = [*control.memory[PER_RUN:], *control.offset.unbind(-1), *control.action.unbind(-1)]
+    return per_run, per_layer
 
 
-def _fill(control: ControlState, layer: int, row: Tensor) -> Tensor:
-    """Write a layer's row (n,) into a state, in place.
-
-    Returns what the row holds beyond, (0,) or (OLDER,).
-    """
+def _rows(control: ControlState, layers: int) -> Tensor:
+    """(L, n) numbers of each layer, those of the run repeated for each."""
     per_run, per_layer = _parts(control)
-    known = len(per_run) + len(per_layer)
-    if len(row) in (known - NEWER, known - NEWER + OLDER):
-        per_layer = per_layer[:-NEWER]
-    elif len(row) != known:
+    columns = [*(value.expand(layers) for value in per_run), *(value[0] for value in per_layer)]
+    return torch.stack(columns, dim=1)
+
+
+def _fill(control: ControlState, layer: int, row: Tensor) -> None:
+    """Write the row (n,) of a layer into a state, in place."""
+    per_run, per_layer = _parts(control)
+    expected = len(per_run) + len(per_layer)
+    if len(row) != expected:
         raise ValueError(
-            f"the state that was loaded is that of a policy with other controls: {len(row)} "
-            f"numbers a layer, {known} "
-            "are expected; load it into an optimizer with the policy that it was saved with"
+            f"the state that was loaded belongs to a policy with other controls: it has {len(row)} "
+            f"numbers per layer, expected {expected}; load it into an optimizer with the policy "
+            "that it was saved with"
         )
-    parts = [len(per_run), len(per_layer), len(row) - len(per_run) - len(per_layer)]
-    run_row, layer_row, beyond = torch.split(row.to(control.offset), parts)
-    for target, value in zip(per_run, run_row, strict=True):
+    values = row.to(control.offset)
+    for target, value in zip(per_run, values, strict=False):
         target[0] = value
-    for target, value in zip(per_layer, layer_row, strict=True):
+    for target, value in zip(per_layer, values[len(per_run) :], strict=True):
         target[0, layer] = value
-    return beyond

@@ -30,7 +30,9 @@ SWEEP_FEATURES = ("first_loss", "peak_lr", "horizon", "steps")
 
 def sweep_env(setting: dict[str, Any], update: int, slot: int) -> LRControlVectorEnv:
     """The same small task at every update."""
-    return LRControlVectorEnv(TINY, SWEEP.rates, autoreset_mode=AutoresetMode.DISABLED, **setting)
+    return LRControlVectorEnv(
+        TINY, num_envs=SWEEP.rates, autoreset_mode=AutoresetMode.DISABLED, **setting
+    )
 
 
 def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
@@ -50,7 +52,9 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     setting = {**SETTING, **options}
     if agent == "sweep":
         setting["features"] = SWEEP_FEATURES
-        selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]
+        selection = [
+            LRControlVectorEnv(TINY, num_envs=3, autoreset_mode=AutoresetMode.DISABLED, **setting)
+        ]
         make = functools.partial(sweep_env, setting)
         return SweepLearner(make, len(runs), selection, SWEEP, seed=seed, updates=UPDATES)
     if agent == "dqn":
@@ -58,9 +62,13 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
     if agent == "q_learning":
         setting.setdefault("features", ("update_ratio", "depth", "progress"))
     twins = 2 if agent == "ppo_twins" else 1
-    env = LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **setting) for n in runs], twins=twins)
+    env = LayerRowsVecEnv(
+        [LRControlVectorEnv(TINY, num_envs=n, **setting) for n in runs], twins=twins
+    )
     env.seed(seed << 20)
-    selection = [LRControlVectorEnv(TINY, 3, autoreset_mode=AutoresetMode.DISABLED, **setting)]
+    selection = [
+        LRControlVectorEnv(TINY, num_envs=3, autoreset_mode=AutoresetMode.DISABLED, **setting)
+    ]
     ppo = PPOConfig(hidden=(16, 16), n_epochs=2, minibatches=2, learning_rate=0.02)
     kinds = {
         "ppo": (PPOLearner, ppo),

@@ -75,7 +75,7 @@ def test_saved_policy_is_what_was_judged(agent, tmp_path):
     assert policy.about == {"seed": 0}
     env = LRControlVectorEnv(
         TINY,
-        3,
+        num_envs=3,
         **SETTING,
         action="recursive",
         action_step=policy.spec.action_step,

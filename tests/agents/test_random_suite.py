@@ -110,7 +110,7 @@ def test_products_of_a_network_by_hand(network):
 def renewing(seed: int = 0) -> LayerRowsVecEnv:
     def make(generation: int) -> list[LRControlVectorEnv]:
         tasks = random_batch(1, generation, 2, 4, horizon=8)
-        return [LRControlVectorEnv(task, 2, horizon=8, decisions=4) for task in tasks]
+        return [LRControlVectorEnv(task, num_envs=2, horizon=8, decisions=4) for task in tasks]
 
     env = LayerRowsVecEnv(make(0), renew=make)
     env.seed(seed)
@@ -138,10 +138,10 @@ def test_an_agent_goes_from_task_to_task_and_resumes():
 
 
 def test_what_cannot_be_renewed_says_so():
-    assert not LayerRowsVecEnv([LRControlVectorEnv(TINY, 1)]).renew()
+    assert not LayerRowsVecEnv([LRControlVectorEnv(TINY, num_envs=1)]).renew()
 
     def other_rows(generation: int) -> list[LRControlVectorEnv]:
-        return [LRControlVectorEnv(TINY, 1 + generation)]
+        return [LRControlVectorEnv(TINY, num_envs=1 + generation)]
 
     with pytest.raises(ValueError, match="runs, layers"):
         LayerRowsVecEnv(other_rows(0), renew=other_rows).renew()

@@ -16,14 +16,14 @@ from lr_gym.layers import GRANULARITIES
 def make_env(*runs: int, **options) -> LayerRowsVecEnv:
     """One environment for each number of runs."""
     options = {"horizon": 12, "decisions": 4, "schedule": "constant", **options}
-    return LayerRowsVecEnv([LRControlVectorEnv(TINY, n, **options) for n in runs])
+    return LayerRowsVecEnv([LRControlVectorEnv(TINY, num_envs=n, **options) for n in runs])
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_rows_are_the_layers_of_the_runs(granularity):
     """Against the environment itself, over a restart."""
     env, plain = make_env(3, granularity=granularity), LRControlVectorEnv(
-        TINY, 3, horizon=12, decisions=4, schedule="constant", granularity=granularity
+        TINY, num_envs=3, horizon=12, decisions=4, schedule="constant", granularity=granularity
     )  # fmt: skip
     layers = plain.num_layers
     assert env.num_envs == 3 * layers
@@ -128,6 +128,8 @@ def test_discrete_rows_choose_an_index(action):
 def test_wrong_environments_are_refused():
     with pytest.raises(ValueError, match="empty"):
         LayerRowsVecEnv([])
-    envs = [LRControlVectorEnv(TINY, 1, action=action) for action in ("recursive", "residual")]
+    envs = [
+        LRControlVectorEnv(TINY, num_envs=1, action=action) for action in ("recursive", "residual")
+    ]
     with pytest.raises(ValueError, match="control spec"):
         LayerRowsVecEnv(envs)

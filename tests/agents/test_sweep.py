@@ -78,7 +78,7 @@ def test_a_sweep_is_the_trainings_at_its_rates(highest):
     seen, figures = play(functools.partial(sweep_env, setting), 0, 0, config, 5)
     losses = []
     for rate in config.logarithms.double().exp():
-        env = LRControlVectorEnv(TINY, 1, autoreset_mode=AutoresetMode.DISABLED, **setting)
+        env = LRControlVectorEnv(TINY, num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **setting)
         env.reset(seed=[5], options={"initial_lr": [float(rate)]})
         before, diverged = env.evaluate("reward")[0], False
         for _ in range(SETTING["decisions"]):
@@ -126,7 +126,7 @@ def test_it_finds_the_rate_wherever_it_starts():
     for lr in (1e-4, 1e-2, 0.3):
         env = LRControlVectorEnv(
             TINY,
-            3,
+            num_envs=3,
             autoreset_mode=AutoresetMode.DISABLED,
             initial_lr=(lr, lr),
             **{**SETTINGS, "horizon": 60, "decisions": 20},
@@ -139,7 +139,10 @@ def test_no_action_moves_what_is_known():
     """Two trainings, one of them at a hundredth of the rate, know the same from the first decision to the last."""
     features = (PEAK, *KNOWN)
     env = LRControlVectorEnv(
-        TINY, 2, autoreset_mode=AutoresetMode.DISABLED, **{**SETTINGS, "features": features}
+        TINY,
+        num_envs=2,
+        autoreset_mode=AutoresetMode.DISABLED,
+        **{**SETTINGS, "features": features},
     )
     observation, _ = env.reset(seed=[1, 1], options={"initial_lr": [1e-2, 1e-2]})
     down = np.zeros((2, env.num_layers, 1), dtype=np.float32)

@@ -79,13 +79,13 @@ def test_equal_trainings_and_divergence_stay_finite(rewards):
 
 
 def test_twins_start_alike_and_others_do_not():
-    env = LayerRowsVecEnv([LRControlVectorEnv(TINY, 4, horizon=12, decisions=4)], twins=2)
+    env = LayerRowsVecEnv([LRControlVectorEnv(TINY, num_envs=4, horizon=12, decisions=4)], twins=2)
     first = env.reset().reshape(4, -1)
     assert np.array_equal(first[0], first[1])
     assert np.array_equal(first[2], first[3])
     assert not np.array_equal(first[0], first[2])
     with pytest.raises(ValueError, match="twins=3"):
-        LayerRowsVecEnv([LRControlVectorEnv(TINY, 4)], twins=3)
+        LayerRowsVecEnv([LRControlVectorEnv(TINY, num_envs=4)], twins=3)
 
 
 def test_ppo_learns_from_what_is_relative():

@@ -1,0 +1,108 @@
+"""Measure, update and average every tensor of a controlled model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lr_gym.optim.base_step import plain_update, same_shape_batches
+from lr_gym.optim.batching import BLOCK
+from lr_gym.optim.controlled_model import START_LR, ControlledModel
+from lr_gym.optim.fused_step import fused_update
+from lr_gym.optim.moments import masses, moments
+from lr_gym.optim.sampling import Piece, measure_gradients, measure_pieces, pieces_of
+from lr_gym.optim.settings import Settings
+from lr_gym.optim.slots import Slot, gradient_of
+from lr_gym.types import LayerStats
+from lr_gym.updates.averaging import snapshot_, snapshot_weight
+
+__all__ = ["average", "measured", "update"]
+
+States = Mapping[Tensor, dict[str, Any]]  # state of each parameter
+
+
+def measured(model: ControlledModel, states: States, settings: Settings) -> LayerStats:
+    """Statistics (1, L) of the pending gradient, and of weights and moments if the policy looks."""
+    names = model.layout.names
+    layers = model.layout.layer_of
+    hyper = model.hyper(START_LR)
+    if model.controller.spec.gradient_only:
+        grads = [gradient_of(slot) for slot in model.slots]
+        return measure_gradients(names, layers, grads, settings.sample, hyper.lr)
+    pieces: list[Piece] = []
+    for i, slot in enumerate(model.slots):
+        first, second = moments(states, slot)
+        tensors = (slot.param, gradient_of(slot), first, *([] if second is None else [second]))
+        pieces += pieces_of(tensors, i, settings.sample, BLOCK)
+    rules = [slot.rule for slot in model.slots]
+    scale = masses(states, model.slots, hyper.lr)
+    return measure_pieces(rules, names, layers, pieces, scale, hyper.momentum)
+
+
+def update(
+    model: ControlledModel,
+    states: States,
+    groups: Sequence[dict[str, Any]],
+    settings: Settings,
+    step: int,
+) -> None:
+    """One step of the base optimizer on every tensor that has a gradient.
+
+    Args:
+        model: the model with its multipliers.
+        states: state of each parameter.
+        groups: parameter groups of the optimizer.
+        settings: what the optimizer was made with.
+        step: optimizer steps made.
+    """
+    slots = [slot for slot in model.slots if slot.param.grad is not None and slot.param.numel() > 0]
+    factor = float(model.controller.schedule(step))
+    rates = {id(group): model.multiplier.lr[0] * (group["lr"] * factor) for group in groups}
+    if settings.fused is not False:
+        slots = fused_update(
+            states,
+            slots,
+            rates,
+            decoupled=settings.rule.decoupled,
+            anywhere=settings.fused is True,
+        )
+    for members in same_shape_batches(slots):
+        lr = torch.stack([rates[id(members[0].group)][slot.layer] for slot in members])
+        momentum, noise = _controlled(model, members, lr)
+        plain_update(states, members, lr, momentum, noise, seed=settings.seed, step=step)
+
+
+def average(model: ControlledModel, states: States, settings: Settings, step: int) -> None:
+    """Let the weights join their average, at the end of every interval and of the training.
+
+    Args:
+        model: the model with its controller.
+        states: state of each parameter, which holds its average.
+        settings: what the optimizer was made with.
+        step: optimizer steps made.
+    """
+    power = settings.policy.spec.average
+    interval = model.controller.interval
+    if power is None or (step % interval and step != settings.total_steps):
+        return
+    weight = snapshot_weight(power, -(-step // interval))
+    for slot in model.slots:
+        if slot.param.requires_grad or "average" in states[slot.param]:
+            snapshot_(states[slot.param], slot.param, weight)
+
+
+def _controlled(
+    model: ControlledModel, slots: Sequence[Slot], lr: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Momentum (n,) and noise (n,) or None of n tensors, the policy's where it controls them."""
+    controls = model.controller.spec.controls
+    momentum = torch.full_like(lr, slots[0].group["betas"][0])
+    noise = None
+    if "momentum" in controls:
+        momentum = torch.stack([model.multiplier.momentum[0, slot.layer] for slot in slots])
+    if "noise" in controls:
+        noise = torch.stack([model.multiplier.noise[0, slot.layer] for slot in slots])
+    return momentum, noise

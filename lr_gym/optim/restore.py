@@ -1,0 +1,45 @@
+"""What torch's `load_state_dict` does to the state of an optimizer, put right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lr_gym.optim.moments import MASSES, drop_foreign
+from lr_gym.optim.settings import Settings
+from lr_gym.optim.state import KEYS
+
+__all__ = ["restore_dtypes"]
+
+
+def restore_dtypes(
+    states: Mapping[Tensor, dict[str, Any]],
+    params: Sequence[Tensor],
+    loaded: Mapping[str, Any],
+    settings: Settings,
+) -> None:
+    """Give state tensors the dtype that they were saved with.
+
+    Torch casts what it loads to the dtype of the parameter, which would round the controller's
+    rows, the averages and the masses of a model in half precision.
+
+    Args:
+        states: state of each parameter, as torch has loaded it; changed in place.
+        params: parameters of the optimizer, in order.
+        loaded: the state_dict that was loaded.
+        settings: what the optimizer was made with.
+    """
+    saved = [index for group in loaded["param_groups"] for index in group["params"]]
+    for param, index in zip(params, saved, strict=True):
+        state = states[param]
+        given = loaded["state"].get(index, {})
+        for key in (*KEYS, "average", *MASSES):
+            if key in given:
+                state[key] = given[key].to(param.device, copy=True)
+        drop_foreign(state, settings.rule.family)
+        # torch moves the count of steps to the device only where a group has the key "fused"
+        if settings.fused is not False and "step" in state:
+            state["step"] = state["step"].to(param.device, torch.float32)
