@@ -69,6 +69,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         num_layers: L.
         initial_lr: range of the initial learning rate.
         inner: what executes the trainings.
+        metadata: what Gymnasium wants to know of rendering and restarts.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
