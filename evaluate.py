@@ -161,10 +161,7 @@ def build(args: Args) -> Plan:
         suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
     )
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
-    defaults = {field.name: field.default for field in dataclasses.fields(Args)}
-    folder = RunFolder(
-        args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE, defaults=defaults
-    )
+    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return Plan(rows, tasks, skipped, folder, config)
 
 

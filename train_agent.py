@@ -86,10 +86,7 @@ def build(args: Args) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
         require("tensorboard", "tensorboard")
     learner, updates = build_learner(args)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
-    defaults = {field.name: field.default for field in dataclasses.fields(Args)}
-    folder = RunFolder(
-        args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE, defaults=defaults
-    )
+    folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return learner, updates, folder, config
 
 

@@ -1,17 +1,14 @@
-"""A training's output folder.
-
-Who owns it, what was asked for, and checkpoints that survive a kill.
-"""
+"""The output folder of a run: one owner at a time, its arguments, and checkpoints that survive a kill."""
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from lr_gym.files import remove_unfinished, write_atomically
@@ -20,61 +17,54 @@ __all__ = ["RunFolder", "RunFolderError"]
 
 CHECKPOINT = "checkpoint.pt"
 ARGS = "args.json"
+LOCK = ".lock"
 
 
 class RunFolderError(ValueError):
-    """The folder holds another run, is in use, or does not fit what is to be resumed."""
+    """The folder holds another run, is in use, or was started with other arguments."""
 
 
 class RunFolder:
-    """Locks an output folder for this process and keeps its arguments and checkpoint."""
+    """Locks an output folder for this process, and keeps its arguments and its checkpoint.
+
+    Attributes:
+        path: The folder.
+    """
 
     def __init__(
-        self,
-        path: Path,
-        args: dict[str, Any],
-        *,
-        resume: bool,
-        may_change: tuple[str, ...] = (),
-        defaults: Mapping[str, Any] | None = None,
+        self, path: Path, args: dict[str, Any], *, resume: bool, may_change: tuple[str, ...] = ()
     ) -> None:
         """Claim the folder.
 
         Args:
-            path: made where it does not exist.
-            args: plain values that define the run.
-            resume: continue the run that is in the folder; without it the folder must hold none.
-            may_change: arguments that may differ from those of the run to resume.
-            defaults: of arguments that a run of an older version does not know.
+            path: The folder; it is made where it does not exist.
+            args: Plain values that define the run.
+            resume: Continue the run that is in the folder; without it, the folder must be empty.
+            may_change: Arguments that may differ from those of the run that is resumed.
 
         Raises:
-            RunFolderError: naming the folder and what to do.
+            RunFolderError: The folder cannot be claimed; the message names it and what to do.
         """
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / ".lock").open("w")
+        self._lock = filelock.FileLock(path / LOCK, timeout=0)
         try:
-            self._claim(json.loads(json.dumps(args)), resume, may_change, defaults or {})
-        except BaseException:
-            self._lock.close()
-            raise
-
-    def _claim(
-        self,
-        args: dict[str, Any],
-        resume: bool,
-        may_change: tuple[str, ...],
-        defaults: Mapping[str, Any],
-    ) -> None:
-        path = self.path
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._lock.acquire()
+        except filelock.Timeout as error:
             raise RunFolderError(
                 f"{path} is in use by another process; choose another --output-dir"
             ) from error
+        try:
+            self._claim(json.loads(json.dumps(args)), resume, may_change)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _claim(self, args: dict[str, Any], resume: bool, may_change: tuple[str, ...]) -> None:
+        """Check what is in the folder, which is locked, and write the arguments."""
+        path = self.path
         remove_unfinished(path)
-        others = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
+        others = [entry.name for entry in path.iterdir() if entry.name != LOCK]
         if not resume and others:
             raise RunFolderError(
                 f"{path} is not empty: choose another --output-dir, or continue its run with "
@@ -83,11 +73,11 @@ class RunFolder:
         if resume and ARGS not in others:
             raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
         if resume:
-            old = {**defaults, **json.loads((path / ARGS).read_text())}
-            for key, value in args.items():
-                if key not in may_change and old.get(key) != value:
+            old = flattened(json.loads((path / ARGS).read_text()))
+            for name, value in flattened(args).items():
+                if name not in may_change and old.get(name) != value:
                     raise RunFolderError(
-                        f"{path} was started with {key}={old.get(key)!r}, not {value!r}: resume "
+                        f"{path} was started with {name}={old.get(name)!r}, not {value!r}: resume "
                         "with the same arguments"
                     )
         write_atomically(path / ARGS, json.dumps(args, indent=2).encode())
@@ -101,7 +91,7 @@ class RunFolder:
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, or None where none was written yet.
 
-        Nothing is unpickled but tensors.
+        Only tensors and plain values are read; no other pickled object is.
         """
         file = self.path / CHECKPOINT
         if not file.exists():
@@ -111,4 +101,15 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the folder."""
-        self._lock.close()
+        self._lock.release()
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted names, so that an error can name the field."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

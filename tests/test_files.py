@@ -41,12 +41,11 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path):
     RunFolder(tmp_path, {"seed": 0}, resume=True).close()
 
 
-def test_a_run_that_does_not_know_an_argument_has_its_default(tmp_path):
-    RunFolder(tmp_path, {"seed": 0}, resume=False).close()
-    defaults = {"average": None, "seed": 1}
-    with pytest.raises(RunFolderError, match="average=None, not 16"):
-        RunFolder(tmp_path, {"seed": 0, "average": 16}, resume=True, defaults=defaults)
-    RunFolder(tmp_path, {"seed": 0, "average": None}, resume=True, defaults=defaults).close()
+def test_a_nested_argument_that_differs_is_named(tmp_path):
+    RunFolder(tmp_path, {"seed": 0, "ppo": {"gamma": 1.0}}, resume=False).close()
+    with pytest.raises(RunFolderError, match=r"ppo\.gamma=1\.0, not 0\.9"):
+        RunFolder(tmp_path, {"seed": 0, "ppo": {"gamma": 0.9}}, resume=True)
+    RunFolder(tmp_path, {"seed": 0, "ppo": {"gamma": 1.0}}, resume=True).close()
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
