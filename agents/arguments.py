@@ -1,169 +1,132 @@
-"""The arguments of `train_agent.py`, and how preset, config file and command line make them."""
+"""The arguments of `train_agent.py`."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import tyro
 
 from agents.evolution import EvolutionConfig
 from agents.q_learning import QConfig
 from agents.sb3 import DQNConfig, PPOConfig
-from agents.settings import apply, presets, read_yaml
 from agents.sweep import SweepConfig
 from lr_gym.analysis.measure_ranges import RUNS
+from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.vector_env import INITIAL_LR
+from lr_gym.types import check_count
 
-__all__ = ["Agent", "Args", "parse"]
+__all__ = ["Args"]
 
-Agent = Literal["ppo", "dqn", "q_learning", "es", "garo", "sweep"]
+SEEDS = 1 << 20  # row seeds of two seeds below this never meet
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Train an agent that controls learning rates, and save its policy."""
+    """Train an agent that controls learning rates, and save its policy.
+
+    Raises:
+        ValueError: A number is out of range; the message names it.
+    """
 
     output_dir: Path
-    """New folder for policy, checkpoint and logs; one that holds a run is never overwritten."""
-    agent: Agent = "ppo"
-    """Who learns: SB3's PPO or DQN, tabular Q-learning, evolution of a small policy (es) or of
-    GARO's cell (garo), or regression on sweeps of learning rates (sweep)."""
+    """New folder for the policy, the checkpoint and the logs. A folder that holds a run is never
+    overwritten."""
+    agent: str = "ppo"
+    """The agent that learns, a name of the list above."""
     preset: str = "default"
-    """Settings by name, see agents/presets; the config file and the command line override them."""
+    """Named settings of the agent, from its file in agents/presets. The config file and the command
+    line override them."""
     config: Path | None = None
-    """YAML file of settings, named as these arguments are; the command line overrides it."""
+    """YAML file of settings, named as these arguments are. Its mapping `control` holds the control
+    options, its mapping `ppo` those of PPO, and so on. The command line overrides it."""
     task: str = "mnist1d-mlp"
-    """What is trained, a name of lr_gym.tasks.TASKS or random-<number>."""
+    """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, or a Task of your own as
+    my_package.my_module:TASK."""
     suite: Literal["train", "random"] | None = None
-    """All training tasks at once instead of one task, or random tasks, new ones for every batch of trainings."""
+    """Learn on many tasks instead of one: on all training tasks at once, or on random tasks, which
+    are new in every batch of trainings."""
     slots: int = 8
-    """Random tasks at a time."""
+    """Number of random tasks at a time."""
     selection_suite: Literal["train", "validation"] | None = None
-    """Tasks by which the policy is selected.
-
-    Those learned on by default, which random ones cannot be.
-    """
+    """Suite of tasks by which the policy is selected. By default the policy is selected by the
+    tasks that it learns on; the random suite needs another one."""
     init: str | None = None
-    """Policy to go on from, builtin:NAME or a file, of the same controls and network; ppo only."""
+    """Policy to start from, for ppo only: a file or builtin:NAME, with the same control options and
+    the same network."""
     seed: int = 0
-    """Of the agent and of its trainings."""
+    """Seed of the agent and of its trainings."""
     timesteps: int = 128_000
-    """Decisions to learn from; those of all layers of a run count once."""
-    granularity: Literal["per_layer", "global"] = "per_layer"
-    """One row of control per layer, or one per run."""
-    controls: tuple[str, ...] = ("lr",)
-    """Hyperparameters to control, a part of: lr momentum noise."""
-    action: Literal["recursive", "residual", "discrete"] = "recursive"
-    """Whether an action moves the lr from where it is or bends the base schedule."""
-    action_step: float | None = None
-    """Log of the largest factor on the lr per decision."""
-    base: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
-    """Base optimizer."""
-    schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
-    """Base schedule."""
-    decisions: int = 50
-    """Decisions per training."""
-    features: tuple[str, ...] | None = None
-    """What the agent sees, names of lr_gym.control.observation.FEATURES.
-
-    All scale-free ones by default.
-    """
-    average: float | None = None
-    """Judge trainings by their averaged weights, about those of the last 1 / (average + 1) of the
-    time: a stand-in for the decay where the end is not known."""
+    """Decisions to learn from. The decisions of all layers of one training count as one."""
     horizon: int | None = None
-    """Inner steps per training; the task's own by default."""
+    """Steps of a training. By default the task's own."""
     initial_lr: tuple[float, float] = INITIAL_LR
-    """Range of the initial learning rate, log-uniform."""
+    """Lowest and highest initial learning rate of a training, which is drawn log-uniformly."""
     mask_loss: float = 0.1
-    """Fraction of runs in which the policy does not see the loss, as in scripts that never call observe()."""
+    """Fraction of the trainings in which the policy does not see the loss, as in scripts that never
+    call observe()."""
     mask_progress: float = 0.1
-    """Fraction of runs that do not know their horizon, as in scripts that give no total_steps."""
+    """Fraction of the trainings in which the policy does not see the progress, as in scripts that
+    give no total_steps."""
     mask_passes: float = 0.1
-    """Fraction of runs that do not know their passes over the data, as in scripts that give no steps_per_epoch."""
+    """Fraction of the trainings in which the policy does not see the passes over the data, as in
+    scripts that give no steps_per_epoch."""
     num_envs: int = 64
-    """Trainings at a time; a suite shares them out among its tasks.
-
-    Not for the agent sweep, which has its own.
-    """
+    """Number of trainings at a time. A suite divides them among its tasks. The agent sweep does not
+    use it: it plays sweep.rates trainings of each task."""
     workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
-    """Threads, or processes of the agent sweep, that share the trainings.
-
-    The result does not depend on it.
-    """
+    """Threads among which the trainings are divided; the agent sweep uses processes. The result
+    does not depend on their number."""
     selection_runs: int = 64
-    """Trainings by which the policy is selected, on the selection split.
-
-    Shared out among a suite's tasks.
-    """
+    """Number of trainings by which the policy is selected, on the selection split. A suite divides
+    them among its tasks."""
     selection_every: int = 5
-    """Agent updates between two selections."""
+    """Updates of the agent between two selections."""
     certificate_runs: int = 16
-    """Trainings, per initial lr, by which the policy is certified as feedback or as a schedule.
-
-    0 for none.
-    """
+    """Trainings from each initial learning rate that show whether the policy is feedback or only a
+    schedule. 0 skips this."""
     guard_runs: int = RUNS
-    """Trainings of each task or slot that measure what the policy sees, for the deployed one's guard; 0 for none."""
-    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
-    """PPO's hyperparameters."""
-    dqn: DQNConfig = dataclasses.field(default_factory=DQNConfig)
-    """DQN's hyperparameters."""
-    q_learning: QConfig = dataclasses.field(default_factory=QConfig)
-    """Tabular Q-learning's hyperparameters."""
-    evolution: EvolutionConfig = dataclasses.field(default_factory=EvolutionConfig)
-    """Hyperparameters of es and garo."""
-    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
-    """Hyperparameters of learning from sweeps."""
+    """Trainings of each task that measure what the policy sees. The guard of the deployed policy
+    compares with it. 0 skips this, and the policy has no guard."""
     device: str = "cpu"
-    """Where the trainings run; the agent's own network stays on the CPU."""
+    """Device of the trainings. The agent's own network stays on the CPU."""
     compile: bool = False
-    """Compile the trainings with torch's inductor: faster after a minute, equal to rounding.
-
-    Needs a C++ compiler.
-    """
+    """Compile the trainings with torch's inductor. They are faster after about a minute, and equal
+    up to rounding. This needs a C++ compiler."""
     data_dir: Path | None = None
-    """Folder with data that cannot be downloaded, such as cifar-10-batches-py.
-
-    LR_GYM_DATA by default.
-    """
+    """Folder of data that cannot be downloaded, such as cifar-10-batches-py. By default the
+    environment variable LR_GYM_DATA."""
     resume: bool = False
     """Continue the run in the output folder, bit for bit."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto is online where you are logged in and offline elsewhere."""
+    """Mode of wandb: auto is online where you are logged in, and offline elsewhere."""
     tensorboard: bool = False
-    """Write the curves for TensorBoard as well, to tensorboard/ in the output folder (pip install tensorboard)."""
+    """Also write the curves for TensorBoard, into the folder tensorboard of the output folder."""
+    control: Annotated[ControlSpec, tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=ControlSpec
+    )
+    """What the policy sees and what its actions do."""
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    """Hyperparameters of the agent ppo."""
+    dqn: DQNConfig = dataclasses.field(default_factory=DQNConfig)
+    """Hyperparameters of the agent dqn."""
+    q_learning: QConfig = dataclasses.field(default_factory=QConfig)
+    """Hyperparameters of the agent q_learning."""
+    evolution: EvolutionConfig = dataclasses.field(default_factory=EvolutionConfig)
+    """Hyperparameters of the agents es and garo."""
+    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
+    """Hyperparameters of the agent sweep."""
 
-
-def parse(command: list[str]) -> Args:
-    """Defaults, preset, config file and command line, the later over the earlier."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--agent")
-    first.add_argument("--preset")
-    first.add_argument("--config", type=Path)
-    first.add_argument("--task")
-    known, _ = first.parse_known_args(command)
-    defaults = Args(output_dir=tyro.MISSING)
-    config = read_yaml(known.config) if known.config else {}
-    agent = known.agent or config.get("agent", "ppo")
-    preset = known.preset or config.get("preset", "default")
-    if agent in get_args(Agent):  # an unknown one is tyro's to refuse
-        named = presets(agent)
-        if preset not in named:
-            raise ValueError(
-                f"unknown preset {preset!r} of {agent}; choose from {', '.join(named)}"
-            )
-        defaults = apply(defaults, named[preset], f"preset {preset}")
-    defaults = apply(defaults, config, str(known.config))
-    args = tyro.cli(Args, args=command, default=defaults)
-    task = known.task or config.get("task")
-    if task is not None and args.suite is not None:  # perhaps the preset's
-        raise ValueError(
-            f"task {task} would not be learned on, with suite {args.suite}: leave it out, or add "
-            "--suite None"
-        )
-    return args
+    def __post_init__(self) -> None:
+        counts = ("timesteps", "num_envs", "slots", "workers", "selection_runs", "selection_every")
+        for name in counts:
+            check_count(name, getattr(self, name))
+        if self.horizon is not None:
+            check_count("horizon", self.horizon)
+        for name in ("certificate_runs", "guard_runs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed must lie in [0, {SEEDS}); got {self.seed}")

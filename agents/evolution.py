@@ -1,15 +1,16 @@
-"""Evolution strategies over the batched inner loop.
+"""Evolution strategies: each training of a population is driven by its own perturbed weights.
 
-Each run of the batch is driven by weights of its own.
+    theta +- sigma eps_j   drive trainings 2 j and 2 j + 1, which share initial weights and data (antithetic pairs)
+    gradient = mean_i  u_i xi_i / sigma^2
 
-    theta +- sigma eps_j   drive runs 2 j and 2 j + 1, which share initial weights and data (antithetic pairs)
-    gradient = mean_i  u_i xi_i / sigma^2,   u: half the pair's difference in gain, in robust units, cut
-    xi: sum of the perturbations since the training began
+Here u_i is half of the difference in gain between the two trainings of a pair, in robust units and
+bounded; xi_i is the sum of the perturbations since the training began.
 
-With whole trainings per update, xi is one perturbation and this is the evolution strategy of
-Salimans et al. 2017; with windows it is persistent evolution (Vicol et al. 2021), whose gradient is
-unbiased although each update sees only a part of a training. What is driven is a `Population`:
-small policies in the environment (here), or GARO's cell (`garo`).
+When an update plays whole trainings, xi is one perturbation, and this is the evolution strategy of
+Salimans et al. 2017. When an update plays a window, this is persistent evolution (Vicol et al.
+2021), whose gradient is unbiased although an update sees only a part of each training. A
+`Population` is what is driven: small policies in the environment (`evolved_policy`), or the cell of
+GARO (`garo`).
 """
 
 from __future__ import annotations
@@ -23,25 +24,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_gym.types import check_count
+
 __all__ = ["EvolutionConfig", "Population", "Strategy"]
+
+LARGEST_UTILITY = 3.0  # a difference in gain of more robust units counts as this many
 
 
 @dataclasses.dataclass(frozen=True)
 class EvolutionConfig:
-    """Hyperparameters of the evolution strategy."""
+    """Hyperparameters of the evolution strategy.
+
+    Raises:
+        ValueError: A count is below 1; the message names it.
+    """
 
     learning_rate: float = 0.15
-    """Of Adam on theta; falls linearly to a tenth."""
+    """Learning rate of Adam on the weights. It falls linearly to a tenth."""
     sigma: float = 0.1
     """Standard deviation of the perturbations."""
     window: int | None = None
-    """Decisions per update; None for whole trainings."""
+    """Decisions of an update. By default an update plays whole trainings."""
     hidden: tuple[int, ...] = ()
-    """Widths of the policy's tanh network, none for a linear policy; GARO has its own."""
+    """Widths of the hidden layers of the policy's network, which are followed by tanh. Without any,
+    the policy is linear. The agent garo does not use this."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            check_count("evolution.window", self.window)
+        for width in self.hidden:
+            check_count("evolution.hidden", width)
 
 
 class Population(Protocol):
-    """N trainings, each driven by its own weights; runs 2 j and 2 j + 1 are a pair."""
+    """N trainings, each driven by its own weights; trainings 2 j and 2 j + 1 are a pair."""
 
     @property
     def decisions(self) -> int:
@@ -50,22 +66,27 @@ class Population(Protocol):
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """Task of each pair, (N/2,): gains are compared within a task only."""
+        """Task of each pair, (N/2,). Gains are compared only within a task."""
         ...
 
     def start(self, row_seeds: Sequence[int]) -> None:
-        """Start a training in every run from these seeds (N,)."""
+        """Start every training anew, from these row seeds (N,)."""
         ...
 
     def play(self, weights: Tensor, decisions: int) -> Tensor:
-        """Let weights (N, D) drive their runs for some decisions.
+        """Drive the trainings for some decisions.
 
-        Gains (N,) of these, 0 for runs that are over.
+        Args:
+            weights: (N, D) weights of each training.
+            decisions: Number of decisions.
+
+        Returns:
+            Gains (N,) over these decisions, 0 for a training that is over.
         """
         ...
 
     def figures(self) -> dict[str, float]:
-        """Means over the trainings that ended since the last call."""
+        """Means over the trainings that have ended since the last call."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,29 +94,39 @@ class Population(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Continue exactly where `state_dict` was taken."""
         ...
 
 
 def pair_utilities(gains: Tensor, groups: NDArray[np.int64]) -> Tensor:
-    """Utilities (N,) of gains (N,).
+    """Utilities of trainings, from their gains.
 
-    +-u/2 in each pair, u its difference over the group's median one, cut at +-3.
+    The two trainings of a pair have u/2 and -u/2. Here u is the difference of their gains over the
+    median difference within their group, at most LARGEST_UTILITY.
+
+    Args:
+        gains: (N,) gain of each training.
+        groups: (N/2,) task of each pair.
+
+    Returns:
+        Utilities (N,).
     """
     difference = gains[0::2] - gains[1::2]
     scaled = torch.zeros_like(difference)
     for group in np.unique(groups):
         rows = torch.from_numpy(np.flatnonzero(groups == group))
         part = difference[rows]
-        scaled[rows] = (part / (1.4826 * part.abs().median() + 1e-12)).clamp(-3.0, 3.0)
+        # 1.4826 median |x| estimates the standard deviation of normal numbers
+        unit = 1.4826 * part.abs().median() + 1e-12
+        scaled[rows] = (part / unit).clamp(-LARGEST_UTILITY, LARGEST_UTILITY)
     return torch.stack([scaled, -scaled], dim=1).flatten() / 2.0
 
 
 class Strategy:
-    """Adam on the estimated gradient of the expected gain.
+    """Adam on an estimate of the gradient of the expected gain.
 
     Attributes:
-        theta: (D,) float32.
+        theta: (D,) float32 weights without perturbation.
     """
 
     def __init__(
@@ -107,9 +138,17 @@ class Strategy:
         seed: int,
         updates: int,
     ) -> None:
-        """Start from `theta` (D,).
+        """Start from given weights.
 
-        The perturbations are drawn from `seed`, and row seeds are counted up from it.
+        Args:
+            population: The trainings.
+            theta: (D,) initial weights.
+            config: Hyperparameters.
+            seed: Seed of the perturbations; the row seeds of the trainings are counted up from it.
+            updates: Number of updates.
+
+        Raises:
+            ValueError: The window is longer than a training.
         """
         pairs = len(population.groups)
         window = population.decisions if config.window is None else config.window
@@ -119,31 +158,22 @@ class Strategy:
                 f"{window}"
             )
         self.theta = theta.clone()
-        self._population, self._config, self._updates, self._window = (
-            population,
-            config,
-            updates,
-            window,
-        )
-        self._row_seed, self._pairs, self._done, self._started, self._decision = (
-            seed << 20,
-            pairs,
-            0,
-            0,
-            0,
-        )
+        self._population = population
+        self._config = config
+        self._updates = updates
+        self._window = window
+        self._row_seed = seed << 20  # row seeds of different seeds never meet
+        self._pairs = pairs
+        self._done = 0
+        self._started = 0  # how often the trainings have been started
+        self._decision = 0  # of the present trainings
         self._generator = torch.Generator().manual_seed(seed)
         self._optimizer = torch.optim.Adam([self.theta], lr=config.learning_rate)
-        self._since_start = torch.zeros(2 * pairs, len(theta))
-
-    @property
-    def window(self) -> int:
-        """Decisions per update."""
-        return self._window
+        self._since_start = torch.zeros(2 * pairs, len(theta))  # xi, (N, D)
 
     @torch.no_grad()
     def update(self) -> dict[str, float]:
-        """Perturb, play, step; start new trainings where the old ones are over."""
+        """Perturb the weights, play, and make a step; start new trainings where the old ones are over."""
         if self._decision == 0:
             first = self._row_seed + self._started * self._pairs
             self._population.start([first + i // 2 for i in range(2 * self._pairs)])
@@ -157,9 +187,9 @@ class Strategy:
         self._since_start += perturbation
         utilities = pair_utilities(gains, self._population.groups)
         gradient = (utilities[:, None] * self._since_start).mean(0) / config.sigma**2
-        self.theta.grad = -gradient
-        share = self._done / max(1, self._updates)
-        self._optimizer.param_groups[0]["lr"] = config.learning_rate * (1.0 - 0.9 * share)
+        self.theta.grad = -gradient  # Adam descends, the gain shall rise
+        done = self._done / max(1, self._updates)
+        self._optimizer.param_groups[0]["lr"] = config.learning_rate * (1.0 - 0.9 * done)
         self._optimizer.step()
         self._done += 1
         self._decision = (self._decision + decisions) % self._population.decisions

@@ -1,4 +1,4 @@
-"""Evolution of small tanh policies in the environment."""
+"""The agent `es`: evolution of a small tanh policy in the environment."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ __all__ = ["EvolutionLearner", "PolicyPopulation"]
 
 
 def initial_theta(widths: Sequence[int], seed: int) -> Tensor:
-    """Flat weights (D,) of a network with these widths.
+    """Initial weights of a network, flat (D,).
 
-    Normal over sqrt(inputs), zero biases, last layer 0.
+    Weights are normal with standard deviation 1 / sqrt(inputs); biases and the last layer are 0, so
+    that the policy does nothing at first.
+
+    Args:
+        widths: Widths of the input, the hidden layers and the output.
+        seed: Seed of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     parts = []
@@ -33,7 +38,7 @@ def initial_theta(widths: Sequence[int], seed: int) -> Tensor:
             torch.randn(outputs * inputs, generator=generator) / math.sqrt(inputs),
             torch.zeros(outputs),
         ]
-    parts[-2].zero_()  # the last layer, or the only one
+    parts[-2].zero_()  # the weights of the last layer
     return torch.cat(parts)
 
 
@@ -41,7 +46,9 @@ def unflatten(
     theta: Tensor, widths: Sequence[int]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Weights (..., out, in) and biases (..., out) of each layer, from flat ones (..., D)."""
-    weights, biases, begin = [], [], 0
+    weights = []
+    biases = []
+    begin = 0
     for inputs, outputs in itertools.pairwise(widths):
         middle = begin + inputs * outputs
         weights.append(theta[..., begin:middle].view(*theta.shape[:-1], outputs, inputs))
@@ -51,19 +58,32 @@ def unflatten(
 
 
 class PolicyPopulation:
-    """Runs of the environment, each under a policy of its own.
+    """A `Population` of runs of the environment, each driven by a policy of its own.
 
-    A diverged run waits for the next start.
+    A run that has diverged waits until all runs start anew.
     """
 
     def __init__(self, env: LayerRowsVecEnv, widths: Sequence[int]) -> None:
+        """Drive the runs of an environment.
+
+        Args:
+            env: Environment with an even number of runs of each task.
+            widths: Widths of the policy's network: input, hidden layers and output.
+
+        Raises:
+            ValueError: A task has an odd number of runs.
+        """
         for part in env.envs:
             if part.num_envs % 2:
-                raise ValueError(f"evolution plays runs in pairs: each environment needs an even number of runs; "
-                                 f"got {part.num_envs} of {part.task.name}")  # fmt: skip
-        self._env, self._widths = env, tuple(widths)
+                raise ValueError(
+                    "evolution plays runs in pairs: each environment needs an even number of runs; "
+                    f"got {part.num_envs} of {part.task.name}"
+                )
+        self._env = env
+        self._widths = tuple(widths)
         self._observation: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self._over = torch.zeros(env.num_runs, dtype=torch.bool)
+        # all rows of a run have its reward, so its first row tells it
         self._first_row = torch.from_numpy(np.searchsorted(env.run_of_row, np.arange(env.num_runs)))
         self._run_of_row = torch.from_numpy(env.run_of_row)
 
@@ -74,18 +94,18 @@ class PolicyPopulation:
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """Task of each pair."""
+        """Task of each pair, (N/2,)."""
         names = [env.task.name for env in self._env.envs for _ in range(env.num_envs // 2)]
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def start(self, row_seeds: Sequence[int]) -> None:
-        """Start a training in every run, on other tasks where there are any."""
+        """Start a training in every run, on new tasks where the suite is random."""
         self._env.renew()
         self._observation = self._env.reset_to(row_seeds)
         self._over = torch.zeros_like(self._over)
 
     def play(self, weights: Tensor, decisions: int) -> Tensor:
-        """Sum of the rewards of each run (N,)."""
+        """Drive the runs by weights (N, D); return the sum of the rewards of each, (N,)."""
         layers = list(zip(*unflatten(weights[self._run_of_row], self._widths), strict=True))
         gains = torch.zeros(len(weights))
         for _ in range(decisions):
@@ -99,7 +119,7 @@ class PolicyPopulation:
         return gains
 
     def figures(self) -> dict[str, float]:
-        """Means over the trainings that ended since the last call."""
+        """Means over the trainings that have ended since the last call."""
         return self._env.figures()
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,13 +132,14 @@ class PolicyPopulation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Continue exactly where `state_dict` was taken."""
         self._env.load_state_dict(state["rows"])
-        self._observation, self._over = state["observation"].numpy().copy(), state["over"].clone()
+        self._observation = state["observation"].numpy().copy()
+        self._over = state["over"].clone()
 
 
 class EvolutionLearner(PolicyLearner):
-    """ES, or PES where the window is shorter than a training, on a small policy that every layer shares."""
+    """Evolution of a small policy that all layers share."""
 
     def __init__(
         self,
@@ -129,7 +150,18 @@ class EvolutionLearner(PolicyLearner):
         seed: int,
         updates: int,
     ) -> None:
-        """See `PPOLearner`; an update is `config.window` decisions of every run."""
+        """Start from a policy that does nothing.
+
+        Args:
+            env: What the agent learns in; the caller sets its row seeds.
+            selection: Environments of the trainings that select the policy, one for each task.
+            config: Hyperparameters.
+            seed: Seed of the weights, the perturbations and the trainings.
+            updates: Number of updates.
+
+        Raises:
+            ValueError: Actions are discrete, a number of runs is odd, or the window is too long.
+        """
         super().__init__(selection)
         self._env = env
         spec = env.envs[0].control_spec
@@ -148,7 +180,7 @@ class EvolutionLearner(PolicyLearner):
         return self._strategy.update()
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
-        """The unperturbed policy."""
+        """The policy of the weights without perturbation."""
         weights, biases = unflatten(self._strategy.theta.clone(), self._widths)
         return MLPPolicy(
             spec=self._env.envs[0].control_spec,

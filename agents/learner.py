@@ -1,7 +1,4 @@
-"""What `train_agent.py` asks of an agent, whichever it is.
-
-Learn a little, be judged, save, and restore.
-"""
+"""Learner: what `train_agent.py` asks of every agent."""
 
 from __future__ import annotations
 
@@ -21,44 +18,50 @@ __all__ = ["Learner", "PolicyLearner", "episode_means"]
 
 
 def episode_means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean figures of trainings.
+    """Mean of each figure over trainings; {} where there are none.
 
-    Reward_loss, which is anything where one diverged, over those that did not.
+    The mean of `reward_loss` leaves out diverged trainings, whose loss can be anything.
     """
+    if not episodes:
+        return {}
     survivors = [episode for episode in episodes if not episode["diverged"]]
-    of = {
-        key: survivors if key == "reward_loss" else episodes
-        for key in (episodes[0] if episodes else ())
-    }
+    counted = {key: survivors if key == "reward_loss" else episodes for key in episodes[0]}
     return {
-        key: float(np.mean([episode[key] for episode in rows])) for key, rows in of.items() if rows
+        key: float(np.mean([episode[key] for episode in rows]))
+        for key, rows in counted.items()
+        if rows
     }
 
 
 class Learner(Protocol):
     """An agent in training.
 
-    Everything that the next update depends on is in `state_dict`: an agent that is stopped between
-    two updates and restored elsewhere goes on with the same figures, bit for bit.
+    `state_dict` holds everything that the next update depends on. An agent that is stopped between
+    two updates and restored in another process continues with the same figures, bit for bit.
     """
 
     def update(self) -> dict[str, float]:
         """Collect experience, learn from it, and return figures.
 
-        Reward_loss, diverged and the agent's own.
+        Returns:
+            reward_loss, diverged and the agent's own figures.
         """
         ...
 
     def selection_losses(self, seeds: Sequence[int]) -> NDArray[np.float64]:
-        """Final losses (tasks, seeds) of trainings under what has been learned so far, inf where they diverged."""
+        """Train with what has been learned so far, once from each row seed.
+
+        Returns:
+            Final losses (tasks, seeds) on the selection split, inf where the training diverged.
+        """
         ...
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
-        """Write what has been learned so far, without exploration, to be deployed as an optimizer."""
+        """Write what has been learned so far, without exploration, as it will be deployed."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only."""
+        """Everything that the next update depends on, as tensors and plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -70,16 +73,28 @@ class PolicyLearner(ABC):
     """A learner whose product is a policy of LRControlVectorEnv.
 
     Attributes:
-        selection: environments of continuous actions or discrete ones, autoreset DISABLED, one for
-            each task.
+        selection: Environments of the trainings that select the policy, one for each task, with
+            autoreset DISABLED.
     """
 
     def __init__(self, selection: Sequence[LRControlVectorEnv]) -> None:
         self.selection = selection
 
     @abstractmethod
+    def update(self) -> dict[str, float]:
+        """See `Learner`."""
+
+    @abstractmethod
     def policy(self, about: dict[str, Any]) -> SavedPolicy:
         """What has been learned so far, without exploration."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """See `Learner`."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Learner`."""
 
     def selection_losses(self, seeds: Sequence[int]) -> NDArray[np.float64]:
         """Final losses (tasks, seeds) on the selection split, inf where a training diverged."""

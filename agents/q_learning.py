@@ -1,9 +1,9 @@
-"""Tabular Q-learning in the environment, with the table that EnhancedSGD uses.
+"""The agent `q_learning`: tabular Q-learning in the environment, with the table that EnhancedSGD uses.
 
-With the preset enhanced_sgd the table has EnhancedSGD's own states and actions, and it goes on with
-it:
+With the preset enhanced_sgd the table has the states and actions of EnhancedSGD, which can continue
+to learn from it (`controller_of` is in lr_gym.optim.contrib.lr_q_control):
 
-    EnhancedSGD(params, q_controller=controller_of(load_policy("runs/q")))        (lr_gym.optim.contrib.lr_q_control)
+    EnhancedSGD(params, q_controller=controller_of(load_policy("runs/q")))
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from lr_gym.policies.q_table import QLearningController
 
 __all__ = ["QConfig", "QLearner"]
 
-# Bins of a feature, all in [-1, 1]; those of update_ratio lie at 10^-4, 10^-3.5, ... 10^-1.
+# Edges of the bins of each feature; all features lie in [-1, 1]. The edges of update_ratio are the
+# ratios 10^-4, 10^-3.5, ... 10^-1.
 EDGES = {
     "update_ratio": tuple(
         float(np.tanh((x + 2.5) / 1.5)) for x in (-4, -3.5, -3, -2.5, -2, -1.5, -1)
@@ -46,28 +47,20 @@ class QConfig:
     """Hyperparameters of Watkins' Q-learning (1992)."""
 
     learning_rate: float = 0.1
-    """Step of a cell towards its target; falls linearly to a tenth."""
+    """Step of a cell towards its target. It falls linearly to a tenth."""
     discount: float = 0.9
-    """Per decision."""
+    """Discount per decision."""
     levels: tuple[float, ...] = (-1.0, -0.5, -0.15, 0.0, 0.15, 0.5, 1.0)
-    """Actions on the lr, fractions of `action_step`.
-
-    Momentum, where it is controlled, has -1, 0 and 1.
-    """
+    """Actions on the learning rate, as fractions of `action_step`. Momentum, where it is
+    controlled, has the actions -1, 0 and 1."""
     exploration: tuple[float, float] = (1.0, 0.05)
-    """Probability of a random action, at first and at last.
-
-    Falls linearly over `exploration_fraction`.
-    """
+    """Probability of a random action at first and at last. It falls linearly."""
     exploration_fraction: float = 0.5
-    """Share of the updates over which it falls."""
+    """Fraction of the updates over which the probability of a random action falls."""
 
 
 class QLearner(PolicyLearner):
-    """One table that all layers of all runs read and write.
-
-    An update is one training of every run.
-    """
+    """One table that all layers of all runs read and write. An update is one training of every run."""
 
     def __init__(
         self,
@@ -81,14 +74,20 @@ class QLearner(PolicyLearner):
         """Start with an empty table.
 
         Args:
-            env: of continuous actions and of features that have bins.
-            selection: what it is judged in.
-            config: hyperparameters.
-            seed: of the exploration.
-            updates: how many there will be.
+            env: What the agent learns in: actions are continuous, and EDGES has every feature.
+            selection: Environments of the trainings that select the policy, one for each task.
+            config: Hyperparameters.
+            seed: Seed of the exploration.
+            updates: Number of updates.
+
+        Raises:
+            ValueError: Actions are discrete, or a feature has no bins.
         """
         super().__init__(selection)
-        self._env, self._config, self._updates, self._done = env, config, updates, 0
+        self._env = env
+        self._config = config
+        self._updates = updates
+        self._done = 0
         self._spec = env.envs[0].control_spec
         if self._spec.mode.discrete:
             raise ValueError(
@@ -107,9 +106,10 @@ class QLearner(PolicyLearner):
         self._observation = env.reset()
 
     def update(self) -> dict[str, float]:
-        """Act, watch and learn for as many decisions as the longest training has."""
+        """Act and learn for as many decisions as the longest training has."""
         first, last = self._config.exploration
-        share = min(1.0, self._done / max(1.0, self._config.exploration_fraction * self._updates))
+        falling = max(1.0, self._config.exploration_fraction * self._updates)  # updates
+        share = min(1.0, self._done / falling)
         if self._env.renew():
             self._observation = self._env.reset()
         table = self._controller
@@ -120,9 +120,9 @@ class QLearner(PolicyLearner):
         for _ in range(self._env.decisions):
             chosen = table.act(states)
             observation, rewards, dones = self._env.decide(table.actions[chosen].numpy())
-            following = self._states(
-                observation
-            )  # of a new training where one has ended: its value is not used
+            # where a training has ended, this is the first state of the next one: its value is not
+            # used, since `dones` says so
+            following = self._states(observation)
             error = table.update(
                 states, chosen, torch.from_numpy(rewards), following, torch.from_numpy(dones)
             )
@@ -156,13 +156,15 @@ class QLearner(PolicyLearner):
         """Continue exactly where `state_dict` was taken."""
         self._controller.load_state_dict(state["table"])
         self._env.load_state_dict(state["rows"])
-        self._observation, self._done = state["observation"].numpy().copy(), state["done"]
+        self._observation = state["observation"].numpy().copy()
+        self._done = state["done"]
 
 
 def edges(spec: ControlSpec) -> list[tuple[float, ...]]:
-    """Bins of each feature, EnhancedSGD's where the spec has its features.
+    """Edges of the bins of each feature; those of EnhancedSGD where the spec has its features.
 
-    A ValueError names one without bins.
+    Raises:
+        ValueError: A feature has no bins; the message names it.
     """
     enhanced = observed_edges(spec.decisions)
     known = enhanced if spec.features == tuple(enhanced) else EDGES

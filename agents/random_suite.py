@@ -1,9 +1,10 @@
-"""An endless suite: every new batch of trainings is on random tasks that nobody has seen before.
+"""The endless suite: every batch of trainings is on new random tasks.
 
-A batch has slots. Each slot keeps its number of layers, since a vector environment has a fixed
-number of rows; data, kind of network, width, activation, batch size and horizon are drawn anew.
-Horizons are rounded to whole intervals, so that all trainings have the same number of decisions and
-end together. Tasks that would take far longer than the others of their batch are passed over.
+A batch has slots. The task of a slot always has the same number of layers, since a vector
+environment has a fixed number of rows; data, kind of network, width, activation, batch size and
+horizon are drawn anew. Horizons are rounded to whole intervals, so that all trainings have the same
+number of decisions and end together. Tasks that would take far longer than the others of their
+batch are left out.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from lr_gym.updates.rules import NEWTON_SCHULZ_STEPS, base_rule
 
 __all__ = ["random_batch"]
 
-FIRST = 1 << 20  # smaller numbers are left to named suites
+FIRST = 1 << 20  # smaller numbers of random tasks belong to the named suites
 COUNT = 1 << 30
-# operations of a training: one task in four needs more, and those would take most of the time
-DEAREST = 5_000_000_000
-UPDATE = 32  # products that cost as much as to move a weight
-IN_MATRICES = 5  # products of Muon's matrices that cost as much as one of a minibatch
+# operations of a training: one task in four needs more, and these would take most of the time
+MAX_OPERATIONS = 5_000_000_000
+UPDATE = 32  # the update of one weight costs as much as this many products of a forward pass
+IN_MATRICES = 5  # this many products of Muon's matrices cost as much as one of a forward pass
+SLOTS = 4096  # more than a batch ever has
+ATTEMPTS = 4096  # more than a slot ever needs to find a task
 
 
 class Measured(NamedTuple):
     """Sizes of a random task.
 
     Attributes:
-        layers: modules with parameters: hidden layers, their norms, and the output.
-        weights: of the model.
-        products: of weights in a forward pass of one example.
-        orthogonal: products in an update of Muon's, at most.
+        layers: Number of modules with parameters: hidden layers, their norms, and the output.
+        weights: Number of weights of the model.
+        products: Products of weights in a forward pass of one example.
+        orthogonal: Products in the matrices of one update of Muon, at most.
     """
 
     layers: int
@@ -49,14 +52,15 @@ class Measured(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def measured(number: int) -> Measured:
-    """Sizes of task `random-<number>`, found without a number being multiplied."""
+    """Sizes of task `random-<number>`, found on the meta device, where nothing is computed."""
     found: list[tuple[int, int, int]] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        first, *_ = own = list(module.parameters(recurse=False))
-        times = (
-            inputs[0].shape[1] if isinstance(module, nn.RNNBase) else output.numel() // len(first)
-        )
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.RNNBase):
+            times = inputs[0].shape[1]  # a recurrent network uses its weights at every time step
+        else:
+            times = output.numel() // len(own[0])  # places of a convolution, or 1
         weights = sum(p.numel() for p in own)
         found.append((1, weights, times * weights))
 
@@ -77,8 +81,15 @@ def measured(number: int) -> Measured:
 
 
 def operations_of(number: int, horizon: int | None = None, base: str = "adamw") -> int:
-    """Products of weights in all forward passes of training on task `random-<number>`, and its updates as products."""
-    task, sizes = random_task(number).task, measured(number)
+    """Cost of a training on task `random-<number>`, in products of weights in forward passes.
+
+    Args:
+        number: Number of the random task.
+        horizon: Steps of the training; by default the task's own.
+        base: Base optimizer, whose updates count too.
+    """
+    task = random_task(number).task
+    sizes = measured(number)
     orthogonal = sizes.orthogonal // IN_MATRICES if base_rule(base).family == "muon" else 0
     return (horizon or task.horizon) * (
         task.batch_size * sizes.products + UPDATE * sizes.weights + orthogonal
@@ -92,28 +103,26 @@ def random_batch(
     decisions: int,
     horizon: int | None = None,
     base: str = "adamw",
-    dearest: int = DEAREST,
+    max_operations: int = MAX_OPERATIONS,
 ) -> list[Task]:
-    """The tasks of a batch, a function of its arguments.
-
-    Slot i has as many layers in every generation.
+    """The tasks of a batch. The same arguments give the same tasks.
 
     Args:
-        seed: of the suite.
-        generation: of the batch, from 0.
-        slots: tasks in a batch.
-        decisions: of each training; horizons become multiples of it.
-        horizon: inner steps of every task; drawn by default.
-        base: optimizer, of which only the cost matters.
-        dearest: operations of a training at most.
+        seed: Seed of the suite.
+        generation: Number of the batch, from 0.
+        slots: Tasks in a batch. The task of a slot has as many layers in every batch.
+        decisions: Decisions of a training. Horizons become multiples of it.
+        horizon: Steps of every training; drawn by default.
+        base: Base optimizer, whose cost counts.
+        max_operations: Largest number of operations of a training.
     """
     tasks = []
     for slot in range(slots):
-        first = _number(seed, 0, slot, 0)
-        number, attempt = _number(seed, generation, slot, 0), 0
+        layers = measured(_number(seed, 0, slot, 0)).layers
+        attempt = 0
+        number = _number(seed, generation, slot, attempt)
         while (
-            measured(number).layers != measured(first).layers
-            or operations_of(number, horizon, base) > dearest
+            measured(number).layers != layers or operations_of(number, horizon, base) > max_operations
         ):
             attempt += 1
             number = _number(seed, generation, slot, attempt)
@@ -126,5 +135,6 @@ def random_batch(
 
 
 def _number(seed: int, generation: int, slot: int, attempt: int) -> int:
-    place = (generation * 4096 + slot) * 4096 + attempt
+    """Number of the random task at a place of the suite."""
+    place = (generation * SLOTS + slot) * ATTEMPTS + attempt
     return FIRST + int(integers(torch.tensor(seed), Stream.TASK, 7 + place, 1, COUNT)[0])

@@ -1,7 +1,6 @@
-"""Presets and config files: YAML mappings of argument names to values, laid under the command line.
+"""Presets and config files: YAML mappings of argument names to values.
 
-A preset file has a mapping per preset, as rl-baselines3-zoo has one per environment. The order is:
-defaults of the arguments, the agent's preset, the config file, the command line.
+A preset file has a mapping for each preset, as rl-baselines3-zoo has one for each environment.
 """
 
 from __future__ import annotations
@@ -20,7 +19,11 @@ FOLDER = Path(__file__).parent / "presets"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; a ValueError names the file and what is wrong."""
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ValueError: The file cannot be read or holds no mapping; the message names it.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -37,36 +40,45 @@ def presets(agent: str) -> dict[str, dict[str, Any]]:
     return read_yaml(FOLDER / f"{agent}.yml")
 
 
-def _number(value: Any, old: Any, name: str, source: str) -> Any:
-    """A value where a number stood before: YAML takes 1e-3, which has no dot, for a word."""
-    if not isinstance(old, float) or isinstance(value, (int, float)) or value is None:
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} in {source} must be a number; got {value!r}") from error
+def apply(settings: T, values: Mapping[str, Any], source: str) -> T:
+    """Copy settings, with some values replaced.
 
-
-def apply(defaults: T, values: Mapping[str, Any], source: str) -> T:
-    """Defaults (a dataclass instance) with values laid over them.
-
-    Nested mappings reach into nested dataclasses.
+    Args:
+        settings: A dataclass instance.
+        values: New values by field name. A mapping replaces values of a nested dataclass.
+        source: Where the values come from, for error messages.
 
     Raises:
-        ValueError: for a name that is no field, naming it, the source and the valid names.
+        ValueError: A name is no field; the message names it, the source and the valid names.
     """
-    names = [field.name for field in dataclasses.fields(defaults)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
             raise ValueError(
                 f"unknown setting {name!r} in {source}; choose from {', '.join(names)}"
             )
-        old = getattr(defaults, name)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(old):
+        old = getattr(settings, name)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise ValueError(
+                    f"{name} in {source} must hold a mapping of its settings; got {value!r}"
+                )
             changes[name] = apply(old, value, f"{source}, {name}")
+        elif isinstance(value, list):
+            changes[name] = tuple(value)
+        elif isinstance(old, float):
+            changes[name] = _number(value, name, source)
         else:
-            changes[name] = (
-                tuple(value) if isinstance(value, list) else _number(value, old, name, source)
-            )
-    return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]
+            changes[name] = value
+    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+
+
+def _number(value: Any, name: str, source: str) -> Any:
+    """A number from a YAML file, or None. YAML reads 1e-3, which has no dot, as a word."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} in {source} must be a number; got {value!r}") from error

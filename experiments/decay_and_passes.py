@@ -37,7 +37,7 @@ SLOTS = 4  # random tasks in a batch
 DECISIONS = 50
 SEED = 1 << 42  # row seed; no training and no selection uses it
 LONGER = 10
-DEAREST = 300_000_000  # operations that a task may take before it is made longer
+MAX_OPERATIONS = 300_000_000  # operations that a task may take before it is made longer
 PASSES = (0, 10, 50, 200, 10**9)  # bounds of the groups
 WORST = 1.0  # nats that one task counts at most
 
@@ -46,7 +46,10 @@ def sweep(number: int) -> dict[str, Any]:
     """Passes over the data, and log losses (DECAYS, RATES) on the selection split."""
     torch.set_num_threads(1)
     batch, slot = divmod(number, SLOTS)
-    task = random_batch(SUITE, batch, SLOTS, DECISIONS, base="muon", dearest=DEAREST)[slot]
+    tasks = random_batch(
+        SUITE, batch, SLOTS, DECISIONS, base="muon", max_operations=MAX_OPERATIONS
+    )
+    task = tasks[slot]
     task = dataclasses.replace(task, horizon=task.horizon * LONGER)
     loop = InnerLoop(task, base="muon", weight_decay=True)
     runs = len(RATES) * len(DECAYS)

@@ -1,6 +1,6 @@
-"""Stable-Baselines3 on lr_gym: the adapter of the environments, PPO and DQN.
+"""Stable-Baselines3 (SB3) on lr_gym: the adapter of the environments, PPO and DQN.
 
-Only this folder imports SB3.
+Nothing outside of this folder imports SB3.
 """
 
 from agents.sb3.dqn import DQNConfig, DQNLearner

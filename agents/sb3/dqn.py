@@ -1,7 +1,4 @@
-"""DQN.
-
-Values of discrete learning-rate factors (and momentum steps), the same network for every layer.
-"""
+"""The agent `dqn`: one network for every layer gives each factor of the learning rate a value."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from agents.sb3.rows import LayerRowsVecEnv
 from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
+from lr_gym.types import check_count
 
 __all__ = ["DQNConfig", "DQNLearner"]
 
@@ -30,30 +28,40 @@ _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "
 
 @dataclasses.dataclass(frozen=True)
 class DQNConfig:
-    """DQN's hyperparameters (Mnih et al. 2015), named as in SB3."""
+    """DQN's hyperparameters (Mnih et al. 2015), most of them named as in SB3.
+
+    Raises:
+        ValueError: A count is below 1; the message names it.
+    """
 
     learning_rate: float = 1e-3
-    """Of the agent's own Adam; falls linearly to 0."""
+    """Learning rate of the agent's own Adam. It falls linearly to 0."""
     buffer_size: int = 200_000
-    """Transitions that are kept, all rows together."""
+    """Transitions that are kept, of all rows together."""
     batch_size: int = 512
-    """Transitions per gradient step."""
+    """Transitions of a gradient step."""
     gradient_steps: int = 4
     """Gradient steps after each decision of all rows."""
     gamma: float = 0.98
     """Discount per decision."""
     target_update: int = 10
-    """Decisions between two copies to the target network."""
+    """Decisions between two updates of the target network."""
     exploration: tuple[float, float] = (1.0, 0.05)
-    """Probability of a random action in each row, at first and at last."""
+    """Probability of a random action in each row at first and at last. It falls linearly."""
     exploration_fraction: float = 0.5
-    """Share of the updates over which it falls."""
+    """Fraction of the updates over which the probability of a random action falls."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the network, tanh."""
+    """Widths of the hidden layers, which are followed by tanh."""
+
+    def __post_init__(self) -> None:
+        for name in ("buffer_size", "batch_size", "gradient_steps", "target_update"):
+            check_count(f"dqn.{name}", getattr(self, name))
+        for width in self.hidden:
+            check_count("dqn.hidden", width)
 
 
 class RowwiseDQN(DQN):
-    """SB3's DQN, which explores in all rows at once or in none, made to explore in each row by itself."""
+    """SB3's DQN, but each row explores independently. In SB3, all rows explore at once or none does."""
 
     def predict(
         self,
@@ -62,7 +70,17 @@ class RowwiseDQN(DQN):
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """Epsilon-greedy in each row; greedy where `deterministic`."""
+        """Choose actions: epsilon-greedy in each row, or greedy where `deterministic`.
+
+        Args:
+            observation: Observations of the rows.
+            state: Passed on to the policy, which has none.
+            episode_start: Passed on to the policy.
+            deterministic: Whether nothing is random.
+
+        Returns:
+            The actions, and the policy's state.
+        """
         action, state = self.policy.predict(observation, state, episode_start, True)
         if deterministic:
             return action, state
@@ -72,10 +90,7 @@ class RowwiseDQN(DQN):
 
 
 class DQNLearner(PolicyLearner):
-    """SB3's DQN on layer rows.
-
-    It learns after each decision, and an update is one training of every run.
-    """
+    """SB3's DQN on layer rows. It learns after each decision; an update is one training of every run."""
 
     def __init__(
         self,
@@ -86,18 +101,26 @@ class DQNLearner(PolicyLearner):
         seed: int,
         updates: int,
     ) -> None:
-        """See `PPOLearner`; the environment's actions must be discrete."""
+        """Start with SB3's random network.
+
+        Args:
+            env: What the agent learns in; the caller sets its row seeds.
+            selection: Environments of the trainings that select the policy, one for each task.
+            config: Hyperparameters.
+            seed: Seed of the network and the exploration; it seeds the global generators that SB3
+                uses.
+            updates: Number of updates; the learning rate reaches 0 after them.
+
+        Raises:
+            ValueError: The environment's actions are not discrete.
+        """
         super().__init__(selection)
         if not isinstance(env.action_space, gym.spaces.Discrete):
             raise ValueError(
-                "DQN needs action='discrete' or 'discrete_residual'; got "
-                f"{env.envs[0].control_spec.action!r}"
+                f"DQN needs action='discrete'; got {env.envs[0].control_spec.action!r}"
             )
-        self._decisions, self._gradient_steps, self._batch = (
-            env.decisions,
-            config.gradient_steps,
-            config.batch_size,
-        )
+        self._decisions = env.decisions
+        self._config = config
         self.model = RowwiseDQN(
             "MlpPolicy",
             env,
@@ -119,18 +142,18 @@ class DQNLearner(PolicyLearner):
         _, self._callback = self.model._setup_learn(updates * env.decisions * env.num_envs)
 
     def update(self) -> dict[str, float]:
-        """One decision and its gradient steps after the other."""
+        """Make the decisions of one training of every run, with gradient steps after each."""
         model, env = self.model, rows_of(self.model)
         once = TrainFreq(1, TrainFrequencyUnit.STEP)
         assert model.replay_buffer is not None
         renew(model)
         for _ in range(self._decisions):
             model.collect_rollouts(env, self._callback, once, model.replay_buffer)
-            model.train(self._gradient_steps, self._batch)
+            model.train(self._config.gradient_steps, self._config.batch_size)
         return env.figures() | {"exploration": float(model.exploration_rate)}
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
-        """The greedy policy: one output per action, the largest is taken."""
+        """The greedy policy: its network has one output per action, and the largest is taken."""
         return mlp_policy(list(self.model.q_net.q_net), rows_of(self.model), about)
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,11 +170,14 @@ class DQNLearner(PolicyLearner):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
-        model, saved, buffer = self.model, state["buffer"], self.model.replay_buffer
+        model, buffer = self.model, self.model.replay_buffer
+        saved = state["buffer"]
         assert buffer is not None
         load_algorithm_state(model, state)
         for name in _BUFFER:
             getattr(buffer, name)[: len(saved[name])] = saved[name].numpy()
-        buffer.pos, buffer.full = saved["pos"], saved["full"]
-        model._n_calls, model.exploration_rate = state["n_calls"], state["exploration_rate"]
+        buffer.pos = saved["pos"]
+        buffer.full = saved["full"]
+        model._n_calls = state["n_calls"]
+        model.exploration_rate = state["exploration_rate"]
         model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)

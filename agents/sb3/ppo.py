@@ -1,6 +1,6 @@
-"""PPO.
+"""The agent `ppo`: one small network controls every layer.
 
-One small network controls every layer, and starts at exactly the base optimizer and its schedule.
+It starts at exactly the base optimizer and its schedule.
 """
 
 from __future__ import annotations
@@ -20,52 +20,56 @@ from agents.sb3.rows import LayerRowsVecEnv
 from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy, SavedPolicy
+from lr_gym.types import check_count
 
 __all__ = ["PPOConfig", "PPOLearner", "relative_rewards"]
 
-LIMIT = 5.0  # spreads
+LIMIT = 5.0  # largest relative reward, in spreads of the twins' returns
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """PPO's hyperparameters (Schulman et al. 2017), named as in SB3.
+    """PPO's hyperparameters (Schulman et al. 2017), most of them named as in SB3.
 
-    Defaults measured on mnist1d-mlp.
+    The defaults were measured on mnist1d-mlp.
+
+    Raises:
+        ValueError: A count is below 1; the message names it.
     """
 
     learning_rate: float = 1e-3
-    """Of the agent's own Adam; falls linearly to 0."""
+    """Learning rate of the agent's own Adam. It falls linearly to 0."""
     n_epochs: int = 8
     """Passes over each rollout, which holds one whole training of every run."""
     minibatches: int = 4
-    """Minibatches per pass."""
+    """Minibatches of a pass."""
     gamma: float = 1.0
-    """1 makes the return the total decrease of the log loss; less rewards early decreases."""
+    """Discount per decision. With 1, the return is the total decrease of the log loss; below 1, early
+    decreases count more."""
     gae_lambda: float = 1.0
-    """Of generalised advantage estimation.
-
-    Below 1 an early decision is judged by what it gives soon.
-    """
+    """Lambda of generalised advantage estimation. Below 1, a decision is judged more by what happens
+    soon after it."""
     clip_range: float = 0.2
-    """Of the probability ratio."""
+    """Largest change of the probability ratio that is rewarded."""
     ent_coef: float = 0.0
-    """Entropy bonus."""
+    """Weight of the entropy in the loss."""
     log_std_init: float = -2.0
-    """Initial log std of the actions."""
+    """Initial logarithm of the standard deviation of the actions."""
     twins: int = 1
-    """Trainings with the same task, initial weights, data and lr, rewarded relative to one another.
-
-    1 for none.
-    """
+    """Number of trainings with the same task, initial weights, data and initial learning rate, which
+    are rewarded relative to one another. With 1, trainings have no twins."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of actor and critic, tanh."""
+    """Widths of the hidden layers of actor and critic, which are followed by tanh."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_epochs", "minibatches", "twins"):
+            check_count(f"ppo.{name}", getattr(self, name))
+        for width in self.hidden:
+            check_count("ppo.hidden", width)
 
 
 class PPOLearner(PolicyLearner):
-    """SB3's PPO on layer rows.
-
-    An update is one rollout of as many decisions as the longest training has.
-    """
+    """SB3's PPO on layer rows. An update is one rollout of as many decisions as the longest training has."""
 
     def __init__(
         self,
@@ -79,12 +83,12 @@ class PPOLearner(PolicyLearner):
         """Start with an actor whose action is 0: exactly the base optimizer, plus exploration.
 
         Args:
-            env: what it learns in; its row seeds are set by the caller.
-            selection: what it is judged in.
-            config: hyperparameters.
-            seed: of initial weights, exploration and minibatches; seeds the global generators that
-                SB3 uses.
-            updates: how many there will be: the learning rate reaches 0 after them.
+            env: What the agent learns in; the caller sets its row seeds.
+            selection: Environments of the trainings that select the policy, one for each task.
+            config: Hyperparameters.
+            seed: Seed of the networks, the exploration and the minibatches; it seeds the global
+                generators that SB3 uses.
+            updates: Number of updates; the learning rate reaches 0 after them.
         """
         super().__init__(selection)
         samples = env.decisions * env.num_envs
@@ -115,50 +119,56 @@ class PPOLearner(PolicyLearner):
     def go_on_from(self, policy: SavedPolicy) -> None:
         """Start with the actor of a trained policy instead.
 
-        A ValueError where controls or network differ.
+        Args:
+            policy: Policy with the control spec of the environment and a network of the same shape.
+
+        Raises:
+            ValueError: The control spec or the network differs.
         """
         spec = rows_of(self.model).envs[0].control_spec
         linears = linears_of(self._actor())
         shapes = [tuple(m.weight.shape) for m in linears]
-        given = (
-            [tuple(w.shape) for w in policy.weights]
-            if isinstance(policy, MLPPolicy)
-            else policy.kind
-        )
-        if not isinstance(policy, MLPPolicy) or given != shapes:
+        if not isinstance(policy, MLPPolicy):
+            raise ValueError(
+                f"init must be a network of shapes {shapes}, as ppo.hidden makes; got "
+                f"{policy.kind}"
+            )
+        given = [tuple(weight.shape) for weight in policy.weights]
+        if given != shapes:
             raise ValueError(
                 f"init must be a network of shapes {shapes}, as ppo.hidden makes; got {given}"
             )
         if policy.spec != spec:
-            raise ValueError(f"init has the controls {policy.spec}, this training {spec}")
+            raise ValueError(f"init has the controls {policy.spec}, this training has {spec}")
         with torch.no_grad():
             for module, weight, bias in zip(linears, policy.weights, policy.biases, strict=True):
                 module.weight.copy_(weight)
                 module.bias.copy_(bias)
 
     def _actor(self) -> list[nn.Module]:
+        """The modules of the actor, in order."""
         return [*self.model.policy.mlp_extractor.policy_net, self.model.policy.action_net]
 
     def update(self) -> dict[str, float]:
-        """One rollout, then `n_epochs` passes over it."""
+        """Collect one rollout, then make `n_epochs` passes over it."""
         model, env = self.model, rows_of(self.model)
         renew(model)
         model.collect_rollouts(env, self._callback, model.rollout_buffer, model.n_steps)
         if env.twins > 1:
-            self._judge_by_twins()
+            self._compare_twins()
         model._update_current_progress_remaining(model.num_timesteps, self._total)
         model.train()
         return env.figures() | {"action_std": float(model.policy.log_std.detach().exp().mean())}
 
-    def _judge_by_twins(self) -> None:
-        """Make the rollout's rewards relative, and its advantages and returns anew."""
+    def _compare_twins(self) -> None:
+        """Make the rollout's rewards relative, and compute its advantages and returns again."""
         model, env = self.model, rows_of(self.model)
         buffer = model.rollout_buffer
         buffer.rewards[:] = relative_rewards(
             buffer.rewards,
             [e.num_layers for e in env.envs for _ in range(e.num_envs)],
             env.twins,
-            buffer.episode_starts[1:].cumsum(0) > 0,
+            restarted=buffer.episode_starts[1:].cumsum(0) > 0,
         )
         with torch.no_grad():
             values = model.policy.predict_values(torch.as_tensor(model._last_obs))
@@ -166,7 +176,7 @@ class PPOLearner(PolicyLearner):
         buffer.compute_returns_and_advantage(values, model._last_episode_starts)
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
-        """The deterministic policy: what SB3's `predict(deterministic=True)` does."""
+        """The policy without exploration: it does what SB3's `predict(deterministic=True)` does."""
         return mlp_policy(self._actor(), rows_of(self.model), about)
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,21 +191,25 @@ class PPOLearner(PolicyLearner):
 def relative_rewards(
     rewards: NDArray[np.float32], layers: Sequence[int], twins: int, restarted: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Rewards less the twins' median, in units of the spread of their returns.
+    """Rewards minus the median of the twins, in units of the spread of their returns.
 
-    What twins share, however much it matters, is no merit of the agent's; and every task counts
-    alike, however far its loss can fall. One step is worth `LIMIT` spreads at most, which also
-    bounds what a divergence costs.
+    The agent is thus not rewarded for what twins share, however large it is. Every task counts the
+    same, however far its loss can fall. A reward is at most `LIMIT` spreads, which also bounds the
+    cost of a divergence. (Ours, because rewards of tasks differ by orders of magnitude.)
 
     Args:
-        rewards: (decisions, rows), a row for each layer of each run.
-        layers: of each run, in order; equal among twins.
-        twins: neighbouring runs that are compared.
-        restarted: (decisions - 1, rows) whether a row is in another training, after a divergence,
-            from the second decision on: that one has no twins, so it is left out of medians and
-            rewarded with 0.
+        rewards: (decisions, rows) rewards; a row is a layer of a run.
+        layers: Number of layers of each run, in order; twins have equally many.
+        twins: Number of neighbouring runs that are compared.
+        restarted: (decisions - 1, rows) whether the row has started another training, after a
+            divergence, at the second decision or later. That training has no twins: it is left out
+            of medians, and its reward is 0.
+
+    Returns:
+        (decisions, rows) relative rewards.
     """
-    relative, alone = rewards.copy(), np.zeros(rewards.shape, dtype=bool)
+    relative = rewards.copy()
+    alone = np.zeros(rewards.shape, dtype=bool)  # rows without twins
     alone[1:] = restarted
     together = np.ma.masked_array(rewards, alone)
     sizes = [twins * count for count in layers[::twins]]
@@ -204,6 +218,7 @@ def relative_rewards(
         middle = np.ma.median(twins_rewards, axis=1, keepdims=True)  # type: ignore[no-untyped-call]
         own = (twins_rewards - middle).filled(0.0)
         returns = own.sum(0)
+        # 1.4826 times the median deviation estimates the standard deviation of normal numbers
         spread = 1.4826 * np.median(np.abs(returns - np.median(returns))) + 1e-6
         relative[:, rows] = (own / spread).clip(-LIMIT, LIMIT)
     return relative
@@ -215,7 +230,13 @@ def linears_of(network: list[nn.Module]) -> list[nn.Linear]:
 
 
 def mlp_policy(network: list[nn.Module], env: LayerRowsVecEnv, about: dict[str, Any]) -> MLPPolicy:
-    """A policy with copies of a tanh network's linear layers, for the controls of an environment."""
+    """Make a policy of a tanh network, with copies of its weights.
+
+    Args:
+        network: Modules of the network, in order.
+        env: The environment whose control spec and interval the policy has.
+        about: What the policy's file tells about it.
+    """
     linears = linears_of(network)
     spec = env.envs[0].control_spec
     features = len(spec.features)

@@ -19,12 +19,17 @@ __all__ = ["LayerRowsVecEnv"]
 
 
 class LayerRowsVecEnv(VecEnv):
-    """Batched environments as one SB3 VecEnv in which every (run, layer) is a row of its own.
+    """Batched environments as one SB3 VecEnv, in which every layer of every run is a row.
 
-    One small network thus controls every layer of every run. Each layer's row gets its run's full
-    reward. The environments step in threads of their own, one for each: torch releases the
-    interpreter lock, and since rows do not touch each other the result does not depend on how runs
-    are shared out.
+    One small network thus controls every layer of every run. The row of each layer gets the full
+    reward of its run. The environments step in threads: torch releases the interpreter lock. Runs
+    do not touch each other, so the result does not depend on how they are divided.
+
+    Attributes:
+        envs: The environments.
+        twins: Number of neighbouring runs that share a row seed.
+        generation: Number of the present batch of tasks.
+        episodes: Figures of the trainings that have ended since `figures` was last called.
     """
 
     def __init__(
@@ -34,17 +39,19 @@ class LayerRowsVecEnv(VecEnv):
         renew: Callable[[int], Sequence[LRControlVectorEnv]] | None = None,
         twins: int = 1,
     ) -> None:
-        """Wrap environments that share features and actions.
-
-        Their tasks and numbers of layers may differ.
+        """Wrap environments whose tasks and numbers of layers may differ.
 
         Args:
-            envs: at least one, with equal control specs.
-            threads: that step them, one for each environment by default.
-            renew: makes the environments of generation 1, 2, ... on other tasks, with as many rows;
-                None keeps them.
-            twins: neighbouring runs that share a row seed, and so differ in nothing but what the
-                agent does.
+            envs: One environment or more, with equal control specs.
+            threads: Number of threads that step them; by default one for each environment.
+            renew: Makes the environments of generation 1, 2, ... on new tasks, with the same
+                numbers of rows. By default the environments stay.
+            twins: Number of neighbouring runs that share a row seed, so that they differ in nothing
+                but what the agent does.
+
+        Raises:
+            ValueError: There is no environment, control specs differ, or the runs of an environment
+                are no multiple of `twins`.
         """
         if not envs:
             raise ValueError("envs is empty: give at least one LRControlVectorEnv")
@@ -67,7 +74,7 @@ class LayerRowsVecEnv(VecEnv):
         self._bounds = np.cumsum([0] + [env.num_envs * env.num_layers for env in self.envs])
         self._returns = [np.zeros(env.num_envs) for env in self.envs]
         self._lengths = [np.zeros(env.num_envs, dtype=int) for env in self.envs]
-        self.episodes: list[dict[str, float]] = []  # finished since the reader last emptied it
+        self.episodes: list[dict[str, float]] = []
         features, controls = len(first.control_spec.features), len(first.control_spec.controls)
         action_space: gym.Space[Any]
         if isinstance(first.single_action_space, gym.spaces.MultiDiscrete):
@@ -81,7 +88,7 @@ class LayerRowsVecEnv(VecEnv):
 
     @property
     def num_runs(self) -> int:
-        """Trainings of all environments."""
+        """Number of runs of all environments."""
         return sum(env.num_envs for env in self.envs)
 
     @property
@@ -101,7 +108,11 @@ class LayerRowsVecEnv(VecEnv):
         return int(np.median([env.inner_steps_per_decision for env in self.envs]))
 
     def renew(self) -> bool:
-        """Go on to other tasks, where there are any; then `reset` or `reset_to` has to follow."""
+        """Go on to new tasks, if the environments can be renewed.
+
+        Returns:
+            Whether they can. Then `reset` or `reset_to` has to follow.
+        """
         if self._renew is None:
             return False
         self._make(self.generation + 1)
@@ -119,13 +130,14 @@ class LayerRowsVecEnv(VecEnv):
         self.envs, self.generation = envs, generation
 
     def reset(self) -> np.ndarray:
-        """Start a new training in every run, from the seed and the generation."""
+        """Start a new training in every run, from row seeds that no other generation has."""
         first = self._seed + self.generation * self.num_runs
         return self.reset_to([first + i // self.twins for i in range(self.num_runs)])
 
     def reset_to(self, row_seeds: Sequence[int]) -> np.ndarray:
-        """Start each run's first training of a row seed of its own."""
-        begin, observations = 0, []
+        """Start a new training in every run, from given row seeds (runs,)."""
+        begin = 0
+        observations = []
         for env in self.envs:
             observations.append(env.reset(seed=list(row_seeds[begin : begin + env.num_envs]))[0])
             begin += env.num_envs
@@ -134,14 +146,14 @@ class LayerRowsVecEnv(VecEnv):
         return self._rows(observations)
 
     def seed(self, seed: int | None = None) -> list[None]:
-        """Row seeds of the next reset are seed, seed + 1, ..."""
+        """Let the row seeds of the next reset be seed, seed + 1, ..."""
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         return [None] * self.num_envs
 
     def decide(
         self, actions: np.ndarray
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """One decision of every row: observations (rows, F), rewards and dones (rows,)."""
+        """Make one decision in every row; return observations (rows, F), rewards and dones (rows,)."""
         self.step_async(actions)
         observation, rewards, dones, _ = self.step_wait()
         return observation, rewards, dones
@@ -206,15 +218,16 @@ class LayerRowsVecEnv(VecEnv):
         return rows
 
     def figures(self) -> dict[str, float]:
-        """Means over the trainings that ended since the last call; {} where none did.
+        """Means over the trainings that have ended since the last call; {} where none has.
 
-        return and diverged of all, reward_loss of those that did not diverge.
+        The mean of reward_loss leaves out diverged trainings.
         """
-        episodes, self.episodes = self.episodes, []
+        episodes = self.episodes
+        self.episodes = []
         return episode_means(episodes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows of all environments and what was counted of their trainings, as tensors."""
+        """Everything that the next decisions depend on, as tensors and plain values."""
         return {
             "generation": self.generation,
             "envs": [env.state_dict() for env in self.envs],
@@ -223,7 +236,7 @@ class LayerRowsVecEnv(VecEnv):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`, in environments made with the same options."""
+        """Continue exactly where `state_dict` was taken, in environments made with equal options."""
         if self.generation != state["generation"]:
             self._make(state["generation"])
         for env, saved in zip(self.envs, state["envs"], strict=True):
@@ -236,11 +249,11 @@ class LayerRowsVecEnv(VecEnv):
         self._pool.shutdown()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The same attribute for every row: rows have none of their own."""
+        """The same attribute for every row, since rows have no attributes of their own."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Refused: rows have no attributes of their own."""
+        """Refuse, since rows have no attributes of their own."""
         raise AttributeError(
             f"rows of LayerRowsVecEnv share their attributes; set {attr_name} on .envs"
         )
@@ -248,7 +261,7 @@ class LayerRowsVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
     ) -> list[Any]:
-        """Refused: rows are not environments of their own."""
+        """Refuse, since rows are no environments."""
         raise AttributeError(
             f"rows of LayerRowsVecEnv are no environments; call {method_name} on .envs"
         )
@@ -256,5 +269,5 @@ class LayerRowsVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
     ) -> list[bool]:
-        """No row is wrapped."""
+        """Answer that no row is wrapped."""
         return [False for _ in self._get_indices(indices)]

@@ -1,6 +1,7 @@
-"""Everything that an SB3 algorithm's next update depends on, as tensors and plain values.
+"""The state of an SB3 algorithm between two updates, as tensors and plain values.
 
-Between two updates only.
+SB3's own files are pickles without the state of the environment and the random generators, so a
+training could not continue from them bit for bit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def rows_of(model: BaseAlgorithm) -> LayerRowsVecEnv:
 
 
 def renew(model: BaseAlgorithm) -> None:
-    """Between two updates: go on to other tasks, where the environments have any."""
+    """Between two updates: go on to new tasks, where the suite is random."""
     env = rows_of(model)
     if env.renew():
         model._last_obs = env.reset()
@@ -31,7 +32,11 @@ def renew(model: BaseAlgorithm) -> None:
 
 
 def algorithm_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """Networks, optimizer, counters, rows of the environments, and the global generators that SB3 draws from."""
+    """Everything that the next update depends on.
+
+    These are networks, optimizer, counters, the rows of the environments, and the global random
+    generators, from which SB3 draws.
+    """
     env = rows_of(model)
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - SB3 shuffles and samples with it
     return {
@@ -51,7 +56,7 @@ def algorithm_state(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def load_algorithm_state(model: BaseAlgorithm, state: dict[str, Any]) -> None:
-    """Inverse of `algorithm_state`."""
+    """Continue exactly where `algorithm_state` was taken."""
     model.policy.load_state_dict(state["policy"])
     model.policy.optimizer.load_state_dict(state["optimizer"])
     model.num_timesteps = state["num_timesteps"]

@@ -13,7 +13,7 @@ import torch
 from learners import assert_equal_states
 from tiny import TINY
 
-from agents.random_suite import DEAREST, UPDATE, measured, operations_of, random_batch
+from agents.random_suite import MAX_OPERATIONS, UPDATE, measured, operations_of, random_batch
 from agents.sb3 import LayerRowsVecEnv, PPOConfig, PPOLearner
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.layers import layout_of_named
@@ -48,8 +48,8 @@ def test_sizes_are_known_before_a_model_is_built(number):
 def test_no_task_of_a_batch_takes_far_longer_than_others():
     batches = [random_batch(5, generation, 4, 50) for generation in range(8)]
     numbers = [int(task.name.removeprefix("random-")) for batch in batches for task in batch]
-    assert max(map(operations_of, numbers)) <= DEAREST
-    assert max(map(operations_of, range(100))) > DEAREST  # there are such tasks
+    assert max(map(operations_of, numbers)) <= MAX_OPERATIONS
+    assert max(map(operations_of, range(100))) > MAX_OPERATIONS  # there are such tasks
 
 
 def test_muons_matrices_count():
@@ -71,7 +71,7 @@ def test_muons_matrices_count():
 
 
 def test_a_shorter_horizon_makes_a_task_cheaper():
-    dear = next(number for number in range(100) if operations_of(number) > DEAREST)
+    dear = next(number for number in range(100) if operations_of(number) > MAX_OPERATIONS)
     assert operations_of(dear, 10) * random_task(dear).task.horizon == operations_of(dear) * 10
 
 

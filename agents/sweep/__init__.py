@@ -1,0 +1,26 @@
+"""The agent `sweep`: it sweeps the learning rate of many tasks and learns which rate would have been best.
+
+A sweep trains one task several times, from the same weights and on the same data, at a row of
+learning rates under the base schedule. Where each training ended gives a curve of the loss over the
+learning rate. Someone who names one rate for the whole training loses `regret` against the best
+rate, and the regret is read off that curve. A network learns to name the rate of least expected
+regret, from features that no action can change (KNOWN). The policy moves to that rate and stays
+there. A tuned baseline pays for a sweep at every task; this agent pays for its sweeps once.
+"""
+
+from agents.sweep.learner import SweepLearner
+from agents.sweep.rate_network import RateNetwork, learn, policy_of, regret_at
+from agents.sweep.sweeps import KNOWN, PEAK, SweepConfig, Sweeps, known_columns
+
+__all__ = [
+    "KNOWN",
+    "PEAK",
+    "RateNetwork",
+    "SweepConfig",
+    "SweepLearner",
+    "Sweeps",
+    "known_columns",
+    "learn",
+    "policy_of",
+    "regret_at",
+]
