@@ -33,7 +33,7 @@ from lr_gym.analysis.certificate import certificate, describe
 from lr_gym.analysis.measure_ranges import observed_range
 from lr_gym.analysis.pictures import draw
 from lr_gym.benchmark.scores import relative_loss
-from lr_gym.engine import Engine, local_engine
+from lr_gym.engine import Engine, local_engine, run_here
 from lr_gym.envs.rollout import divergence
 from lr_gym.optional import require
 from lr_gym.policies.policy import POLICY_FILE, load_policy, save_policy
@@ -81,7 +81,7 @@ def main(command: list[str]) -> None:
             sys.exit("stopped; continue with the same command and --resume")
 
 
-def build(args: Args, engine: Engine) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
+def build(args: Args, engine: Engine = run_here) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
     """Build everything that a training needs, and claim its output folder.
 
     Args:
@@ -217,7 +217,7 @@ def store_ranges(file: Path, args: Args) -> None:
 
 
 def store_certificate(file: Path, args: Args) -> None:
-    """Find out whether the policy is feedback or only a schedule; print it and store it in its file."""
+    """Find out whether the policy is feedback or a schedule; print it and store it in its file."""
     print("is it feedback, or a schedule?", flush=True)
     policy = load_policy(file)
     result = certificate(

@@ -1,4 +1,8 @@
-"""The command line of `train_agent.py`: defaults, preset, config file and flags, the later over the earlier."""
+"""The command line of `train_agent.py`.
+
+The defaults come first, then the preset, the config file and the flags; later ones override earlier
+ones.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ from lr_gym.control.spec import ControlSpec
 
 __all__ = ["parse"]
 
-DESCRIPTION = "\n\n".join(
+DESCRIPTION = "\n".join(
     [
-        "Train an agent that controls learning rates, and save its policy.",
-        *(f"--agent {name}: {agent.about}" for name, agent in AGENTS.items()),
+        "Train an agent that controls learning rates, and save its policy. The agents are:",
+        *(f"  {name:12}{agent.about}" for name, agent in AGENTS.items()),
     ]
 )
 

@@ -1,10 +1,11 @@
 """Evolution strategies: each training of a population is driven by its own perturbed weights.
 
-    theta +- sigma eps_j   drive trainings 2 j and 2 j + 1, which share initial weights and data (antithetic pairs)
+    theta +- sigma eps_j   drive trainings 2 j and 2 j + 1, an antithetic pair
     gradient = mean_i  u_i xi_i / sigma^2
 
-Here u_i is half of the difference in gain between the two trainings of a pair, in robust units and
-bounded; xi_i is the sum of the perturbations since the training began.
+The two trainings of a pair share initial weights and data. Here u_i is half of the difference in
+gain between the two, in robust units and bounded; xi_i is the sum of the perturbations since the
+training began.
 
 When an update plays whole trainings, xi is one perturbation, and this is the evolution strategy of
 Salimans et al. 2017. When an update plays a window, this is persistent evolution (Vicol et al.
@@ -173,7 +174,7 @@ class Strategy:
 
     @torch.no_grad()
     def update(self) -> dict[str, float]:
-        """Perturb the weights, play, and make a step; start new trainings where the old ones are over."""
+        """Perturb the weights, play, make a step; start new trainings if the old ones are over."""
         if self._decision == 0:
             first = self._row_seed + self._started * self._pairs
             self._population.start([first + i // 2 for i in range(2 * self._pairs)])

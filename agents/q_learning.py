@@ -1,4 +1,4 @@
-"""The agent `q_learning`: tabular Q-learning in the environment, with the table that EnhancedSGD uses.
+"""The agent `q_learning`: tabular Q-learning in the environment, with the table of EnhancedSGD.
 
 With the preset enhanced_sgd the table has the states and actions of EnhancedSGD, which can continue
 to learn from it (`controller_of` is in lr_gym.optim.contrib.lr_q_control):
@@ -60,7 +60,7 @@ class QConfig:
 
 
 class QLearner(PolicyLearner):
-    """One table that all layers of all runs read and write. An update is one training of every run."""
+    """All layers of all runs read and write one table. An update is one training of every run."""
 
     def __init__(
         self,

@@ -122,7 +122,8 @@ def random_batch(
         attempt = 0
         number = _number(seed, generation, slot, attempt)
         while (
-            measured(number).layers != layers or operations_of(number, horizon, base) > max_operations
+            measured(number).layers != layers
+            or operations_of(number, horizon, base) > max_operations
         ):
             attempt += 1
             number = _number(seed, generation, slot, attempt)

@@ -1,4 +1,4 @@
-"""The output folder of a run: one owner at a time, its arguments, and checkpoints that survive a kill."""
+"""The output folder of a run: its owner, its arguments, and checkpoints that survive a kill."""
 
 from __future__ import annotations
 

@@ -46,9 +46,7 @@ def sweep(number: int) -> dict[str, Any]:
     """Passes over the data, and log losses (DECAYS, RATES) on the selection split."""
     torch.set_num_threads(1)
     batch, slot = divmod(number, SLOTS)
-    tasks = random_batch(
-        SUITE, batch, SLOTS, DECISIONS, base="muon", max_operations=MAX_OPERATIONS
-    )
+    tasks = random_batch(SUITE, batch, SLOTS, DECISIONS, base="muon", max_operations=MAX_OPERATIONS)
     task = tasks[slot]
     task = dataclasses.replace(task, horizon=task.horizon * LONGER)
     loop = InnerLoop(task, base="muon", weight_decay=True)

@@ -297,7 +297,7 @@ def test_nothing_to_resume(tmp_path):
         (["--guard-runs", "-1"], ["guard_runs", "-1"]),
         (["--agent", "es", "--init", "builtin:default"], ["--init", "ppo", "es"]),
         (["--init", "builtin:nobody"], ["built-in", "nobody"]),
-        (["--reward", "gold"], ["gold", "log_loss"]),
+        (["--base", "lion"], ["base", "lion", "adamw"]),
         (["--output-dir", __file__], [__file__]),
     ],
 )

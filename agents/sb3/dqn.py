@@ -61,7 +61,7 @@ class DQNConfig:
 
 
 class RowwiseDQN(DQN):
-    """SB3's DQN, but each row explores independently. In SB3, all rows explore at once or none does."""
+    """SB3's DQN, but each row explores by itself. In SB3, all rows explore at once or none does."""
 
     def predict(
         self,
@@ -90,7 +90,10 @@ class RowwiseDQN(DQN):
 
 
 class DQNLearner(PolicyLearner):
-    """SB3's DQN on layer rows. It learns after each decision; an update is one training of every run."""
+    """SB3's DQN on layer rows.
+
+    It learns after each decision. An update is one training of every run.
+    """
 
     def __init__(
         self,

@@ -44,11 +44,11 @@ class PPOConfig:
     minibatches: int = 4
     """Minibatches of a pass."""
     gamma: float = 1.0
-    """Discount per decision. With 1, the return is the total decrease of the log loss; below 1, early
-    decreases count more."""
+    """Discount per decision. With 1, the return is the total decrease of the log loss. Below 1,
+    early decreases count more."""
     gae_lambda: float = 1.0
-    """Lambda of generalised advantage estimation. Below 1, a decision is judged more by what happens
-    soon after it."""
+    """Lambda of generalised advantage estimation. Below 1, a decision is judged more by what
+    happens soon after it."""
     clip_range: float = 0.2
     """Largest change of the probability ratio that is rewarded."""
     ent_coef: float = 0.0
@@ -56,8 +56,8 @@ class PPOConfig:
     log_std_init: float = -2.0
     """Initial logarithm of the standard deviation of the actions."""
     twins: int = 1
-    """Number of trainings with the same task, initial weights, data and initial learning rate, which
-    are rewarded relative to one another. With 1, trainings have no twins."""
+    """Number of trainings with the same task, initial weights, data and initial learning rate.
+    They are rewarded relative to one another. With 1, trainings have no twins."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic, which are followed by tanh."""
 
@@ -69,7 +69,10 @@ class PPOConfig:
 
 
 class PPOLearner(PolicyLearner):
-    """SB3's PPO on layer rows. An update is one rollout of as many decisions as the longest training has."""
+    """SB3's PPO on layer rows.
+
+    An update is one rollout of as many decisions as the longest training has.
+    """
 
     def __init__(
         self,
@@ -130,8 +133,7 @@ class PPOLearner(PolicyLearner):
         shapes = [tuple(m.weight.shape) for m in linears]
         if not isinstance(policy, MLPPolicy):
             raise ValueError(
-                f"init must be a network of shapes {shapes}, as ppo.hidden makes; got "
-                f"{policy.kind}"
+                f"init must be a network of shapes {shapes}, as ppo.hidden makes; got {policy.kind}"
             )
         given = [tuple(weight.shape) for weight in policy.weights]
         if given != shapes:

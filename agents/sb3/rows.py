@@ -153,7 +153,14 @@ class LayerRowsVecEnv(VecEnv):
     def decide(
         self, actions: np.ndarray
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """Make one decision in every row; return observations (rows, F), rewards and dones (rows,)."""
+        """Make one decision in every row.
+
+        Args:
+            actions: Actions of the rows.
+
+        Returns:
+            Observations (rows, F), rewards (rows,) and dones (rows,).
+        """
         self.step_async(actions)
         observation, rewards, dones, _ = self.step_wait()
         return observation, rewards, dones
@@ -236,7 +243,7 @@ class LayerRowsVecEnv(VecEnv):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken, in environments made with equal options."""
+        """Continue exactly where `state_dict` was taken; the options must be the same."""
         if self.generation != state["generation"]:
             self._make(state["generation"])
         for env, saved in zip(self.envs, state["envs"], strict=True):

@@ -1,4 +1,4 @@
-"""The agent `sweep`: it sweeps the learning rate of many tasks and learns which rate would have been best.
+"""The agent `sweep`: from sweeps of the learning rate, it learns which rate would have been best.
 
 A sweep trains one task several times, from the same weights and on the same data, at a row of
 learning rates under the base schedule. Where each training ended gives a curve of the loss over the
@@ -9,18 +9,6 @@ there. A tuned baseline pays for a sweep at every task; this agent pays for its 
 """
 
 from agents.sweep.learner import SweepLearner
-from agents.sweep.rate_network import RateNetwork, learn, policy_of, regret_at
-from agents.sweep.sweeps import KNOWN, PEAK, SweepConfig, Sweeps, known_columns
+from agents.sweep.sweeps import SweepConfig
 
-__all__ = [
-    "KNOWN",
-    "PEAK",
-    "RateNetwork",
-    "SweepConfig",
-    "SweepLearner",
-    "Sweeps",
-    "known_columns",
-    "learn",
-    "policy_of",
-    "regret_at",
-]
+__all__ = ["SweepConfig", "SweepLearner"]

@@ -1,4 +1,4 @@
-"""The network that names a learning rate: how it learns from sweeps, and how it becomes a policy."""
+"""The network that names a learning rate, how it learns, and how it becomes a policy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RateNetwork(nn.Module):
         self.spread = float(log_rates[-1] - log_rates[0]) / 4.0
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Observations without the learning rate (n, F - 1) -> logarithms of learning rates (n,)."""
+        """Name the logarithms (n,) of learning rates, from observations (n, F - 1) without PEAK."""
         x = observation
         for i, linear in enumerate(self.linears):
             x = linear(x.tanh() if i else x)

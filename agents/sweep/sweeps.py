@@ -61,7 +61,8 @@ class SweepConfig:
     learning_rate: float = 3e-3
     """Learning rate of the network's AdamW. It falls linearly to 0."""
     weight_decay: float = 0.3
-    """Weight decay of the network's AdamW. There are many rows, but only as many curves as tasks."""
+    """Weight decay of the network's AdamW. It is large, since there are far fewer curves than
+    rows."""
     steps: int = 20
     """Steps of the network's AdamW in an update."""
 
@@ -96,14 +97,6 @@ class Sweeps(NamedTuple):
         """The rows and curves of both; the curves of `other` come last."""
         moved = other._replace(sweep=other.sweep + len(self.curves))
         return Sweeps(*(torch.cat(pair) for pair in zip(self, moved, strict=True)))
-
-    def only(self, which: Tensor) -> Sweeps:
-        """The curves that `which` (sweeps,) bool selects, and their rows."""
-        rows = which[self.sweep.long()]
-        new_index = torch.cumsum(which, 0) - 1
-        return Sweeps(
-            self.observation[rows], new_index[self.sweep[rows].long()].int(), self.curves[which]
-        )
 
 
 def known_columns(features: Sequence[str]) -> list[int]:
@@ -162,7 +155,7 @@ def play_sweep(
             seen.append(torch.from_numpy(observation[alive, 0][:, columns]).half())
         observation, _, terminated, _, infos = env.step(no_action)
         alive &= ~infos["diverged"]
-        # diverged trainings start over, since every row must be stepped, and are not looked at again
+        # every row must be stepped: diverged trainings start over, and are not looked at again
         if decision < decisions - 1 and terminated.any():
             observation, _ = env.reset(options={"reset_mask": terminated, "initial_lr": lr})
     losses = np.where(alive, env.evaluate("reward"), np.inf)

@@ -6,18 +6,17 @@ The later over the earlier, and errors that name what is wrong.
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
 
 import pytest
 
-from agents.arguments import Agent, parse
+from agents.command_line import parse
 from agents.settings import presets
-from lr_gym.control.spec import ControlSpec
+from agents.table import AGENTS
 
 BASE = ["--output-dir", "out"]
 
 
-@pytest.mark.parametrize("agent", get_args(Agent))
+@pytest.mark.parametrize("agent", AGENTS)
 def test_every_agent_has_its_presets(agent):
     for preset in ("default", "source"):
         assert preset in presets(agent)
@@ -38,9 +37,8 @@ def test_generalists_learn_on_random_tasks_and_are_selected_on_others(agent, pre
 
 def test_anytime_sees_nothing_that_needs_an_end():
     args = parse([*BASE, "--agent", "sweep", "--preset", "anytime"])
-    spec = ControlSpec(schedule=args.schedule, features=args.features, average=args.average)
-    assert spec.endless
-    assert spec.average is not None
+    assert args.control.endless
+    assert args.control.average is not None
 
 
 def test_source_preset_holds_the_values_of_the_source():
@@ -64,9 +62,12 @@ def test_source_preset_holds_the_values_of_the_source():
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path):
     file = tmp_path / "mine.yml"
-    file.write_text("agent: dqn\nseed: 7\ndecisions: 20\ndqn:\n  gamma: 0.5\n  hidden: [8]\n")
+    file.write_text(
+        "agent: dqn\nseed: 7\ncontrol:\n  decisions: 20\ndqn:\n  gamma: 0.5\n  hidden: [8]\n"
+    )
     args = parse([*BASE, "--config", str(file), "--decisions", "30"])
-    assert (args.agent, args.action, args.seed, args.decisions) == ("dqn", "discrete", 7, 30)
+    assert (args.agent, args.seed) == ("dqn", 7)
+    assert (args.control.action, args.control.decisions) == ("discrete", 30)
     assert (args.dqn.gamma, args.dqn.hidden, args.dqn.batch_size) == (0.5, (8,), 512)
 
 

@@ -50,7 +50,7 @@ def total_gain(theta: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("window", [None, 1, 2, 3])
 def test_gradient_points_where_the_gain_grows(window, monkeypatch):
-    """Summed over a training, the estimate equals the gradient of the whole gain, whatever the window."""
+    """Summed over a training, the estimate is the gradient of the whole gain, for every window."""
     monkeypatch.setattr("agents.evolution.pair_utilities", lambda gains, groups: gains)
     population = Accumulator(100_000)
     theta = torch.tensor([0.1, -0.2])

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import TINY, plain_run
 
-from agents.arguments import parse
-from agents.build import build_learner
+from agents.command_line import parse
 from agents.evolution import EvolutionConfig
 from agents.garo import GaroLearner, GaroTrainings, garo_losses
+from agents.table import build_learner
 from lr_gym.optim import GlobalAdaptiveSGD
 from lr_gym.optim.contrib.garo_weights import (
     GaroWeights,

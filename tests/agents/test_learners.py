@@ -89,7 +89,7 @@ def test_saved_policy_is_what_was_judged(agent, tmp_path):
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_learns(agent):
-    """From initial lrs that are far too small, the selection loss falls well below the untrained one."""
+    """Initial learning rates are far too small, and the selection loss falls all the same."""
     options = {} if agent.startswith("garo") else {"initial_lr": (1e-3, 1e-3)}
     learner = make_learner(agent, 32, **options)
     before = learner.selection_losses(SEEDS).mean()
@@ -122,8 +122,8 @@ def test_window_must_fit_the_training():
 
 def test_enhanced_sgd_goes_on_with_what_its_preset_learned(tmp_path):
     """The preset's features, bins and actions are those that `controller_of` asks for."""
-    from agents.arguments import parse
-    from agents.build import build_learner
+    from agents.command_line import parse
+    from agents.table import build_learner
     from lr_gym.optim.contrib.lr_q_control import controller_of
 
     words = [

@@ -1,4 +1,4 @@
-"""Sweeps become curves of regret, curves become a network, and the network becomes a policy that goes where it says."""
+"""Sweeps give curves of regret, a network learns from them, and the policy goes where it says."""
 
 from __future__ import annotations
 
@@ -13,18 +13,10 @@ from gymnasium.vector import AutoresetMode
 from learners import SETTING, SWEEP, SWEEP_FEATURES, assert_equal_states, make_learner, sweep_env
 from tiny import TINY
 
-from agents.sweep import (
-    KNOWN,
-    PEAK,
-    WORST,
-    SweepConfig,
-    SweepLearner,
-    Sweeps,
-    others,
-    play,
-    regret_of,
-    regrets,
-)
+from agents.sweep import SweepConfig, SweepLearner
+from agents.sweep.rate_network import regret_at
+from agents.sweep.sweeps import KNOWN, PEAK, WORST, known_columns, play_sweep, regret_curve
+from lr_gym.engine import local_engine
 from lr_gym.envs.rollout import final_losses
 from lr_gym.envs.vector_env import LRControlVectorEnv
 
@@ -42,17 +34,17 @@ def test_regret_in_plain_python():
         ),
         capped[-1],
     ]
-    got = regrets(torch.tensor(loss), torch.tensor([1.0]))
+    got = regret_curve(torch.tensor(loss), torch.tensor([1.0]))
     assert got.tolist() == pytest.approx([min(x - min(smooth), WORST) for x in smooth], abs=1e-6)
-    assert regrets(torch.tensor([-9.0, 0.0, 9.0]), torch.tensor([9.0])).max() == WORST
+    assert regret_curve(torch.tensor([-9.0, 0.0, 9.0]), torch.tensor([9.0])).max() == WORST
 
 
 def test_regret_of_a_rate_is_read_off_the_curve():
     curves, rates = (
         torch.rand(5, SWEEP.rates, generator=torch.Generator().manual_seed(0)),
-        SWEEP.logarithms,
+        SWEEP.log_rates,
     )
-    at = lambda rate: regret_of(rate.expand(5), curves, rates)
+    at = lambda rate: regret_at(rate.expand(5), curves, rates)
     for i in range(SWEEP.rates):
         torch.testing.assert_close(at(rates[i]), curves[:, i], atol=1e-3, rtol=0)
     torch.testing.assert_close(
@@ -62,22 +54,14 @@ def test_regret_of_a_rate_is_read_off_the_curve():
     torch.testing.assert_close(beyond, curves[:, -1] + 1.0, atol=1e-3, rtol=0)
 
 
-def test_some_of_the_sweeps_keep_their_curves():
-    rows = torch.tensor([0, 2, 1, 2, 3, 1])
-    sweeps = Sweeps(rows[:, None].half(), rows.int(), torch.arange(4.0)[:, None].expand(4, 5))
-    some = sweeps.only(torch.tensor([False, True, False, True]))
-    assert some.observation[:, 0].tolist() == [1, 3, 1]
-    assert some.curves[some.sweep.long(), 0].tolist() == [1, 3, 1]
-
-
 @pytest.mark.parametrize("highest", [0.5, 1e6])
 def test_a_sweep_is_the_trainings_at_its_rates(highest):
-    """The curve is that of trainings under the base schedule at each rate, whether or not others diverge."""
+    """The curve is that of single trainings at each rate, whether or not others diverge."""
     config = dataclasses.replace(SWEEP, highest=highest)
     setting = {**SETTINGS, "base": "sgd"}
-    seen, figures = play(functools.partial(sweep_env, setting), 0, 0, config, 5)
+    seen, figures = play_sweep(functools.partial(sweep_env, setting), 0, config, 5, 0)
     losses = []
-    for rate in config.logarithms.double().exp():
+    for rate in config.log_rates.double().exp():
         env = LRControlVectorEnv(TINY, num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **setting)
         env.reset(seed=[5], options={"initial_lr": [float(rate)]})
         before, diverged = env.evaluate("reward")[0], False
@@ -87,7 +71,7 @@ def test_a_sweep_is_the_trainings_at_its_rates(highest):
                 break
         losses.append(math.inf if diverged else math.log(env.evaluate("reward")[0]))
     assert math.isinf(losses[-1]) == (highest > 1.0)
-    expected = regrets(torch.tensor(losses), torch.tensor([math.log(2 * before)]))
+    expected = regret_curve(torch.tensor(losses), torch.tensor([math.log(2 * before)]))
     torch.testing.assert_close(seen.curves[0], expected, atol=1e-4, rtol=0)
     assert seen.observation.shape[1] == len(SWEEP_FEATURES) - 1
     assert len(seen.observation) <= (SWEEP.samples + 1) * SWEEP.rates
@@ -106,7 +90,8 @@ def test_the_policy_goes_where_the_network_says():
     present = (observation[:, SWEEP_FEATURES.index("peak_lr")] * 3.5 - 3.0) * math.log(10.0)
     with torch.no_grad():
         wanted = (
-            (learner._network(observation[:, others(SWEEP_FEATURES)]) - present) / spec.action_step
+            (learner._network(observation[:, known_columns(SWEEP_FEATURES)]) - present)
+            / spec.action_step
         ).clamp(-1.0, 1.0)
     torch.testing.assert_close(
         policy.predict(observation)[0].squeeze(-1), wanted, atol=2e-3, rtol=0
@@ -136,7 +121,7 @@ def test_it_finds_the_rate_wherever_it_starts():
 
 
 def test_no_action_moves_what_is_known():
-    """Two trainings, one of them at a hundredth of the rate, know the same from the first decision to the last."""
+    """Two trainings know the same at every decision, though one lowers its learning rate."""
     features = (PEAK, *KNOWN)
     env = LRControlVectorEnv(
         TINY,
@@ -154,7 +139,7 @@ def test_no_action_moves_what_is_known():
         "first_loss"
     )  # a mean over the first decision's steps, which that decision has a part in
     assert observation[0, :, first] == pytest.approx(observation[1, :, first], abs=0.05)
-    rest = [i for i in others(features) if i != first]
+    rest = [i for i in known_columns(features) if i != first]
     assert np.array_equal(observation[0][:, rest], observation[1][:, rest])
     assert np.array_equal(observation[:, :1], observation[:, 1:2])  # all layers know the same
 
@@ -163,10 +148,10 @@ def test_processes_give_what_one_gives():
     """The result does not depend on the number of workers."""
     states = []
     for workers in (1, 2):
-        learner = SweepLearner(
-            functools.partial(sweep_env, SETTINGS), 2, [], SWEEP, seed=3, updates=4, workers=workers
-        )
-        figures = [learner.update() for _ in range(2)]
+        make = functools.partial(sweep_env, SETTINGS)
+        with local_engine(workers) as engine:
+            learner = SweepLearner(make, 2, [], SWEEP, seed=3, updates=4, engine=engine)
+            figures = [learner.update() for _ in range(2)]
         states.append({"figures": figures, **learner.state_dict()})
     assert_equal_states(*states)
 
