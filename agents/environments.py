@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from gymnasium.vector import AutoresetMode
 
 from agents.arguments import Args
@@ -106,8 +104,8 @@ def make_env(
     """
     return LRControlVectorEnv(
         task,
+        args.control,
         num_envs,
-        **dataclasses.asdict(args.control),
         horizon=task.horizon if args.suite == RANDOM else args.horizon,
         initial_lr=args.initial_lr,
         mask_loss=0.0 if selection else args.mask_loss,

@@ -53,17 +53,7 @@ class LayerRowsVecEnv(VecEnv):
             ValueError: There is no environment, control specs differ, or the runs of an environment
                 are no multiple of `twins`.
         """
-        if not envs:
-            raise ValueError("envs is empty: give at least one LRControlVectorEnv")
-        first = envs[0]
-        for env in envs[1:]:
-            if env.control_spec != first.control_spec:
-                raise ValueError("all environments must have the same control spec")
-        for env in envs:
-            if env.num_envs % twins:
-                raise ValueError(
-                    f"{env.num_envs} runs of {env.task.name} are no multiple of twins={twins}"
-                )
+        check_envs(envs, twins)
         self.envs = list(envs)
         self.twins = twins
         self.generation = 0
@@ -75,16 +65,8 @@ class LayerRowsVecEnv(VecEnv):
         self._returns = [np.zeros(env.num_envs) for env in self.envs]
         self._lengths = [np.zeros(env.num_envs, dtype=int) for env in self.envs]
         self.episodes: list[dict[str, float]] = []
-        features, controls = len(first.control_spec.features), len(first.control_spec.controls)
-        action_space: gym.Space[Any]
-        if isinstance(first.single_action_space, gym.spaces.MultiDiscrete):
-            action_space = gym.spaces.Discrete(int(first.single_action_space.nvec[0]))
-        else:
-            action_space = gym.spaces.Box(-1.0, 1.0, (controls,), np.float32)
         self.render_mode = None
-        super().__init__(
-            int(self._bounds[-1]), gym.spaces.Box(-1.0, 1.0, (features,), np.float32), action_space
-        )
+        super().__init__(int(self._bounds[-1]), *row_spaces(envs[0]))
 
     @property
     def num_runs(self) -> int:
@@ -143,7 +125,7 @@ class LayerRowsVecEnv(VecEnv):
             begin += env.num_envs
         for returns, lengths in zip(self._returns, self._lengths, strict=True):
             returns[:], lengths[:] = 0.0, 0
-        return self._rows(observations)
+        return as_rows(observations)
 
     def seed(self, seed: int | None = None) -> list[None]:
         """Let the row seeds of the next reset be seed, seed + 1, ..."""
@@ -184,31 +166,26 @@ class LayerRowsVecEnv(VecEnv):
             self._returns[i] += reward
             self._lengths[i] += 1
             infos += self._row_infos(i, terminated, info)
-        rewards = [
-            np.repeat(step[1], env.num_layers) for env, step in zip(self.envs, steps, strict=True)
-        ]
-        dones = [
-            np.repeat(step[2], env.num_layers) for env, step in zip(self.envs, steps, strict=True)
-        ]
+        layers = [env.num_layers for env in self.envs]
+        rewards = [np.repeat(step[1], n) for step, n in zip(steps, layers, strict=True)]
+        dones = [np.repeat(step[2], n) for step, n in zip(steps, layers, strict=True)]
         return (
-            self._rows([step[0] for step in steps]),
+            as_rows([step[0] for step in steps]),
             np.concatenate(rewards).astype(np.float32),
             np.concatenate(dones),
             infos,
         )
 
-    def _rows(self, observations: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([o.reshape(-1, o.shape[-1]) for o in observations])
-
     def _row_infos(
         self, i: int, terminated: np.ndarray, info: dict[str, Any]
     ) -> list[dict[str, Any]]:
+        """Infos of the rows of environment `i`, as SB3 wants them where a training has ended."""
         layers = self.envs[i].num_layers
+        final = info.get("final_info", {})
         rows: list[dict[str, Any]] = [{} for _ in range(self.envs[i].num_envs * layers)]
         for run in np.flatnonzero(terminated):
             episode = {"r": float(self._returns[i][run]), "l": int(self._lengths[i][run])}
             self._returns[i][run], self._lengths[i][run] = 0.0, 0
-            final = info["final_info"]
             self.episodes.append(
                 {
                     "return": episode["r"],
@@ -278,3 +255,30 @@ class LayerRowsVecEnv(VecEnv):
     ) -> list[bool]:
         """Answer that no row is wrapped."""
         return [False for _ in self._get_indices(indices)]
+
+
+def check_envs(envs: Sequence[LRControlVectorEnv], twins: int) -> None:
+    """Raise a ValueError where environments cannot be those of one `LayerRowsVecEnv`."""
+    if not envs:
+        raise ValueError("envs is empty: give at least one LRControlVectorEnv")
+    for env in envs:
+        if env.control_spec != envs[0].control_spec:
+            raise ValueError("all environments must have the same control spec")
+        if env.num_envs % twins:
+            raise ValueError(
+                f"{env.num_envs} runs of {env.task.name} are no multiple of twins={twins}"
+            )
+
+
+def row_spaces(env: LRControlVectorEnv) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Observation space and action space of one layer of an environment."""
+    spec = env.control_spec
+    observation_space = gym.spaces.Box(-1.0, 1.0, (len(spec.features),), np.float32)
+    if isinstance(env.single_action_space, gym.spaces.MultiDiscrete):
+        return observation_space, gym.spaces.Discrete(int(env.single_action_space.nvec[0]))
+    return observation_space, gym.spaces.Box(-1.0, 1.0, (len(spec.controls),), np.float32)
+
+
+def as_rows(observations: Sequence[np.ndarray]) -> np.ndarray:
+    """Observations (B, L, F) of environments as one array (rows, F)."""
+    return np.concatenate([o.reshape(-1, o.shape[-1]) for o in observations])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from agents.sweep.sweeps import PEAK, Sweeps, known_columns
-from lr_gym.control.observation import PEAK_CENTRE, PEAK_WIDTH
+from lr_gym.control.features import PEAK_CENTRE, PEAK_WIDTH
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy
 

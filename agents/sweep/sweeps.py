@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.control.observation import ENDLESS_FEATURES, TASK_FEATURES
+from lr_gym.control.features import features_of_group
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.types import check_count
 
@@ -32,7 +32,9 @@ __all__ = [
 # up most of the mean.
 WORST = 0.5
 PEAK = "peak_lr"
-KNOWN = tuple(name for name in (*TASK_FEATURES, *ENDLESS_FEATURES) if name != PEAK)
+KNOWN = tuple(
+    name for group in ("task", "endless") for name in features_of_group(group) if name != PEAK
+)
 
 # Makes the environment of an update (0, 1, ...) and a slot (0, 1, ...).
 MakeEnv = Callable[[int, int], LRControlVectorEnv]
