@@ -20,7 +20,8 @@ from lr_gym.layers import muon_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks import Task
 from lr_gym.tasks.random_tasks import random_task
-from lr_gym.updates.rules import NEWTON_SCHULZ_STEPS, base_rule
+from lr_gym.updates.muon import NEWTON_SCHULZ_STEPS
+from lr_gym.updates.rules import base_rule
 
 __all__ = ["random_batch"]
 

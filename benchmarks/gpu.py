@@ -25,7 +25,7 @@ import rich.table
 import torch
 
 from lr_gym.tasks import TASKS, Task
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
 INTERVAL = 10
@@ -43,7 +43,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 def contestant(task: Task, runs: int, compile: bool, capture: bool) -> Callable[[], float]:
     """A call gives inner steps per second of all runs."""
-    loop = InnerLoop(task, base="adam", device="cuda", compile=compile)
+    loop = Executor(task, base="adam", device="cuda", compile=compile)
     if not capture:
         loop._graph = None
     state = loop.init(torch.arange(runs))

@@ -22,7 +22,7 @@ import tyro
 
 from lr_gym.tasks import TASKS, Task, find_task
 from lr_gym.tasks.initial import plain_model
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
 INTERVAL = 10
@@ -72,7 +72,7 @@ def plain(task: Task, fused: bool) -> Callable[[], float]:
 def batched(task: Task, runs: int, compile: bool) -> Callable[[], float]:
     """Steps of all runs together, statistics every INTERVAL steps included."""
     start = time.perf_counter()
-    loop = InnerLoop(task, base="adam", compile=compile)
+    loop = Executor(task, base="adam", compile=compile)
     state = loop.init(torch.arange(runs))
     ones = torch.ones(runs, loop.layout.num_layers)
     hyper = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)
@@ -99,7 +99,7 @@ def step_time(task: Task, runs: int, seconds: float) -> float:
     """
     data, indices = task.data().gradient, torch.arange(runs)
     if runs:
-        loop = InnerLoop(task, base="adam")
+        loop = Executor(task, base="adam")
         state = loop.init(indices)
         ones = torch.ones(runs, loop.layout.num_layers)
         hyper, factor = (

@@ -38,7 +38,7 @@ from torch import nn
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import find_task
 from lr_gym.tasks.task import Data, Split, Task
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
 PROGRAMS = Path(__file__).parent / "peer_programs"
@@ -156,7 +156,7 @@ class Compiled:
     """Our side of JAX: the compiled loop on mnist1d-mlp."""
 
     def __init__(self, runs: int) -> None:
-        self.loop = InnerLoop(
+        self.loop = Executor(
             dataclasses.replace(find_task("mnist1d-mlp"), batch_size=BATCH), compile=True
         )
         self.state = self.loop.init(torch.arange(runs))

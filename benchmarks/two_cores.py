@@ -5,7 +5,7 @@ Inner steps per second of two workers over one, as threads and as processes.
     python benchmarks/two_cores.py
     python benchmarks/two_cores.py --no-compile
 
-Each worker trains its own half of the runs in an InnerLoop of its own. A round measures one worker,
+Each worker trains its own half of the runs in an Executor of its own. A round measures one worker,
 two threads and two processes in turn, wall clock, and ratios are taken within rounds. The last
 rows, the same with two intra-op threads, show why one a worker is the default.
 """
@@ -26,7 +26,8 @@ import torch
 import tyro
 
 from lr_gym.tasks import find_task
-from lr_gym.training.inner_loop import InnerLoop, InnerState
+from lr_gym.training.executor import Executor
+from lr_gym.training.inner_loop import InnerState
 from lr_gym.types import Hyperparams
 
 INTERVAL = 10
@@ -55,7 +56,7 @@ class Worker:
 
     def __init__(self, args: Args, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.loop = InnerLoop(find_task(args.task), compile=args.compile)
+        self.loop = Executor(find_task(args.task), compile=args.compile)
         self.state: InnerState = self.loop.init(torch.arange(args.runs))
         ones = torch.ones(args.runs, self.loop.layout.num_layers)
         self.hyper = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)

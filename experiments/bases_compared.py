@@ -27,7 +27,7 @@ from scipy import stats
 from agents.random_suite import random_batch
 from lr_gym.engine import process_pool
 from lr_gym.tasks import Task
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 from lr_gym.updates.schedules import base_schedule
 
@@ -49,7 +49,7 @@ def sweep(batch: int, slot: int, base: str) -> list[list[float]]:
     """Log losses (2, RATES) on the reward and the selection split, means over seeds."""
     torch.set_num_threads(1)
     task = tasks_of(batch)[slot]
-    loop = InnerLoop(task, base=base)
+    loop = Executor(task, base=base)
     runs = len(RATES) * SEEDS
     state = loop.init(torch.arange(FIRST_SEED, FIRST_SEED + SEEDS).repeat(len(RATES)))
     lr = torch.from_numpy(RATES).float().repeat_interleave(SEEDS)

@@ -26,7 +26,7 @@ from scipy import stats
 
 from agents.random_suite import random_batch
 from lr_gym.engine import process_pool
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 from lr_gym.updates.schedules import base_schedule
 
@@ -49,7 +49,7 @@ def sweep(number: int) -> dict[str, Any]:
     tasks = random_batch(SUITE, batch, SLOTS, DECISIONS, base="muon", max_operations=MAX_OPERATIONS)
     task = tasks[slot]
     task = dataclasses.replace(task, horizon=task.horizon * LONGER)
-    loop = InnerLoop(task, base="muon", weight_decay=True)
+    loop = Executor(task, base="muon", weight_decay=True)
     runs = len(RATES) * len(DECAYS)
     state = loop.init(torch.full((runs,), SEED))
     lr = torch.from_numpy(RATES).float().repeat(len(DECAYS))

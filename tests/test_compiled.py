@@ -15,7 +15,7 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.rng import Stream, normal, random_bits
 from lr_gym.tasks.modules import Dropout
 from lr_gym.training.compiled import Compiler
-from lr_gym.training.inner_loop import BLOCK, InnerLoop
+from lr_gym.training.executor import BLOCK, Executor
 from lr_gym.tree import flatten, take_rows
 from lr_gym.types import Hyperparams
 
@@ -52,15 +52,15 @@ class Pretend(Compiler):
 @pytest.fixture
 def in_blocks(monkeypatch):
     """From now on loops are compiled for two runs."""
-    monkeypatch.setattr(InnerLoop, "_working_set", lambda *_: BLOCK // 2)
+    monkeypatch.setattr(Executor, "_working_set", lambda *_: BLOCK // 2)
 
 
-def loop_of(compile: bool) -> InnerLoop:
-    return InnerLoop(DROPOUT, noise=True, weight_decay=True, dtype=torch.float64, compile=compile)
+def loop_of(compile: bool) -> Executor:
+    return Executor(DROPOUT, noise=True, weight_decay=True, dtype=torch.float64, compile=compile)
 
 
 @pytest.fixture(scope="module")
-def loops() -> tuple[InnerLoop, InnerLoop]:
+def loops() -> tuple[Executor, Executor]:
     """As it stands, and compiled for four runs."""
     pair = loop_of(False), loop_of(True)
     pair[1].init(torch.arange(RUNS))
@@ -73,7 +73,7 @@ def hyperparams(runs: int = RUNS) -> Hyperparams:
     return Hyperparams(0.03 * draw(), 0.99 * draw(), 0.3 * draw(), 0.1 * draw())
 
 
-def train(loop: InnerLoop, seeds, hyper, limit=None, steps: int = 6):
+def train(loop: Executor, seeds, hyper, limit=None, steps: int = 6):
     """All that a training gives: state, losses, statistics, loss on the reward split."""
     factor = (
         torch.linspace(1.0, 0.5, steps, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_compiled_in_blocks_equals_plain(loops, in_blocks):
 
 @pytest.mark.parametrize("limit", [None, np.array([2, 0, 3, 1])])
 def test_blocks_train_as_the_whole(in_blocks, monkeypatch, limit):
-    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
+    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
     whole, seeds = loop_of(False), torch.arange(RUNS)
     assert_same(
         train(loop_of(True), seeds, hyperparams(), limit), train(whole, seeds, hyperparams(), limit)
@@ -137,8 +137,8 @@ def test_blocks_train_as_the_whole(in_blocks, monkeypatch, limit):
 
 def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch):
     """Gradients of convolutions come out permuted, and strides of dimensions of size 1 as they like."""
-    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
-    loop, ones = InnerLoop(CONVOLUTION, compile=True), torch.ones(RUNS, 2)
+    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
+    loop, ones = Executor(CONVOLUTION, compile=True), torch.ones(RUNS, 2)
     hyper = Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones)
     state, _ = loop.advance(loop.init(torch.arange(RUNS)), hyper, torch.ones(3, RUNS))
     loop.stats(state, hyper)
@@ -152,9 +152,9 @@ def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch
     [(64, BLOCK // 16, 16), (12, BLOCK // 16, 12), (6, BLOCK, 1), (7, 1, 7)],
 )
 def test_block_divides_the_runs_and_is_near_the_cache(monkeypatch, runs, need, block):
-    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
-    monkeypatch.setattr(InnerLoop, "_working_set", lambda *_: need)
-    loop = InnerLoop(TINY, compile=True)
+    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
+    monkeypatch.setattr(Executor, "_working_set", lambda *_: need)
+    loop = Executor(TINY, compile=True)
     loop.init(torch.arange(runs))
     assert loop._block == block
 
@@ -164,14 +164,14 @@ def test_working_set_holds_state_gradients_and_activations(monkeypatch):
 
     Inputs (8, 5), weights (3, 5) and (3,), outputs (8, 3).
     """
-    monkeypatch.setattr("lr_gym.training.inner_loop.Compiler", Pretend)
+    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
     seen = []
-    measured = InnerLoop._working_set
+    measured = Executor._working_set
     monkeypatch.setattr(
-        InnerLoop, "_working_set", lambda *args: seen.append(measured(*args)) or seen[-1]
+        Executor, "_working_set", lambda *args: seen.append(measured(*args)) or seen[-1]
     )
     task = tiny_task(lambda: nn.Linear(5, 3))
-    InnerLoop(task, compile=True).init(torch.arange(2))
+    Executor(task, compile=True).init(torch.arange(2))
     parameters, inputs, outputs = 4 * (15 + 3), 4 * task.batch_size * 5, 4 * task.batch_size * 3
     assert (
         4 * parameters + inputs + outputs
@@ -270,12 +270,12 @@ def test_without_a_compiler_one_warning_and_the_same_results(monkeypatch):
     hyper = Hyperparams(*(torch.full((2, 2), value) for value in (0.01, 0.9, 0.0, 0.0)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loop = InnerLoop(TINY, compile=True)
+        loop = Executor(TINY, compile=True)
         state, losses = loop.advance(loop.init(torch.arange(2)), hyper, torch.ones(3, 2))
         loop.evaluate(state, "reward")
     assert [warning.category for warning in caught] == [RuntimeWarning]
     assert "compile=False" in str(caught[0].message)
-    plain = InnerLoop(TINY)
+    plain = Executor(TINY)
     expected, expected_losses = plain.advance(plain.init(torch.arange(2)), hyper, torch.ones(3, 2))
     assert torch.equal(losses, expected_losses)
     assert all(

@@ -21,7 +21,7 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import PolicyOptimizer, muon_groups
 from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import TASKS
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.tree import leaves_of
 from lr_gym.types import Hyperparams
 
@@ -38,7 +38,7 @@ def no_waiting():
 
 def trained(name: str, device: str, compile: bool, calls: int = 3):
     """State and losses after a few `advance`."""
-    loop = InnerLoop(
+    loop = Executor(
         TASKS[name], base="muon", noise=True, dtype=torch.float64, device=device, compile=compile
     )
     state = loop.init(torch.arange(RUNS))

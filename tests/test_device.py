@@ -34,7 +34,7 @@ from lr_gym.optim.contrib.noise import NoiseSource
 from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.initial import initial_parameters, load_parameters
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.tree import leaves_of
 from lr_gym.types import Hyperparams
 
@@ -85,7 +85,7 @@ def test_inner_loop_on_a_device(device, name, base):
     results = []
     for place in ("cpu", NAME):
         kind = {"dtype": torch.float64, "device": place}
-        loop = InnerLoop(TASKS[name], base=base, noise=True, weight_decay=True, **kind)
+        loop = Executor(TASKS[name], base=base, noise=True, weight_decay=True, **kind)
         state = loop.init(torch.arange(RUNS))
         ones = torch.ones(RUNS, loop.layout.num_layers, **kind)
         hyper, factor = (

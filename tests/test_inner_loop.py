@@ -20,7 +20,8 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import SPLITS, TASKS
 from lr_gym.tasks.initial import INITIAL, initial_parameters, load_parameters, mlp
 from lr_gym.tasks.stacked import STACKED
-from lr_gym.training.inner_loop import InnerLoop, minibatch
+from lr_gym.training.executor import Executor
+from lr_gym.training.inner_loop import minibatch
 from lr_gym.tree import flatten, take_rows, unflatten
 from lr_gym.types import Hyperparams
 from lr_gym.updates.rules import RULES
@@ -73,7 +74,7 @@ def ones(steps, runs, dtype=torch.float64):
 @pytest.mark.parametrize("model", MODELS)
 def test_gradients_equal_a_plain_module_row_by_row(model):
     task, seeds = tiny_task(MODELS[model]), torch.tensor([3, 10, 4])
-    state = InnerLoop(task, dtype=torch.float64).init(seeds)
+    state = Executor(task, dtype=torch.float64).init(seeds)
     for row, seed in enumerate(seeds.tolist()):
         module, loss_at = plain_run(task, seed, torch.float64)
         loss = loss_at(0)
@@ -88,7 +89,7 @@ def test_gradients_equal_a_plain_module_row_by_row(model):
 @pytest.mark.parametrize("base", RULES)
 def test_training_equals_a_plain_loop(base, model):
     task, seeds = tiny_task(MODELS[model]), torch.tensor([3, 10])
-    loop = InnerLoop(task, base=base, dtype=torch.float64, weight_decay=True)
+    loop = Executor(task, base=base, dtype=torch.float64, weight_decay=True)
     hyper = hyperparams(0.01, 2, loop.layout.num_layers, weight_decay=0.1)
     state, losses = loop.advance(loop.init(seeds), hyper, ones(12, 2))
     for row, seed in enumerate(seeds.tolist()):
@@ -154,7 +155,7 @@ def test_zero_action_in_residual_mode_is_torch_optim_with_that_schedule(task, ba
 def test_rows_of_a_batch_equal_rows_alone_to_the_bit(base, diverge):
     """Contract (b) of the inner loop: B = 64, float32, 20 steps, 16 rows forced to NaN."""
     noise = not diverge  # drawing it costs more than the rest
-    loop = InnerLoop(TASKS["mnist1d-mlp"], base=base, noise=noise, weight_decay=True)
+    loop = Executor(TASKS["mnist1d-mlp"], base=base, noise=noise, weight_decay=True)
     runs, layers = 64, loop.layout.num_layers
     seeds = torch.arange(100, 100 + runs)
     generator = torch.Generator().manual_seed(0)
@@ -189,7 +190,7 @@ def test_rows_of_a_batch_equal_rows_alone_to_the_bit(base, diverge):
 
 
 def test_limit_stops_each_run_where_it_says():
-    loop, seeds = InnerLoop(TINY), torch.tensor([1, 2, 3, 4])
+    loop, seeds = Executor(TINY), torch.tensor([1, 2, 3, 4])
     limit = np.array([0, 5, 2, 3])
     lr = torch.tensor([0.1, 0.01, 0.02, 0.03])
     factor = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
@@ -208,7 +209,7 @@ def test_limit_stops_each_run_where_it_says():
 
 
 def test_advance_in_pieces_equals_advance_at_once():
-    loop, seeds = InnerLoop(TINY, noise=True), torch.tensor([1, 2])
+    loop, seeds = Executor(TINY, noise=True), torch.tensor([1, 2])
     hyper = hyperparams(0.01, 2, 2, torch.float32)._replace(noise=torch.full((2, 2), 0.1))
     whole, _ = loop.advance(loop.init(seeds), hyper, ones(7, 2, torch.float32))
     state = loop.init(seeds)
@@ -220,7 +221,7 @@ def test_advance_in_pieces_equals_advance_at_once():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_evaluate_is_the_mean_loss_on_the_split(split):
-    loop, seeds = InnerLoop(TASKS["mnist1d-mlp"], dtype=torch.float64), torch.tensor([3, 4])
+    loop, seeds = Executor(TASKS["mnist1d-mlp"], dtype=torch.float64), torch.tensor([3, 4])
     losses = loop.evaluate(loop.init(seeds), split)
     examples = getattr(loop.data, split)
     for row, seed in enumerate(seeds.tolist()):
@@ -230,7 +231,7 @@ def test_evaluate_is_the_mean_loss_on_the_split(split):
 
 
 def test_unknown_split_lists_the_valid_ones():
-    loop = InnerLoop(TINY)
+    loop = Executor(TINY)
     with pytest.raises(ValueError, match="gradient, reward, selection, test; got 'train'"):
         loop.evaluate(loop.init(torch.tensor([0])), "train")
 
@@ -312,7 +313,7 @@ def test_models_outside_the_table_take_the_fallback():
 
 def test_global_generators_stay_as_they_were():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    loop = InnerLoop(TASKS["mnist1d-mlp"], noise=True)
+    loop = Executor(TASKS["mnist1d-mlp"], noise=True)
     TASKS["mnist1d-mlp"].data.__wrapped__()  # loads afresh
     loop.advance(
         loop.init(torch.tensor([0])),

@@ -10,7 +10,9 @@ import torch
 from lr_gym.control.layer_stats import measure
 from lr_gym.layers import Layout
 from lr_gym.types import LayerStats
-from lr_gym.updates.rules import MUON_RMS, RULES, MomentScale, base_rule, direction, step_
+from lr_gym.updates.muon import MUON_RMS
+from lr_gym.updates.rule import MomentMasses
+from lr_gym.updates.rules import RULES, base_rule
 
 SHAPES = [(4, 3), (4,), (2, 4), (), (2, 2, 2)]
 LAYOUT = Layout(("a", "b", "c"), (0, 0, 1, 2, 1), tuple(math.prod(shape) for shape in SHAPES))
@@ -24,14 +26,14 @@ def draw(seed):
 
 def trained(base, steps):
     """Arguments of `measure` after some steps with a momentum that differs between runs, layers and steps."""
-    rules = [base_rule(base).of(len(shape) > 1) for shape in SHAPES]
+    rules = [base_rule(base).for_tensor(len(shape) > 1) for shape in SHAPES]
     params, firsts = draw(0), [torch.zeros_like(p) for p in draw(0)]
     seconds = [
         torch.zeros_like(p) if r.family == "adam" else None
         for r, p in zip(rules, params, strict=True)
     ]
     zero, momenta = torch.zeros(RUNS, dtype=torch.float64), []
-    scales = [MomentScale(zero, zero) for _ in SHAPES]
+    scales = [MomentMasses(zero, zero) for _ in SHAPES]
     for step in range(steps + 1):
         by_layer = torch.rand(
             3, RUNS, generator=torch.Generator().manual_seed(step), dtype=torch.float64
@@ -40,15 +42,15 @@ def trained(base, steps):
         grads = draw(step + 1)
         if step < steps:
             scales = [
-                s.advanced(rule, m) for s, rule, m in zip(scales, rules, momenta, strict=True)
+                rule.next_masses(s, m) for s, rule, m in zip(scales, rules, momenta, strict=True)
             ]
             lr = torch.full((RUNS,), 0.1, dtype=torch.float64)
             for rule, p, g, f, s, scale, m in zip(
                 rules, params, grads, firsts, seconds, scales, momenta, strict=True
             ):
-                step_(rule, p, g, f, s, scale, lr=lr, momentum=m)
+                rule.step_(p, g, f, s, scale, lr=lr, momentum=m)
     masses, second_masses = (
-        torch.stack([getattr(s, of) for s in scales], dim=1) for of in ("mass", "second")
+        torch.stack([getattr(s, of) for s in scales], dim=1) for of in ("first", "second")
     )
     return (
         rules,
@@ -57,7 +59,7 @@ def trained(base, steps):
         grads,
         firsts,
         seconds,
-        MomentScale(masses, second_masses),
+        MomentMasses(masses, second_masses),
         torch.stack(momenta, 1),
     )
 
@@ -74,7 +76,7 @@ def naive(rules, layout, params, grads, firsts, seconds, scale, momentum_of):
             size = lambda x: x.square().mean().sqrt()
             param, grad, first = whole(params), whole(grads), whole(firsts)
             momentum, mass, second_mass = (
-                of[run, members[0]] for of in (momentum_of, scale.mass, scale.second)
+                of[run, members[0]] for of in (momentum_of, scale.first, scale.second)
             )
             updates, squares = [], []
             for i in members:
@@ -124,7 +126,7 @@ def test_measure_equals_naive_loop(base, steps):
 def test_measure_changes_nothing(base):
     arguments = trained(base, 3)
     tensors = [t for part in arguments[2:6] for t in part if t is not None]
-    tensors += [arguments[6].mass, arguments[6].second, arguments[7]]
+    tensors += [arguments[6].first, arguments[6].second, arguments[7]]
     before = [t.clone() for t in tensors]
     measure(*arguments)
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
@@ -146,7 +148,7 @@ def test_muons_update_is_about_as_large_as_is_told_and_not_a_number_stays_none()
         base_rule("muon"),
         torch.randn(1, 30, 50, generator=torch.Generator().manual_seed(0)),
     )
-    way = direction(rule, draw_one, None, MomentScale(torch.ones(1), torch.ones(1)))
+    way = rule.direction(draw_one, None, MomentMasses(torch.ones(1), torch.ones(1)))
     assert way.square().mean().sqrt() == pytest.approx(MUON_RMS, rel=0.2)
     arguments = list(trained("muon", 2))
     arguments[3][0][0] = math.nan

@@ -23,7 +23,7 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optional import require
 from lr_gym.tasks import TASKS, datasets, images, tables, text
 from lr_gym.tasks.cache import cache_folder, cached, permutation, split_examples
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 
 # The cache
 
@@ -248,7 +248,7 @@ def test_characters_and_what_follows_them():
 
 def test_char_language_model_is_causal_and_equals_the_plain_loop():
     task = dataclasses.replace(TASKS["imdb-char-lm"], batch_size=2)
-    loop = InnerLoop(task, dtype=torch.float64)
+    loop = Executor(task, dtype=torch.float64)
     state = loop.init(torch.tensor([1, 2]))
     from tiny import plain_run
 
@@ -294,7 +294,7 @@ def test_bert_from_a_local_folder_fine_tunes_whole(small_bert, monkeypatch):
     task = dataclasses.replace(
         TASKS["imdb-bert"], data=lambda: text.tokens(text.bert_folder()), batch_size=3
     )
-    loop = InnerLoop(task)
+    loop = Executor(task)
     state = loop.init(torch.tensor([1, 2]))
     start = [torch.equal(p[0], p[1]) for p in state.params]
     assert sum(not same for same in start) == 2

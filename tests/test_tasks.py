@@ -20,7 +20,7 @@ from lr_gym.tasks.modules import GRU, LSTM, Dropout, Pair, Recurrent
 from lr_gym.tasks.random_tasks import RANGES
 from lr_gym.tasks.stacked import STACKED, stacked_forward
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.executor import Executor
 from lr_gym.tree import flatten, take_rows
 from lr_gym.types import Hyperparams
 
@@ -31,12 +31,12 @@ RUNNABLE = (*SMALL, *RANDOM)
 ROUNDED = ("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", *RANDOM)
 
 
-def hyper(loop: InnerLoop, runs: int, lr: float = 1e-3) -> Hyperparams:
+def hyper(loop: Executor, runs: int, lr: float = 1e-3) -> Hyperparams:
     one = torch.ones(runs, loop.layout.num_layers, dtype=loop.dtype)
     return Hyperparams(one * lr, one * 0.9, one * 0.0, one * 0.0)
 
 
-def advance(loop: InnerLoop, seeds: torch.Tensor, steps: int):
+def advance(loop: Executor, seeds: torch.Tensor, steps: int):
     runs = len(seeds)
     return loop.advance(
         loop.init(seeds), hyper(loop, runs), torch.ones(steps, runs, dtype=loop.dtype)
@@ -50,7 +50,7 @@ def advance(loop: InnerLoop, seeds: torch.Tensor, steps: int):
 def test_batched_training_equals_the_plain_loop(name):
     """Losses of 6 steps, parameters, buffers and the evaluated loss in float64, tolerance 1e-8 relative."""
     task, seeds = find_task(name), torch.tensor([3, 10])
-    loop = InnerLoop(task, base="adam", dtype=torch.float64)
+    loop = Executor(task, base="adam", dtype=torch.float64)
     state, losses = advance(loop, seeds, 6)
     evaluated = loop.evaluate(state, "reward")
     for row, seed in enumerate(seeds.tolist()):
@@ -75,7 +75,7 @@ def test_batched_training_equals_the_plain_loop(name):
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_rows_of_a_batch_equal_rows_alone(name):
-    loop, seeds = InnerLoop(find_task(name), base="adamw"), torch.arange(17)
+    loop, seeds = Executor(find_task(name), base="adamw"), torch.arange(17)
     state, losses = advance(loop, seeds, 3)
     tolerance = 1e-5 if name in ROUNDED else 0.0
     for row in (0, 5, 16):
@@ -103,7 +103,7 @@ def test_environment_runs_and_is_finite(name):
     "name", ["mnist1d-cnn", "mnist1d-gru", "digits-cnn", "titanic-mlp", "quadratic", "logistic"]
 )
 def test_training_learns(name):
-    loop = InnerLoop(TASKS[name], base="adam")
+    loop = Executor(TASKS[name], base="adam")
     start = loop.init(torch.arange(2))
     before = loop.evaluate(start, "selection")
     state, _ = loop.advance(start, hyper(loop, 2, 1e-2), torch.ones(80, 2))
@@ -153,7 +153,7 @@ def test_dropout_layers_steps_and_runs_have_masks_of_their_own():
 
 def test_torchs_dropout_is_refused():
     with pytest.raises(TypeError, match=r"Dropout.*lr_gym\.tasks\.modules\.Dropout"):
-        InnerLoop(tiny_task(lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.1)))).init(
+        Executor(tiny_task(lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.1)))).init(
             torch.tensor([0])
         )
 
@@ -235,7 +235,7 @@ def test_modules_of_no_table_run_row_by_row_with_their_buffers():
     data = Data(*(Split(inputs, torch.arange(40) % 3) for _ in SPLITS))
     task = dataclasses.replace(TINY, model=Net, data=lambda: data)
     assert Net not in STACKED
-    loop = InnerLoop(task, dtype=torch.float64)
+    loop = Executor(task, dtype=torch.float64)
     state, losses = advance(loop, torch.tensor([1, 2]), 3)
     for row in range(2):
         module, loss_at = plain_run(task, row + 1, torch.float64)
@@ -302,7 +302,7 @@ def test_what_torch_allows_trains_as_in_the_plain_loop(name):
     task = tiny_task(MODELS[name])
     model, loss_at = plain_run(task, 3, torch.float64)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    loop = InnerLoop(task, base="adam", dtype=torch.float64)
+    loop = Executor(task, base="adam", dtype=torch.float64)
     layers = loop.layout.num_layers
     ones = torch.ones(2, layers, dtype=torch.float64)
     state = loop.init(torch.tensor([3, 4]))
@@ -343,7 +343,7 @@ def test_frozen_parameters_are_refused():
         return built
 
     with pytest.raises(ValueError, match=r"'tiny' are frozen \(0.weight\)"):
-        InnerLoop(tiny_task(model))
+        Executor(tiny_task(model))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_frozen_parameters_are_refused():
     ],
 )
 def test_a_loss_that_is_no_loss_of_each_example_is_named(loss):
-    loop = InnerLoop(dataclasses.replace(TINY, loss=loss))
+    loop = Executor(dataclasses.replace(TINY, loss=loss))
     with pytest.raises(ValueError, match="one value for each example"):
         loop.init(torch.tensor([1, 2]))
 
@@ -491,13 +491,13 @@ def test_an_empty_split_is_named():
     for split in SPLITS:
         task = dataclasses.replace(TINY, data=lambda split=split: broken(**{split: empty}))
         with pytest.raises(ValueError, match=f"{split} split of task 'tiny' is empty"):
-            InnerLoop(task)
+            Executor(task)
 
 
 def test_inputs_without_targets_are_named():
     odd = Split(torch.zeros(3, 5), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="reward split of task 'tiny' has 3 inputs and 2 targets"):
-        InnerLoop(dataclasses.replace(TINY, data=lambda: broken(reward=odd)))
+        Executor(dataclasses.replace(TINY, data=lambda: broken(reward=odd)))
 
 
 @pytest.mark.parametrize("field", ["horizon", "batch_size", "chunk"])
@@ -538,8 +538,7 @@ def test_unknown_names_list_the_valid_ones(name):
 
 def test_evaluation_in_pieces_equals_evaluation_at_once():
     loops = [
-        InnerLoop(dataclasses.replace(TINY, chunk=chunk), dtype=torch.float64)
-        for chunk in (7, 4096)
+        Executor(dataclasses.replace(TINY, chunk=chunk), dtype=torch.float64) for chunk in (7, 4096)
     ]
     a, b = (loop.evaluate(loop.init(torch.arange(3)), "reward") for loop in loops)
     torch.testing.assert_close(a, b, rtol=1e-12, atol=0)

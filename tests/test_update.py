@@ -8,18 +8,10 @@ import pytest
 import torch
 from naive_muon import NaiveMuon
 
-from lr_gym.updates.rules import (
-    RULES,
-    BaseRule,
-    MomentScale,
-    advance_moments_,
-    base_rule,
-    direction,
-    gradient_noise,
-    orthogonal,
-    rms,
-    step_,
-)
+from lr_gym.updates.muon import orthogonal
+from lr_gym.updates.noise import gradient_noise, rms
+from lr_gym.updates.rule import BaseRule, MomentMasses
+from lr_gym.updates.rules import RULES, base_rule
 
 TORCH = {
     "sgd": lambda params, wd: torch.optim.SGD(params, lr=0.03, momentum=0.9, weight_decay=wd),
@@ -37,26 +29,26 @@ def start(rule: BaseRule, param: torch.Tensor):
     """First moment, second moment and masses before the first step of B runs."""
     second = torch.zeros_like(param) if rule.family == "adam" else None
     zeros = param.new_zeros(len(param))
-    return torch.zeros_like(param), second, MomentScale(zeros, zeros.clone())
+    return torch.zeros_like(param), second, MomentMasses(zeros, zeros.clone())
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3), (2, 3, 2), (5,), ()])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("base", RULES)
 def test_rule_equals_torch_optim(base, weight_decay, shape):
-    rule, runs = base_rule(base).of(hidden=len(shape) > 1), 3
+    rule, runs = base_rule(base).for_tensor(hidden=len(shape) > 1), 3
     param = draw(runs, *shape)
     twins = [torch.nn.Parameter(param[i].clone()) for i in range(runs)]
     optimizers = [TORCH[base]([twin], weight_decay) for twin in twins]
-    first, second, scale = start(rule, param)
+    first, second, masses = start(rule, param)
     per_run = lambda value: torch.full((runs,), value, dtype=torch.float64)
     for step in range(30):
         grad = draw(runs, *shape, seed=step) * 10.0 ** (step % 7 - 3) - param
         kept = grad.clone()
-        scale = scale.advanced(rule, per_run(rule.momentum))
+        masses = rule.next_masses(masses, per_run(rule.momentum))
         options = {"lr": per_run(0.03), "momentum": per_run(rule.momentum)}
         decay = per_run(weight_decay) if weight_decay else None
-        step_(rule, param, grad, first, second, scale, weight_decay=decay, **options)
+        rule.step_(param, grad, first, second, masses, weight_decay=decay, **options)
         assert torch.equal(grad, kept)
         for i, (twin, optimizer) in enumerate(zip(twins, optimizers, strict=True)):
             twin.grad = kept[i].clone()
@@ -77,18 +69,17 @@ def test_muon_is_torchs_but_for_its_precision(shape):
         nesterov=False,
         adjust_lr_fn="match_rms_adamw",
     )
-    first, second, scale = start(rule, param)
+    first, second, masses = start(rule, param)
     one = torch.ones(1, dtype=torch.float64)
     for step in range(10):
         grad = draw(1, *shape, seed=step)
         twin.grad = grad[0].clone()
-        step_(
-            rule,
+        rule.step_(
             param,
             grad,
             first,
             second,
-            scale,
+            masses,
             lr=0.03 * one,
             momentum=0.9 * one,
             weight_decay=0.1 * one,
@@ -132,12 +123,12 @@ def test_changing_beta1_equals_explicit_products(base):
     grads = [draw(1, 6, seed=i) for i in range(len(betas))]
     param = draw(1, 6)
     expected = param.clone()
-    first, second, scale = start(rule, param)
+    first, second, masses = start(rule, param)
     for t, beta in enumerate(betas):
         momentum = torch.tensor([beta], dtype=torch.float64)
-        scale = scale.advanced(rule, momentum)
+        masses = rule.next_masses(masses, momentum)
         lr = torch.tensor([0.01], dtype=torch.float64)
-        step_(rule, param, grads[t], first, second, scale, lr=lr, momentum=momentum)
+        rule.step_(param, grads[t], first, second, masses, lr=lr, momentum=momentum)
 
         weights = [(1 - betas[s]) * math.prod(betas[s + 1 : t + 1]) for s in range(t + 1)]
         mean = sum(w * g for w, g in zip(weights, grads, strict=False)) / (
@@ -151,18 +142,18 @@ def test_changing_beta1_equals_explicit_products(base):
 
 @pytest.mark.parametrize("base", RULES)
 def test_runs_have_hyperparameters_of_their_own(base):
-    rule = base_rule(base).of(hidden=True)
+    rule = base_rule(base).for_tensor(hidden=True)
     lr, momentum = torch.tensor([0.0, 0.1, 3.0]).double(), torch.tensor([0.0, 0.5, 0.99]).double()
     decay = torch.tensor([0.0, 0.2, 0.01]).double()
     both, grads = draw(3, 4, 2), [draw(3, 4, 2, seed=i) for i in range(1, 6)]
 
     def run(rows):
         param = both[rows].clone()
-        first, second, scale = start(rule, param)
+        first, second, masses = start(rule, param)
         for grad in grads:
-            scale = scale.advanced(rule, momentum[rows])
+            masses = rule.next_masses(masses, momentum[rows])
             options = {"lr": lr[rows], "momentum": momentum[rows], "weight_decay": decay[rows]}
-            step_(rule, param, grad[rows], first, second, scale, **options)
+            rule.step_(param, grad[rows], first, second, masses, **options)
         return param
 
     alone = torch.cat([run(slice(i, i + 1)) for i in range(3)])
@@ -173,16 +164,20 @@ def test_runs_have_hyperparameters_of_their_own(base):
 
 @pytest.mark.parametrize("base", RULES)
 def test_direction_times_factor_is_the_update_at_lr_one(base):
-    rule, param, grad = base_rule(base).of(hidden=True), draw(2, 5, 3), draw(2, 5, 3, seed=1)
-    first, second, scale = start(rule, param)
+    rule, param, grad = (
+        base_rule(base).for_tensor(hidden=True),
+        draw(2, 5, 3),
+        draw(2, 5, 3, seed=1),
+    )
+    first, second, masses = start(rule, param)
     momentum = torch.full((2,), 0.9, dtype=torch.float64)
-    scale = scale.advanced(rule, momentum)
+    masses = rule.next_masses(masses, momentum)
     before = param.clone()
     ahead = first.clone(), None if second is None else second.clone()
-    advance_moments_(rule, grad, *ahead, momentum)
-    way = direction(rule, *ahead, scale)
-    step_(rule, param, grad, first, second, scale, lr=torch.ones(2).double(), momentum=momentum)
-    torch.testing.assert_close(before - param, way * scale.factor(rule).view(2, 1, 1))
+    rule.advance_moments_(grad, *ahead, momentum)
+    way = rule.direction(*ahead, masses)
+    rule.step_(param, grad, first, second, masses, lr=torch.ones(2).double(), momentum=momentum)
+    torch.testing.assert_close(before - param, way * rule.factor(masses).view(2, 1, 1))
 
 
 def test_noise_joins_the_gradient():
@@ -190,15 +185,14 @@ def test_noise_joins_the_gradient():
     results = []
     for given in ({"grad": grad, "noise": noise}, {"grad": grad + noise}):
         param = draw(2, 5, seed=2)
-        first, second, scale = start(rule, param)
+        first, second, masses = start(rule, param)
         tenth, momentum = torch.full((2,), 0.1).double(), torch.full((2,), 0.9).double()
-        scale = scale.advanced(rule, momentum)
-        step_(
-            rule,
+        masses = rule.next_masses(masses, momentum)
+        rule.step_(
             param,
             first=first,
             second=second,
-            scale=scale,
+            masses=masses,
             lr=tenth,
             momentum=momentum,
             **given,

@@ -1,9 +1,9 @@
-"""Functions of nested tuples of tensors, compiled by torch's inductor for the shapes of their first call.
+"""Functions of nested tuples of tensors, compiled by torch's inductor for the shapes of one call.
 
-The function is traced once into a graph of tensor operations, gradients included, and the graph becomes C++, on a GPU
-Triton, in which neighbouring operations share one pass over memory. On a CPU the interpreter lock is free while it
-runs, so threads run side by side. Calls of other shapes run the function as it stands; so does everything where no
-compiler is found.
+A function is traced once into a graph of tensor operations, gradients included. The graph becomes
+C++, or Triton on a GPU, in which neighbouring operations share one pass over memory. On a CPU a
+compiled function holds no interpreter lock while it runs, so threads run side by side. Calls with
+other shapes run the Python function itself, and so does everything where no compiler is found.
 """
 
 from __future__ import annotations
@@ -19,48 +19,46 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lr_gym.tree import leaves_of, with_leaves
 
-__all__ = ["LOCK", "Compiler", "Fixed"]
+__all__ = ["LOCK", "CompiledFunction", "Compiler"]
 
-OPTIONS = {
-    "cpu": {"cpp_wrapper": True}
-}  # the whole graph is one call, made without the interpreter lock
+# With cpp_wrapper the whole graph is one C++ call, made without the interpreter lock.
+OPTIONS = {"cpu": {"cpp_wrapper": True}}
 
-LOCK = threading.RLock()  # tracing and compiling change process-wide state
+# Tracing, compiling and capturing change state of the whole process, so one thread at a time does.
+LOCK = threading.RLock()
 
 
 def _copy(x: Tensor) -> Tensor:
-    """The same values and strides in memory of its own.
-
-    A tensor given twice would be traced as one.
-    """
+    """The same values and strides in memory of its own; a tensor given twice is traced as one."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
 def _layout(x: Tensor) -> Any:
-    """Shape, and strides but those of dimensions of size 1, which mean nothing and come out as they like."""
+    """Shape and strides of a tensor, without the strides of dimensions of size 1.
+
+    Those mean nothing, and torch sets them differently from operation to operation.
+    """
     return x.shape, [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
 class Compiler:
-    """What compiles the functions of one training loop.
+    """Compiles the functions of one executor. After a failure it warns once and gives up.
 
-    After a failure it warns once and leaves them as they are.
+    Attributes:
+        failed: whether a function could not be compiled.
     """
 
     def __init__(self) -> None:
-        """Nothing has failed yet."""
+        """Start without a failure."""
         self.failed = False
-
-    def fixed(self, function: Callable[..., Any]) -> Fixed:
-        """`function`, to be compiled at its first call."""
-        return Fixed(self, function)
 
     def compile(
         self, function: Callable[..., Any], inputs: Sequence[Tensor]
     ) -> Callable[[list[Tensor]], Sequence[Tensor]] | None:
         """Compile a function of flat tensors for shapes and strides like those of `inputs`.
 
-        None where that fails.
+        Returns:
+            The compiled function, or None where that fails.
         """
         if self.failed:
             return None
@@ -71,13 +69,13 @@ class Compiler:
                 compiled = torch._inductor.compile(
                     graph, [_copy(x) for x in inputs], options=options
                 )
-                compiled(*map(_copy, inputs))  # what is still to be built is built now
-        except Exception as error:  # whatever it is, training can go on without
+                compiled(*map(_copy, inputs))  # inductor builds some parts at the first call only
+        except Exception as error:  # whatever went wrong, training can go on without
             self.failed = True
             cause = str(error).strip().partition("\n")[0][:200]
             warnings.warn(
-                f"nothing is compiled, training runs as it stands: {type(error).__name__}: {cause} "
-                "(a C++ compiler such as g++ and Python's headers, on a GPU Triton, are needed; or "
+                f"compiling failed, so training runs eagerly: {type(error).__name__}: {cause} (it "
+                "needs a C++ compiler such as g++ and Python's headers, on a GPU Triton; or pass "
                 "compile=False)",
                 RuntimeWarning,
                 stacklevel=2,
@@ -86,23 +84,29 @@ class Compiler:
         return compiled  # type: ignore[no-any-return]
 
 
-class Fixed:
+class CompiledFunction:
     """A function of nested tuples of tensors that is compiled for the shapes of its first call.
 
-    It may change its inputs in place; what it returns must be new, and is contiguous. It sees no
-    other tensors.
+    It may change its inputs in place. What it returns must be new tensors, and comes out
+    contiguous. It must look at no tensors but its arguments, since tracing would freeze them.
     """
 
     def __init__(self, compiler: Compiler, function: Callable[..., Any]) -> None:
-        """`function`: to be compiled; `compiler`: by this."""
-        self._compiler, self._function = compiler, function
-        self._layout: list[Any] | None = None
-        self._known: list[list[Any]] = []  # shapes and strides that are of this layout
+        """Wrap a function; it is compiled at its first call.
+
+        Args:
+            compiler: compiles it.
+            function: takes and returns nested tuples of tensors.
+        """
+        self._compiler = compiler
+        self._function = function
+        self._layout: list[Any] | None = None  # of each input; None before the first call
+        self._known: list[list[Any]] = []  # shapes and strides that were found to have this layout
         self._compiled: Callable[..., Sequence[Tensor]] | None = None
-        self._like: Any = None  # structure of what is returned
+        self._like: Any = None  # an example of what the function returns, for its structure
 
     def __call__(self, *args: Any) -> Any:
-        """Call the compiled form where shapes and strides are those of the first call, else the function itself."""
+        """Call the compiled form if the arguments have the layout of the first call's."""
         inputs = leaves_of(args)
         if self._layout is None:
             self._compile(args, inputs)
@@ -112,6 +116,7 @@ class Fixed:
             return with_leaves(self._like, list(self._compiled(*inputs)))
 
     def _fits(self, inputs: list[Tensor]) -> bool:
+        # Layouts take time to compare, so shapes and strides that have passed are remembered.
         seen = [(x.shape, x.stride()) for x in inputs]
         if seen in self._known:
             return True
@@ -127,6 +132,6 @@ class Fixed:
             return [leaf.contiguous() for leaf in leaves_of(result)]
 
         with LOCK:
-            if self._layout is None:
+            if self._layout is None:  # another thread may have compiled it meanwhile
                 self._compiled = self._compiler.compile(flat, inputs)
                 self._layout = [_layout(x) for x in inputs]

@@ -1,10 +1,8 @@
-"""Functions of nested tuples of tensors, captured as CUDA graphs.
+"""Functions of nested tuples of tensors, executed as CUDA graphs.
 
-A few hundred kernels that are launched as one.
-
-A graph works on fixed addresses. So the function takes a state, which it changes in place and which
-keeps its memory from call to call, and further inputs, which are copied to memory of the graph's
-own.
+A CUDA graph is a recording of kernels, a few hundred here, that are launched together. They work on
+fixed addresses. So the function takes a state, which keeps its memory from call to call, and
+further inputs, which are copied to memory of the graph's own.
 """
 
 from __future__ import annotations
@@ -19,30 +17,45 @@ import torch
 from lr_gym.training.compiled import LOCK
 from lr_gym.tree import leaves_of, with_leaves
 
-__all__ = ["Captured", "CudaCapture"]
+__all__ = ["CudaGraphCapture", "CudaGraphFunction", "copy_into"]
 
-MOST = 4  # graphs that are kept at once, of different states
-WARM_UPS = (
-    2  # calls before the capture, in which libraries choose algorithms and allocate workspaces
-)
+# Graphs that are kept at once, of different states. Each holds memory of its own.
+KEPT_GRAPHS = 4
+# Calls before the capture, in which libraries choose algorithms and allocate workspaces.
+WARM_UPS = 2
 
 
-class CudaCapture:
-    """Captures functions of no arguments on one device, all in one pool of memory, since they never run together."""
+def copy_into(target: Any, source: Any) -> Any:
+    """Copy nested tuples of tensors into the memory of others of the same shapes; return those."""
+    for old, new in zip(leaves_of(target), leaves_of(source), strict=True):
+        if new is not old:
+            old.copy_(new)
+    return target
+
+
+class CudaGraphCapture:
+    """Captures functions without arguments on one device.
+
+    All of them share one pool of memory, since they never run at the same time.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        """`device`: of every tensor that the functions look at."""
+        """Choose the device that holds every tensor the functions look at."""
         self._device = device
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Run a function a few times, and capture it: what replays its kernels on the same memory.
+        """Run a function a few times, then capture it.
+
+        Returns:
+            A function that replays its kernels on the same memory.
 
         Raises:
             RuntimeError: for what cannot be captured.
         """
         with LOCK, torch.cuda.device(self._device):  # a process captures one graph at a time
-            stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            current = torch.cuda.current_stream()
             stream.wait_stream(current)
             try:
                 with torch.cuda.stream(stream):
@@ -52,23 +65,18 @@ class CudaCapture:
                 current.wait_stream(stream)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with (
-                torch.cuda.stream(
-                    current
-                ),  # to which a capture that fails to begin would not come back
-                torch.cuda.graph(
-                    graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
-                ),
-            ):
+            capturing = torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            )
+            # The outer context restores the current stream, which a capture that fails to begin
+            # would not.
+            with torch.cuda.stream(current), capturing:
                 run()
             return graph.replay
 
 
-def _cause(error: BaseException) -> str:
-    """What went wrong first, on one line.
-
-    What ends a broken capture says only that it was broken.
-    """
+def _first_cause(error: BaseException) -> str:
+    """What went wrong first, on one line; the last error only says that the capture was broken."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).strip().partition("\n")[0][:200]
@@ -76,11 +84,11 @@ def _cause(error: BaseException) -> str:
 
 @dataclasses.dataclass
 class _Graph:
-    """One capture.
+    """One captured graph.
 
     Attributes:
         given: the further inputs, in memory of the graph's own.
-        result: what the function returned, likewise: of the last replay.
+        result: what the function returned beside the state, overwritten by every replay.
         replay: runs the graph.
     """
 
@@ -89,54 +97,62 @@ class _Graph:
     replay: Callable[[], None] = lambda: None
 
 
-class Captured:
-    """A function of a state and further inputs that is captured for the memory of each state it is called with.
+class CudaGraphFunction:
+    """A function that is captured as a CUDA graph for each state it is called with.
 
-    It must change the state in place, return new tensors, read nothing back to the host, and look at no other tensors
-    but such as stay where they are. To be captured it is called a few times on a state that is then put back. Where
-    that fails there is one warning, and the function runs as it stands.
+    `function(state, *given)` returns the next state and a result. The next state is written to the
+    memory of `state`. The function must read nothing back to the host, and look at no other tensors
+    but those that never move. To be captured it is called a few times on the state, which is put
+    back afterwards. If that fails there is one warning, and from then on the function is just
+    called.
     """
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., tuple[Any, Any]],
         capture: Callable[[Callable[[], None]], Callable[[], None]],
     ) -> None:
-        """`function(state, *given)`.
+        """Wrap a function; it is captured when it is called.
 
-        What is captured, by `capture`, such as `CudaCapture(device)`.
+        Args:
+            function: takes and returns nested tuples of tensors.
+            capture: captures a function without arguments, as `CudaGraphCapture(device)` does.
         """
-        self._function, self._capture = function, capture
-        self._graphs: dict[Any, _Graph] = {}  # by addresses of a state and shapes, oldest first
+        self._function = function
+        self._capture = capture
+        self._graphs: dict[Any, _Graph] = {}  # addresses of a state, and shapes -> graph
         self._failed = False
 
-    def __call__(self, state: Any, *given: Any) -> Any:
-        """`function(state, *given)`."""
+    def __call__(self, state: Any, *given: Any) -> tuple[Any, Any]:
+        """Return the next state, in the memory of `state`, and a copy of the result."""
         graph = None if self._failed else self._graph(state, given)
         if graph is None:
-            return self._function(state, *given)
-        for own, value in zip(leaves_of(graph.given), leaves_of(given), strict=True):
-            own.copy_(value)
+            return self._in_place(state, given)
+        copy_into(graph.given, given)
         graph.replay()
-        return with_leaves(graph.result, [x.clone() for x in leaves_of(graph.result)])
+        return state, with_leaves(graph.result, [x.clone() for x in leaves_of(graph.result)])
+
+    def _in_place(self, state: Any, given: Any) -> tuple[Any, Any]:
+        next_state, result = self._function(state, *given)
+        return copy_into(state, next_state), result
 
     def _graph(self, state: Any, given: Any) -> _Graph | None:
-        """The graph for the memory of a state and inputs of such shapes, captured if there is none.
-
-        None on failure.
-        """
-        here = ((x.data_ptr(), x.shape, x.stride()) for x in leaves_of(state))
-        key = (*here, *((x.shape, x.dtype) for x in leaves_of(given)))
+        """The graph for the memory of a state and the shapes of inputs; None if capturing fails."""
+        addresses = ((x.data_ptr(), x.shape, x.stride()) for x in leaves_of(state))
+        key = (*addresses, *((x.shape, x.dtype) for x in leaves_of(given)))
         if key not in self._graphs:
-            if len(self._graphs) == MOST:
-                del self._graphs[next(iter(self._graphs))]
+            if len(self._graphs) == KEPT_GRAPHS:
+                oldest = next(iter(self._graphs))  # a dict keeps the order of insertion
+                del self._graphs[oldest]
             before = [x.clone() for x in leaves_of(state)]
             try:
                 self._graphs[key] = self._captured(state, given)
-            except RuntimeError as error:  # whatever cannot be captured, training can go on without
+            except RuntimeError as error:  # whatever went wrong, training can go on without
                 self._failed = True
                 warnings.warn(
-                    f"no CUDA graph is captured: {_cause(error)}", RuntimeWarning, stacklevel=4
+                    f"no CUDA graph is captured: {_first_cause(error)}",
+                    RuntimeWarning,
+                    stacklevel=4,
                 )
             for leaf, value in zip(leaves_of(state), before, strict=True):
                 leaf.copy_(value)
@@ -146,7 +162,7 @@ class Captured:
         graph = _Graph(with_leaves(given, [x.clone() for x in leaves_of(given)]))
 
         def run() -> None:
-            graph.result = self._function(state, *graph.given)
+            _, graph.result = self._in_place(state, graph.given)
 
         graph.replay = self._capture(run)
         return graph

@@ -1,19 +1,18 @@
-"""B inner trainings of one task in lock-step: initial parameters, gradients, updates, losses.
+"""B inner trainings of one task in lock-step: the mathematics of a step.
 
 The state always holds the gradient of a minibatch that has not been applied yet, which is what
-`optimizer.step()` finds after `loss.backward()`. State goes in and comes out; its large tensors are
-updated in place, so an old state must not be used again.
+`optimizer.step()` finds after `loss.backward()`. So a step applies the pending gradient and takes
+the next one.
+
+The methods of `InnerLoop` are functions of tensors: they run on any device, for any number of runs,
+eager or traced by a compiler. How they are executed is written in `executor.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lr_gym.control.layer_stats import measure
@@ -21,30 +20,26 @@ from lr_gym.layers import Layout, layout_of_named, muon_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks.initial import build_model, initial_buffers, initial_parameters
 from lr_gym.tasks.stacked import stacked_forward
-from lr_gym.tasks.task import SPLITS, Split, Task, check_data
-from lr_gym.training.compiled import Compiler
-from lr_gym.training.cuda_graph import Captured, CudaCapture
-from lr_gym.tree import leaves_of, put_rows, slice_rows, take_rows
-from lr_gym.types import Hyperparams, LayerStats, check_device
-from lr_gym.updates.rules import MomentScale, base_rule, gradient_noise, step_
+from lr_gym.tasks.task import Split, Task
+from lr_gym.types import Hyperparams, LayerStats
+from lr_gym.updates.noise import gradient_noise
+from lr_gym.updates.rule import MomentMasses
+from lr_gym.updates.rules import base_rule
 
-__all__ = ["InnerLoop", "InnerState", "minibatch"]
-
-# bytes that the runs go through which are computed together, of the order of a core's cache
-BLOCK = 4_000_000
+__all__ = ["InnerLoop", "InnerState", "StepResult", "minibatch"]
 
 
 class InnerState(NamedTuple):
-    """B trainings; changes at every inner step.
+    """B trainings. It changes at every inner step.
 
     Attributes:
         run_seed: (B,) int64; with the hyperparameters it determines the training.
         step: (B,) int64 updates made so far.
         params: per parameter (B, *shape).
         firsts: per parameter (B, *shape) momentum buffer or first moment.
-        seconds: per parameter (B, *shape) second moment, (B, 0) for Muon's matrices; empty for SGD.
-        first_mass: (B, L) see `update.MomentScale`.
-        second_mass: (B,) the same of the second moment.
+        seconds: per parameter (B, *shape) second moment; (B, 0) where its rule has none.
+        first_mass: (B, L) mass of the first moments, see `updates.rule.MomentMasses`.
+        second_mass: (B,) mass of the second moments.
         grads: per parameter (B, *shape) gradient of minibatch `step`, pending.
         loss: (B,) loss of that minibatch.
         buffers: per buffer (B, *shape) after that minibatch: running statistics, counters, the
@@ -63,13 +58,23 @@ class InnerState(NamedTuple):
     buffers: tuple[Tensor, ...]
 
 
+class StepResult(NamedTuple):
+    """The fields of `InnerState` that a step returns as new tensors; it changes the rest in place."""
+
+    step: Tensor
+    first_mass: Tensor
+    second_mass: Tensor
+    loss: Tensor
+    grads: tuple[Tensor, ...]
+
+
 def minibatch(run_seed: Tensor, step: Tensor, batch_size: int, examples: int) -> Tensor:
     """Indices of minibatch `step` of each run, drawn uniformly with replacement.
 
     Args:
         run_seed: int64 of any shape S.
         step: int64 broadcastable to S.
-        batch_size: b.
+        batch_size: b, the number of indices in a minibatch.
         examples: size of the gradient split.
 
     Returns:
@@ -79,7 +84,16 @@ def minibatch(run_seed: Tensor, step: Tensor, batch_size: int, examples: int) ->
 
 
 class InnerLoop:
-    """The batched training of one task with one base optimizer."""
+    """The mathematics of training one task with one base optimizer.
+
+    Attributes:
+        task: the task.
+        model: its architecture; the values of its own parameters are never looked at.
+        names: names of the parameters, then of the buffers, in the order of `InnerState`.
+        layout: the layer of each parameter.
+        rule: the base optimizer.
+        rules: its rule for each parameter.
+    """
 
     def __init__(
         self,
@@ -87,277 +101,83 @@ class InnerLoop:
         *,
         base: str = "adamw",
         granularity: str = "per_layer",
-        noise: bool = False,
         weight_decay: bool = False,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        compile: bool = False,
     ) -> None:
-        """Load the task's data onto the device.
+        """Build the task's model.
 
         Args:
             task: what is trained.
             base: a name of RULES.
             granularity: "per_layer" or "global".
-            noise: whether `Hyperparams.noise` is looked at; drawing it costs more than the update.
             weight_decay: whether `Hyperparams.weight_decay` is looked at.
-            device: where everything lives.
-            dtype: of everything, float32 or float64: others are too narrow for bias corrections and
-                log losses.
-            compile: whether updates, gradients, statistics and evaluation are compiled for the
-                number of runs of the first `init`, which takes a minute the first time and seconds
-                once torch's cache on disk knows the task; other numbers of runs are computed as
-                they stand, and equal results to rounding. On a CPU it is compiled for blocks of
-                these runs, which train one after another; on a CUDA device the steps of an
-                `advance` in which every run takes every step become one CUDA graph.
+
+        Raises:
+            ValueError: for an unknown name, or for a model with frozen parameters.
         """
         self.task = task
-        self.device = check_device(device)
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
-        self.dtype = dtype
-        self.data = check_data(task.name, task.data()).to(self.device, dtype)
         self.model = build_model(task)
         named = list(self.model.named_parameters())
-        if frozen := [name for name, param in named if not param.requires_grad]:
+        frozen = [name for name, param in named if not param.requires_grad]
+        if frozen:
             raise ValueError(
-                f"parameters of task {task.name!r} are frozen ({', '.join(frozen[:3])}), and all "
-                "are trained: make "
-                "them buffers, or the data what the frozen part makes of it"
+                f"parameters of task {task.name!r} are frozen ({', '.join(frozen[:3])}), but an "
+                "inner loop trains all parameters: make them buffers, or let the task's data be "
+                "the output of the frozen part"
             )
-        self.names = (
-            *(name for name, _ in named),
-            *(name for name, _ in self.model.named_buffers()),
-        )
-        self._aliases = _aliases(self.model)
+        buffer_names = [name for name, _ in self.model.named_buffers()]
+        self.names = (*(name for name, _ in named), *buffer_names)
         self.layout: Layout = layout_of_named(named, granularity)
         self.rule = base_rule(base)
         hidden = muon_matrices(self.model)
-        self.rules = [self.rule.of(param in hidden) for _, param in named]
-        self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
-        self._noise = noise
+        self.rules = [self.rule.for_tensor(param in hidden) for _, param in named]
         self._weight_decay = weight_decay
-        self._compiler = Compiler() if compile else None
-        self._draw_noise = self._fixed(
-            self._plain_noise
-        )  # apart: inductor cannot schedule both as one
-        self._step_ = self._fixed(self._plain_step_)
-        self._measure = self._fixed(self._plain_measure)
-        capture = CudaCapture(self.device) if compile and self.device.type == "cuda" else None
-        self._graph = None if capture is None else Captured(self._all_steps_, capture)
-        self._block = 0  # runs that are computed together once compiled
-        self._evaluations: dict[int, Callable[..., Any]] = {}  # by number of examples
+        self._aliases = _aliases(self.model)
+        # Noise numbers the elements of the whole model, so each tensor starts where the last ended.
+        self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
 
-    def init(self, run_seed: Tensor) -> InnerState:
-        """Start a training for each seed, int64 (B,), and take the first gradient."""
-        run_seed = run_seed.to(self.device, non_blocking=True)
-        params = initial_parameters(self.model, run_seed, self.dtype)
-        runs, zeros = len(run_seed), tuple(torch.zeros_like(p) for p in params)
-        state = InnerState(
+    def initial_state(self, run_seed: Tensor, dtype: torch.dtype) -> InnerState:
+        """Start a training for each seed; there is no gradient yet.
+
+        Args:
+            run_seed: (B,) int64, on the device of the trainings.
+            dtype: dtype of all other numbers.
+        """
+        runs = len(run_seed)
+        params = initial_parameters(self.model, run_seed, dtype)
+        zeros = params[0].new_zeros
+        return InnerState(
             run_seed=run_seed,
             step=torch.zeros_like(run_seed),
             params=params,
-            firsts=zeros,
+            firsts=tuple(torch.zeros_like(p) for p in params),
             seconds=tuple(
-                torch.zeros_like(p) if rule.family == "adam" else p.new_zeros(runs, 0)
+                torch.zeros_like(p) if rule.family == "adam" else zeros(runs, 0)
                 for rule, p in zip(self.rules, params, strict=True)
-                if rule.family != "sgd"
             ),
-            first_mass=params[0].new_zeros(runs, self.layout.num_layers),
-            second_mass=params[0].new_zeros(runs),
+            first_mass=zeros(runs, self.layout.num_layers),
+            second_mass=zeros(runs),
             grads=(),
-            loss=params[0].new_zeros(runs),
-            buffers=initial_buffers(self.model, run_seed, self.dtype),
-        )
-        indices = self._indices(state, 0, 1)[0]
-        if self._compiler is not None and not self._block:
-            self._warm_up(state, indices)
-        return self._gradient(state, indices)
-
-    def _warm_up(self, state: InnerState, indices: Tensor) -> None:
-        """Choose the block and compile for it.
-
-        Now, since threads may be about to step several loops at once.
-        """
-        self._block = runs = len(state.step)
-        if self.device.type == "cpu":
-            need = self._working_set(take_rows(state, torch.tensor([0])), indices[:1])
-            divisors = [size for size in range(1, runs + 1) if runs % size == 0]
-            self._block = min(divisors, key=lambda size: abs(math.log(size * need / BLOCK)))
-        rows = torch.arange(self._block, device=self.device)
-        copy, indices = take_rows((state, indices), rows)
-        ones, factor = torch.ones_like(copy.first_mass), torch.ones_like(copy.second_mass)
-        self._step(
-            self._gradient(copy, indices), Hyperparams(ones, ones, ones, ones), factor, indices
+            loss=zeros(runs),
+            buffers=initial_buffers(self.model, run_seed, dtype),
         )
 
-    def _working_set(self, state: InnerState, indices: Tensor) -> int:
-        """Bytes that a step of these runs goes through.
-
-        State, gradients, and what backward keeps from forward.
-        """
-        kept: dict[int, int] = {}
-
-        def pack(x: Tensor) -> Tensor:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            _, grads = self._loss_and_grads(
-                state.params, state.buffers, self.data.gradient, indices
-            )
-        return sum(kept.values()) + sum(x.nbytes for x in leaves_of((state, grads)))
-
-    def advance(
-        self,
-        state: InnerState,
-        hyper: Hyperparams,
-        factor: Tensor,
-        limit: NDArray[np.int64] | None = None,
-    ) -> tuple[InnerState, Tensor]:
-        """Make K inner steps under one set of hyperparameters.
+    def minibatches(self, state: InnerState, first: int, count: int, examples: int) -> Tensor:
+        """Indices of `count` minibatches of each run, from number `state.step + first` on.
 
         Args:
-            state: not to be used afterwards.
-            hyper: (B, L) each; its lr is multiplied by the factor of the step.
-            factor: (K, B) base schedule of each step.
-            limit: (B,) how many of the K steps each run takes, None for all.
+            state: the trainings.
+            first: 0 for the pending minibatch, 1 for the next one.
+            count: K.
+            examples: size of the gradient split.
 
         Returns:
-            The state, and losses (K, B) of the minibatches drawn after each step, NaN for steps not
-            taken.
+            (K, B, b) int64.
         """
-        runs, hyper = len(state.step), Hyperparams(*(h.contiguous() for h in hyper))
-        indices = self._indices(state, 1, len(factor))
-        limit = np.full(runs, len(factor)) if limit is None else limit
-        blocks, losses = [], []
-        for rows in self._blocks(
-            runs
-        ):  # each to the end: its numbers stay in the processor's cache meanwhile
-            block, loss = self._advance(
-                slice_rows(state, rows),
-                slice_rows(hyper, rows),
-                factor[:, rows],
-                indices[:, rows],
-                limit[rows],
-            )
-            blocks.append(block)
-            losses.append(loss)
-        return _joined(state, blocks), torch.cat(losses, dim=1)
+        ahead = torch.arange(first, first + count, device=state.step.device)
+        steps = state.step + ahead.unsqueeze(1)
+        return minibatch(state.run_seed.expand_as(steps), steps, self.task.batch_size, examples)
 
-    def _advance(
-        self,
-        state: InnerState,
-        hyper: Hyperparams,
-        factor: Tensor,
-        indices: Tensor,
-        limit: NDArray[np.int64],
-    ) -> tuple[InnerState, Tensor]:
-        """`advance` of a block of runs on minibatches `indices` (K, B, b)."""
-        if self._graph is None:
-            return self._steps(state, hyper, factor, indices, limit)
-        if (limit >= len(factor)).all():
-            return state, self._graph(state, hyper, factor, indices)
-        now, losses = self._steps(state, hyper, factor, indices, limit)
-        return _in_place(state, now), losses  # where the graph will look for it
-
-    def _steps(
-        self,
-        state: InnerState,
-        hyper: Hyperparams,
-        factor: Tensor,
-        indices: Tensor,
-        limit: NDArray[np.int64],
-    ) -> tuple[InnerState, Tensor]:
-        """`_advance`, step by step."""
-        losses = state.loss.new_full(factor.shape, torch.nan)
-        for k in range(min(len(factor), limit.max())):
-            if (limit > k).all():
-                state = self._step(state, hyper, factor[k], indices[k])
-                losses[k] = state.loss
-                continue
-            idle = torch.from_numpy(np.flatnonzero(limit <= k)).to(self.device, non_blocking=True)
-            kept = take_rows(state, idle)
-            state = put_rows(self._step(state, hyper, factor[k], indices[k]), idle, kept)
-            losses[k] = state.loss.index_fill(0, idle, torch.nan)
-        return state, losses
-
-    def _all_steps_(
-        self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor
-    ) -> Tensor:
-        """`_steps` of runs that take every one: all of the state goes on in place.
-
-        The losses (K, B).
-        """
-        now, losses = self._steps(
-            state, hyper, factor, indices, np.full(len(state.step), len(factor))
-        )
-        _in_place(state, now)
-        return losses
-
-    def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
-        """Per-layer statistics of the pending gradient, (B, L) each."""
-        moments = (state.firsts, state.seconds, state.first_mass, state.second_mass)
-        stats: LayerStats = self._measure(
-            state.params, state.grads, *moments, hyper.momentum.contiguous()
-        )
-        return stats
-
-    @torch.no_grad()
-    def evaluate(self, state: InnerState, split: str) -> Tensor:
-        """Mean loss of each run on a split, one of SPLITS, in evaluation mode: (B,)."""
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        examples: Split = getattr(self.data, split)
-        total = len(examples.inputs)
-        count = -(-total // self.task.chunk)
-        pieces = [
-            Split(*parts)
-            for parts in zip(*(part.tensor_split(count) for part in examples), strict=True)
-        ]
-        weights, blocks = (state.params, state.buffers), self._blocks(len(state.step))
-        losses = [
-            torch.cat(
-                [
-                    self._evaluation(len(piece.inputs))(*slice_rows(weights, rows), piece)
-                    for rows in blocks
-                ]
-            )
-            for piece in pieces
-        ]
-        if len(pieces) == 1:
-            return losses[0]
-        shares = [len(piece.inputs) / total for piece in pieces]
-        return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum(
-            0
-        )
-
-    def _blocks(self, runs: int) -> list[slice]:
-        """What is computed one after another.
-
-        Blocks of the compiled size, or everything at once.
-        """
-        compiled = self._compiler is not None and not self._compiler.failed
-        size = self._block if compiled and self._block and runs % self._block == 0 else runs
-        return [slice(start, start + size) for start in range(0, runs, size)]
-
-    def _fixed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return function if self._compiler is None else self._compiler.fixed(function)
-
-    def _evaluation(self, examples: int) -> Callable[..., Tensor]:
-        """`_plain_evaluation` for a number of examples."""
-        if examples not in self._evaluations:
-            self._evaluations[examples] = self._fixed(self._plain_evaluation)
-        return self._evaluations[examples]
-
-    def _plain_evaluation(
-        self, params: tuple[Tensor, ...], buffers: tuple[Tensor, ...], piece: Split
-    ) -> Tensor:
-        runs = len(params[0])
-        each = (part.expand(runs, *part.shape) for part in piece)
-        return self._losses(params, buffers, *each, training=False)
-
-    def _losses(
+    def losses(
         self,
         params: tuple[Tensor, ...],
         buffers: tuple[Tensor, ...],
@@ -366,53 +186,80 @@ class InnerLoop:
         *,
         training: bool,
     ) -> Tensor:
-        """Mean loss of each run (B,); in training mode the buffers are updated in place."""
+        """Mean loss (B,) of each run on examples of its own, inputs and targets (B, n, ...).
+
+        In training mode the buffers are updated in place.
+
+        Raises:
+            ValueError: where the task's loss does not keep one value for each example.
+        """
         if self.model.training != training:
             self.model.train(training)
         values = dict(zip(self.names, (*params, *buffers), strict=True))
         values |= {alias: values[name] for alias, name in self._aliases.items()}
         outputs = stacked_forward(self.model, values, inputs)
         each = self.task.loss(outputs.flatten(0, 1), targets.flatten(0, 1))
-        if each.ndim == 0 or len(each) % (targets.shape[0] * targets.shape[1]):
+        runs, examples = targets.shape[:2]
+        # A loss may keep several values for each example, such as one for each token.
+        if each.ndim == 0 or len(each) % (runs * examples):
             raise ValueError(
                 f"the loss of task {self.task.name!r} must keep one value for each example; got "
-                "shape "
-                f"{tuple(each.shape)} for {targets.shape[0] * targets.shape[1]} examples: give it "
+                f"shape {tuple(each.shape)} for {runs * examples} examples: give it "
                 "reduction='none'"
             )
         return each.view(len(inputs), -1).mean(1)
 
-    def _indices(self, state: InnerState, first: int, count: int) -> Tensor:
-        """Minibatches state.step + first, ..., count of them: (count, B, b)."""
-        steps = state.step + torch.arange(first, first + count, device=self.device).unsqueeze(1)
-        seeds = state.run_seed.expand_as(steps)
-        return minibatch(seeds, steps, self.task.batch_size, len(self.data.gradient.inputs))
+    def evaluation(
+        self, params: tuple[Tensor, ...], buffers: tuple[Tensor, ...], examples: Split
+    ) -> Tensor:
+        """Mean loss (B,) of each run on the same examples (n, ...), in evaluation mode."""
+        runs = len(params[0])
+        inputs, targets = (part.expand(runs, *part.shape) for part in examples)
+        return self.losses(params, buffers, inputs, targets, training=False)
 
-    def _gradient(self, state: InnerState, indices: Tensor) -> InnerState:
-        """Gradient of the mean loss over the minibatch `indices` (B, b).
+    def gradient(
+        self,
+        params: tuple[Tensor, ...],
+        buffers: tuple[Tensor, ...],
+        examples: Split,
+        indices: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Loss (B,) of a minibatch, and its gradient, per parameter (B, *shape).
 
-        Rows do not touch each other.
+        Args:
+            params: per parameter (B, *shape).
+            buffers: per buffer (B, *shape), updated in place.
+            examples: the gradient split (n, ...).
+            indices: (B, b) minibatch of each run.
         """
-        loss, grads = self._loss_and_grads(state.params, state.buffers, self.data.gradient, indices)
-        return state._replace(grads=grads, loss=loss)
+        inputs, targets = (part[indices] for part in examples)
+        leaves = tuple(p.detach().requires_grad_() for p in params)
+        with torch.enable_grad():
+            losses = self.losses(leaves, buffers, inputs, targets, training=True)
+            # No run's loss depends on another run's parameters, so the gradient of the sum holds
+            # the gradient of every run.
+            grads = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
+        # Compiled functions return contiguous tensors; eager ones shall return the same layout.
+        return losses.detach(), tuple(grad.contiguous() for grad in grads)
 
-    def _step(
-        self, state: InnerState, hyper: Hyperparams, factor: Tensor, indices: Tensor
-    ) -> InnerState:
-        """Apply the pending gradient with lr * factor, factor (B,), and take that of the minibatch `indices` (B, b)."""
-        noise = (
-            self._draw_noise(state.grads, hyper.noise, state.run_seed, state.step)
-            if self._noise
-            else ()
-        )
-        step, first_mass, second_mass, loss, grads = self._step_(
-            state, hyper, factor, noise, self.data.gradient, indices
-        )
-        return state._replace(
-            step=step, first_mass=first_mass, second_mass=second_mass, loss=loss, grads=grads
+    def draw_noise(
+        self, grads: tuple[Tensor, ...], level: Tensor, run_seed: Tensor, step: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Noise to add to each gradient, per parameter (B, *shape).
+
+        Args:
+            grads: per parameter (B, *shape).
+            level: (B, L) ratio of the noise to the gradient's root mean square.
+            run_seed: (B,) int64.
+            step: (B,) int64.
+        """
+        layers = self.layout.layer_of
+        return tuple(
+            gradient_noise(grad, level[:, layer], run_seed, step, start)
+            for grad, layer, start in zip(grads, layers, self._starts, strict=True)
         )
 
-    def _plain_step_(
+    def inner_step(
         self,
         state: InnerState,
         hyper: Hyperparams,
@@ -420,131 +267,83 @@ class InnerLoop:
         noise: tuple[Tensor, ...],
         examples: Split,
         indices: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Masses after an update, loss and gradients at the new weights.
+    ) -> StepResult:
+        """Apply the pending gradient, and take that of the next minibatch.
 
-        One function, so one pass where they meet.
+        Both are one function, so that a compiler can fuse the passes over memory where they meet.
+        Parameters, moments and buffers are updated in place.
+
+        Args:
+            state: the trainings.
+            hyper: (B, L) each.
+            factor: (B,) base schedule, which multiplies the learning rate.
+            noise: per parameter (B, *shape) noise to add to the gradient; empty for none.
+            examples: the gradient split (n, ...).
+            indices: (B, b) the next minibatch of each run.
         """
-        masses = self._update_(state, hyper, factor, noise)
-        return *masses, *self._loss_and_grads(state.params, state.buffers, examples, indices)
-
-    def _loss_and_grads(
-        self,
-        params: tuple[Tensor, ...],
-        buffers: tuple[Tensor, ...],
-        examples: Split,
-        indices: Tensor,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        inputs, targets = (part[indices] for part in examples)
-        leaves = tuple(p.detach().requires_grad_() for p in params)
-        with torch.enable_grad():
-            loss = self._losses(leaves, buffers, inputs, targets, training=True)
-            grads = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
-        return loss.detach(), tuple(
-            grad.contiguous() for grad in grads
-        )  # one layout, compiled or not
-
-    def _plain_measure(
-        self,
-        params: tuple[Tensor, ...],
-        grads: tuple[Tensor, ...],
-        firsts: tuple[Tensor, ...],
-        seconds: tuple[Tensor, ...],
-        first_mass: Tensor,
-        second_mass: Tensor,
-        momentum: Tensor,
-    ) -> LayerStats:
-        layers = self.layout.layer_of
-        masses, momenta = (
-            torch.stack([x[:, layer] for layer in layers], dim=1) for x in (first_mass, momentum)
-        )
-        scale = MomentScale(masses, second_mass.unsqueeze(1).expand_as(masses))
-        return measure(
-            self.rules, self.layout, params, grads, firsts, self._present(seconds), scale, momenta
-        )
-
-    def _present(self, seconds: tuple[Tensor, ...]) -> list[Tensor | None]:
-        """Second moments, None where the rule has none."""
-        if not seconds:
-            return [None] * len(self.rules)
-        return [
-            s if rule.family == "adam" else None
-            for rule, s in zip(self.rules, seconds, strict=True)
-        ]
-
-    def _plain_noise(
-        self, grads: tuple[Tensor, ...], level: Tensor, run_seed: Tensor, step: Tensor
-    ) -> tuple[Tensor, ...]:
-        """What to add to each gradient."""
-        layers = self.layout.layer_of
-        return tuple(
-            gradient_noise(grad, level[:, layer], run_seed, step, start)
-            for grad, layer, start in zip(grads, layers, self._starts, strict=True)
-        )
-
-    def _update_(
-        self, state: InnerState, hyper: Hyperparams, factor: Tensor, noise: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        lr = hyper.lr * factor.unsqueeze(1)
-        scales = [
-            MomentScale(state.first_mass[:, layer], state.second_mass).advanced(
-                self.rule, hyper.momentum[:, layer]
+        lr = hyper.lr * factor.unsqueeze(1)  # (B, L)
+        masses = [
+            self.rule.next_masses(
+                MomentMasses(state.first_mass[:, layer], state.second_mass),
+                hyper.momentum[:, layer],
             )
             for layer in range(self.layout.num_layers)
         ]
-        seconds = self._present(state.seconds)
+        seconds = self._seconds(state)
         for i, layer in enumerate(self.layout.layer_of):
-            step_(
-                self.rules[i],
+            self.rules[i].step_(
                 state.params[i],
                 state.grads[i],
                 state.firsts[i],
                 seconds[i],
-                scales[layer],
+                masses[layer],
                 lr=lr[:, layer],
                 momentum=hyper.momentum[:, layer],
                 weight_decay=hyper.weight_decay[:, layer] if self._weight_decay else None,
                 noise=noise[i] if noise else None,
             )
-        return (
-            state.step + 1,
-            torch.stack([scale.mass for scale in scales], dim=1),
-            scales[0].second,
+        loss, grads = self.gradient(state.params, state.buffers, examples, indices)
+        return StepResult(
+            step=state.step + 1,
+            first_mass=torch.stack([mass.first for mass in masses], dim=1),
+            second_mass=masses[0].second,  # beta2 is constant, so it is the same in every layer
+            loss=loss,
+            grads=grads,
         )
+
+    def stats(self, state: InnerState, momentum: Tensor) -> LayerStats:
+        """Statistics (B, L) of the pending gradient; momentum (B, L)."""
+        layers = self.layout.layer_of
+        first_mass = torch.stack([state.first_mass[:, layer] for layer in layers], dim=1)
+        second_mass = state.second_mass.unsqueeze(1).expand_as(first_mass)
+        momentum = torch.stack([momentum[:, layer] for layer in layers], dim=1)  # (B, n)
+        return measure(
+            self.rules,
+            self.layout,
+            state.params,
+            state.grads,
+            state.firsts,
+            self._seconds(state),
+            MomentMasses(first_mass, second_mass),
+            momentum,
+        )
+
+    def _seconds(self, state: InnerState) -> list[Tensor | None]:
+        """Second moment of each parameter; None where its rule has none."""
+        pairs = zip(self.rules, state.seconds, strict=True)
+        return [second if rule.family == "adam" else None for rule, second in pairs]
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Further names of parameters and buffers that a model holds more than once -> the first one."""
+    """Further names of the parameters and buffers that a model holds twice -> their first name."""
     every = (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     )
-    first: dict[int, str] = {}
-    return {
-        name: known
-        for name, tensor in every
-        if (known := first.setdefault(id(tensor), name)) != name
-    }
-
-
-def _in_place(state: InnerState, now: InnerState) -> InnerState:
-    """The state `now` in the memory of `state`."""
-    for old, new in zip(leaves_of(state), leaves_of(now), strict=True):
-        if new is not old:
-            old.copy_(new)
-    return state
-
-
-def _joined(state: InnerState, blocks: Sequence[InnerState]) -> InnerState:
-    """The state whose runs went on block by block; what is updated in place is in place already."""
-    if len(blocks) == 1:
-        return blocks[0]
-    return state._replace(
-        step=torch.cat([block.step for block in blocks]),
-        first_mass=torch.cat([block.first_mass for block in blocks]),
-        second_mass=torch.cat([block.second_mass for block in blocks]),
-        grads=tuple(
-            torch.cat(parts) for parts in zip(*(block.grads for block in blocks), strict=True)
-        ),
-        loss=torch.cat([block.loss for block in blocks]),
-    )
+    first_names: dict[int, str] = {}
+    aliases = {}
+    for name, tensor in every:
+        first_name = first_names.setdefault(id(tensor), name)
+        if first_name != name:
+            aliases[name] = first_name
+    return aliases

@@ -1,4 +1,7 @@
-"""Base schedules: the learning rate's factor as a function of training progress in [0, 1]."""
+"""Base schedules: the factor of the learning rate as a function of the progress of the training.
+
+Progress is step / horizon, in [0, 1]. Every schedule starts at 1 and never rises.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from numpy.typing import NDArray
 __all__ = ["SCHEDULES", "base_schedule"]
 
 Schedule = Callable[[Any], NDArray[np.float64]]
-WSD_DECAY = 0.2  # fraction of the training that WSD spends on decaying (Hu et al. 2024: 0.1 to 0.2)
+# Fraction of the training in which WSD (warm-up, stable, decay) decays; Hu et al. (2024) take 0.1
+# to 0.2. Ours has no warm-up.
+WSD_DECAY = 0.2
 
 
 def _constant(progress: Any) -> NDArray[np.float64]:
@@ -44,9 +49,10 @@ def _clamped(schedule: Schedule, progress: Any) -> NDArray[np.float64]:
 
 
 def base_schedule(name: str) -> Schedule:
-    """Look up a schedule of SCHEDULES, which clamps progress to [0, 1].
+    """Look up a schedule of SCHEDULES, which then clamps progress to [0, 1].
 
-    A ValueError lists the valid names.
+    Raises:
+        ValueError: for an unknown name; the message lists the valid ones.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}")

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import TASKS
-from lr_gym.training.cuda_graph import MOST, Captured
-from lr_gym.training.inner_loop import InnerLoop
+from lr_gym.training.cuda_graph import KEPT_GRAPHS, CudaGraphFunction
+from lr_gym.training.executor import Executor
 from lr_gym.tree import leaves_of
 from lr_gym.types import Hyperparams
 
@@ -58,17 +58,17 @@ def taped(run):
     return tape.replay
 
 
-def pair(task, base: str = "adamw") -> tuple[InnerLoop, InnerLoop]:
+def pair(task, base: str = "adamw") -> tuple[Executor, Executor]:
     """As it stands, and captured."""
     loops = [
-        InnerLoop(task, base=base, noise=True, weight_decay=True, dtype=torch.float64)
+        Executor(task, base=base, noise=True, weight_decay=True, dtype=torch.float64)
         for _ in range(2)
     ]
-    loops[1]._graph = Captured(loops[1]._all_steps_, taped)
+    loops[1]._graph = CudaGraphFunction(loops[1]._advance_block, taped)
     return loops[0], loops[1]
 
 
-def given(loop: InnerLoop, scale: float) -> tuple[Hyperparams, torch.Tensor]:
+def given(loop: Executor, scale: float) -> tuple[Hyperparams, torch.Tensor]:
     ones = torch.ones(RUNS, loop.layout.num_layers, dtype=torch.float64)
     hyper = Hyperparams(0.02 * scale * ones, 0.9 * ones, 0.1 * ones, 0.01 * ones)
     return hyper, torch.linspace(1.0, scale, STEPS * RUNS, dtype=torch.float64).view(STEPS, RUNS)
@@ -114,10 +114,10 @@ def test_another_state_is_captured_apart():
 
 def test_graphs_are_kept_for_a_few_states_only():
     _, captured = pair(TINY)
-    states = [captured.init(torch.arange(RUNS)) for _ in range(MOST + 2)]
+    states = [captured.init(torch.arange(RUNS)) for _ in range(KEPT_GRAPHS + 2)]
     for state in states:
         captured.advance(state, *given(captured, 1.0))
-    assert len(captured._graph._graphs) == MOST
+    assert len(captured._graph._graphs) == KEPT_GRAPHS
 
 
 def test_losses_stay_when_the_graph_is_replayed():
@@ -151,7 +151,7 @@ def test_what_cannot_be_captured_runs_as_it_stands():
             )  # as torch ends it
 
     plain, captured = pair(TINY)
-    captured._graph = Captured(captured._all_steps_, refused)
+    captured._graph = CudaGraphFunction(captured._advance_block, refused)
     states = [loop.init(torch.arange(RUNS)) for loop in (plain, captured)]
     with pytest.warns(RuntimeWarning, match="no CUDA graph is captured: operation not permitted"):
         states[1], _ = captured.advance(states[1], *given(captured, 1.0))
@@ -174,7 +174,7 @@ def test_restarts_need_no_new_graphs(horizon):
         )
         for _ in range(2)
     ]
-    envs[1].inner._graph = Captured(envs[1].inner._all_steps_, taped)
+    envs[1].inner._graph = CudaGraphFunction(envs[1].inner._advance_block, taped)
     observations = [env.reset(seed=0)[0] for env in envs]
     action = np.zeros(envs[0].action_space.shape, np.float32)
     for step in range(17):

@@ -1,0 +1,149 @@
+"""What a base optimizer is: a rule that updates one stacked parameter tensor.
+
+Environment and deployed optimizer run these same lines. The optimizer calls torch's fused kernels
+instead where those compute the same (`optim/base_step.py`).
+
+A tensor has shape (B, *shape). Hyperparameters have shape (B,), one number per run, and belong to
+the layer of the tensor. Moments and parameters are updated in place. Every rule is written as
+
+    param -= lr * factor * direction
+
+where `factor` (B,) and `lr` (B,) are multiplied first, so that what differs between runs costs a
+single pass over the tensor. The rules are in `sgd.py`, `adam.py` and `muon.py`.
+
+A moment is a weighted sum of gradients. Its mass is the sum of those weights, which `factor`
+divides by. With mass_t = beta1 mass_{t-1} + (1 - beta1), Adam's bias correction is exact for a
+beta1 that changes during the training; for a constant beta1 it is the usual 1 - beta1^t.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+from torch import Tensor
+
+__all__ = ["BaseRule", "MomentMasses", "stretch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentMasses:
+    """How much weight the moments have given to gradients so far, one number per run.
+
+    Attributes:
+        first: (B,) sum of the weights in the first moment or momentum buffer.
+        second: (B,) sum of the weights in the second moment, 1 - beta2^t.
+    """
+
+    first: Tensor
+    second: Tensor
+
+
+def stretch(per_run: Tensor, like: Tensor) -> Tensor:
+    """View numbers (B,) so that they broadcast over the elements of a tensor (B, *shape)."""
+    return per_run.view(per_run.shape + (1,) * (like.ndim - per_run.ndim))
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRule(abc.ABC):
+    """A base optimizer and its constants.
+
+    Attributes:
+        family: "sgd", "adam" or "muon". Rules of one family keep the same moments.
+        decoupled: whether weight decay shrinks the weights (AdamW, Muon) or joins the gradient.
+        momentum: SGD's mu or Adam's beta1, used where no policy sets it.
+        beta2: decay rate of Adam's second moment.
+        eps: Adam's epsilon.
+    """
+
+    family: ClassVar[str]
+
+    decoupled: bool = False
+    momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def for_tensor(self, hidden: bool) -> BaseRule:
+        """The rule of one tensor; `hidden` says whether it is a hidden matrix (`layers.py`)."""
+        return self
+
+    @abc.abstractmethod
+    def next_masses(self, masses: MomentMasses, momentum: Tensor) -> MomentMasses:
+        """The masses after one more gradient has joined the moments; momentum (B,)."""
+
+    @abc.abstractmethod
+    def advance_moments_(
+        self, grad: Tensor, first: Tensor, second: Tensor | None, momentum: Tensor
+    ) -> None:
+        """Let a gradient join the moments, in place.
+
+        Args:
+            grad: (B, *shape) gradient.
+            first: (B, *shape) momentum buffer or first moment.
+            second: (B, *shape) second moment; None for all rules but Adam.
+            momentum: (B,) mu or beta1.
+        """
+
+    @abc.abstractmethod
+    def next_moments(
+        self, grad: Tensor, first: Tensor, second: Tensor | None, momentum: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `advance_moments_` would make of the moments, and change nothing.
+
+        The numbers are the same; copying the moments and advancing the copies would take more
+        passes over memory.
+        """
+
+    @abc.abstractmethod
+    def direction(self, first: Tensor, second: Tensor | None, masses: MomentMasses) -> Tensor:
+        """Direction (B, *shape) of the update, before `factor`.
+
+        SGD returns the momentum buffer itself, so the caller must not write to the result.
+
+        Args:
+            first: (B, *shape) momentum buffer or first moment, the gradient included.
+            second: (B, *shape) second moment, the gradient included; None for all rules but Adam.
+            masses: masses of these moments.
+        """
+
+    @abc.abstractmethod
+    def factor(self, masses: MomentMasses) -> Tensor:
+        """Factor (B,) of the direction; the update at lr 1 is their product."""
+
+    def step_(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        first: Tensor,
+        second: Tensor | None,
+        masses: MomentMasses,
+        *,
+        lr: Tensor,
+        momentum: Tensor,
+        weight_decay: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> None:
+        """Make one step on one tensor, in place.
+
+        Args:
+            param: (B, *shape) parameters.
+            grad: (B, *shape) gradient; it is not written to.
+            first: (B, *shape) momentum buffer or first moment.
+            second: (B, *shape) second moment; None for all rules but Adam.
+            masses: masses that already count this gradient (`next_masses`).
+            lr: (B,) learning rate.
+            momentum: (B,) mu or beta1.
+            weight_decay: (B,) coefficient of weight decay; None for none.
+            noise: (B, *shape) noise to add to the gradient; None for none.
+        """
+        if noise is not None:
+            grad = grad + noise
+        if weight_decay is not None:
+            if self.decoupled:
+                param.mul_(stretch(1.0 - lr * weight_decay, param))
+            else:
+                grad = grad.addcmul(param, stretch(weight_decay, param).to(grad.dtype))
+        self.advance_moments_(grad, first, second, momentum)
+        direction = self.direction(first, second, masses)
+        param.sub_(direction * stretch(lr * self.factor(masses), param))
