@@ -14,7 +14,8 @@ from torch import nn
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.rng import Stream, normal, random_bits
 from lr_gym.tasks.modules import Dropout
-from lr_gym.training.compiled import Compiler
+from lr_gym.training import executor
+from lr_gym.training.compiled import CompiledFunction, Compiler
 from lr_gym.training.executor import BLOCK, Executor
 from lr_gym.tree import flatten, take_rows
 from lr_gym.types import Hyperparams
@@ -52,7 +53,7 @@ class Pretend(Compiler):
 @pytest.fixture
 def in_blocks(monkeypatch):
     """From now on loops are compiled for two runs."""
-    monkeypatch.setattr(Executor, "_working_set", lambda *_: BLOCK // 2)
+    monkeypatch.setattr(executor, "_working_set", lambda *_: BLOCK // 2)
 
 
 def loop_of(compile: bool) -> Executor:
@@ -128,7 +129,7 @@ def test_compiled_in_blocks_equals_plain(loops, in_blocks):
 
 @pytest.mark.parametrize("limit", [None, np.array([2, 0, 3, 1])])
 def test_blocks_train_as_the_whole(in_blocks, monkeypatch, limit):
-    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
+    monkeypatch.setattr(executor, "Compiler", Pretend)
     whole, seeds = loop_of(False), torch.arange(RUNS)
     assert_same(
         train(loop_of(True), seeds, hyperparams(), limit), train(whole, seeds, hyperparams(), limit)
@@ -137,7 +138,7 @@ def test_blocks_train_as_the_whole(in_blocks, monkeypatch, limit):
 
 def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch):
     """Gradients of convolutions come out permuted, and strides of dimensions of size 1 as they like."""
-    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
+    monkeypatch.setattr(executor, "Compiler", Pretend)
     loop, ones = Executor(CONVOLUTION, compile=True), torch.ones(RUNS, 2)
     hyper = Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones)
     state, _ = loop.advance(loop.init(torch.arange(RUNS)), hyper, torch.ones(3, RUNS))
@@ -152,8 +153,8 @@ def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch
     [(64, BLOCK // 16, 16), (12, BLOCK // 16, 12), (6, BLOCK, 1), (7, 1, 7)],
 )
 def test_block_divides_the_runs_and_is_near_the_cache(monkeypatch, runs, need, block):
-    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
-    monkeypatch.setattr(Executor, "_working_set", lambda *_: need)
+    monkeypatch.setattr(executor, "Compiler", Pretend)
+    monkeypatch.setattr(executor, "_working_set", lambda *_: need)
     loop = Executor(TINY, compile=True)
     loop.init(torch.arange(runs))
     assert loop._block == block
@@ -164,11 +165,11 @@ def test_working_set_holds_state_gradients_and_activations(monkeypatch):
 
     Inputs (8, 5), weights (3, 5) and (3,), outputs (8, 3).
     """
-    monkeypatch.setattr("lr_gym.training.executor.Compiler", Pretend)
+    monkeypatch.setattr(executor, "Compiler", Pretend)
     seen = []
-    measured = Executor._working_set
+    measured = executor._working_set
     monkeypatch.setattr(
-        Executor, "_working_set", lambda *args: seen.append(measured(*args)) or seen[-1]
+        executor, "_working_set", lambda *args: seen.append(measured(*args)) or seen[-1]
     )
     task = tiny_task(lambda: nn.Linear(5, 3))
     Executor(task, compile=True).init(torch.arange(2))
@@ -225,7 +226,7 @@ def test_compiled_random_bits_are_the_same_bits():
         random_bits(seed, Stream.NOISE, step, count, start=3),
         normal(seed, Stream.NOISE, step, count, dtype=torch.float64),
     )
-    exact, gaussian = Compiler().fixed(bits)(seed, step)
+    exact, gaussian = CompiledFunction(Compiler(), bits)(seed, step)
     assert torch.equal(exact, bits(seed, step)[0])
     torch.testing.assert_close(gaussian, bits(seed, step)[1], rtol=1e-12, atol=1e-14)
 
@@ -249,7 +250,7 @@ def test_environment_compiled_equals_environment(loops):
 def test_other_numbers_of_runs_run_as_they_stand():
     """Neither compiled nor wrong: the compiled form is for the first shapes only."""
     compiler = Pretend()
-    double = compiler.fixed(lambda x: x * 2)
+    double = CompiledFunction(compiler, lambda x: x * 2)
     for runs in (3, 2, 3):
         assert torch.equal(double(torch.ones(runs)), torch.full((runs,), 2.0))
     assert (compiler.compiled, compiler.calls) == (1, 2)
@@ -257,7 +258,7 @@ def test_other_numbers_of_runs_run_as_they_stand():
 
 def test_strides_of_dimensions_of_size_1_mean_nothing():
     compiler = Pretend()
-    double, x = compiler.fixed(lambda x: x * 2), torch.arange(6.0)
+    double, x = CompiledFunction(compiler, lambda x: x * 2), torch.arange(6.0)
     for shape, strides in (((3, 1, 2), (2, 2, 1)), ((3, 1, 2), (2, 1, 1)), ((3, 1, 2), (1, 1, 3))):
         y = x.as_strided(shape, strides)
         assert torch.equal(double(y), 2 * y)

@@ -43,7 +43,6 @@ PENDING_SIZE: set[str] = {
     "lr_gym/optim/policy_optimizer.py",
     "lr_gym/tasks/stacked.py",
     "lr_gym/tasks/suite.py",
-    "lr_gym/training/inner_loop.py",
     "tests/optim/test_enhanced_sgd.py",
     "tests/optim/test_optimizer_contract.py",
     "tests/test_benchmark_cells.py",
@@ -52,7 +51,6 @@ PENDING_SIZE: set[str] = {
 PENDING_CLASSES: set[str] = {
     "lr_gym/envs/vector_env.py",
     "lr_gym/optim/policy_optimizer.py",
-    "lr_gym/training/inner_loop.py",
 }
 PENDING_DOCSTRINGS: set[str] = {
     "experiments/enhanced_sgd_ablation.py",
@@ -68,7 +66,6 @@ PENDING_FRAGMENTS: set[str] = {
     "lr_gym/benchmark/significance.py",
     "lr_gym/benchmark/store.py",
     "lr_gym/benchmark/tuning.py",
-    "lr_gym/control/layer_stats.py",
     "lr_gym/control/observation.py",
     "lr_gym/control/spec.py",
     "lr_gym/envs/env.py",
@@ -88,8 +85,6 @@ PENDING_FRAGMENTS: set[str] = {
     "lr_gym/tasks/stacked.py",
     "lr_gym/tasks/task.py",
     "lr_gym/tracking.py",
-    "lr_gym/training/inner_loop.py",
-    "lr_gym/updates/rules.py",
 }
 
 

@@ -111,7 +111,11 @@ class Executor:
         state = self.loop.initial_state(run_seed, self.dtype)
         indices = self._minibatches(state, 0, 1)[0]
         if self._compiler is not None and not self._block:
-            self._choose_block(state, indices)
+            self._block = len(run_seed)
+            if self.device.type == "cpu":  # a GPU computes all runs together
+                one_run, one_batch = take_rows((state, indices), torch.tensor([0]))
+                size = _working_set(self.loop, one_run, self.data.gradient, one_batch)
+                self._block = _block_size(len(run_seed), size)
             self._warm_up(state, indices)
         return self._first_gradient(state, indices)
 
@@ -241,19 +245,6 @@ class Executor:
         loss, grads = self.loop.gradient(state.params, state.buffers, self.data.gradient, indices)
         return state._replace(loss=loss, grads=grads)
 
-    def _choose_block(self, state: InnerState, indices: Tensor) -> None:
-        """Choose how many runs are computed together: what comes nearest to BLOCK bytes.
-
-        A GPU computes all runs together. The number divides that of the runs, since only one shape
-        is compiled.
-        """
-        self._block = runs = len(state.step)
-        if self.device.type == "cpu":
-            one_run = take_rows(state, torch.tensor([0]))
-            size = self._working_set(one_run, indices[:1])
-            divisors = [count for count in range(1, runs + 1) if runs % count == 0]
-            self._block = min(divisors, key=lambda count: abs(math.log(count * size / BLOCK)))
-
     def _warm_up(self, state: InnerState, indices: Tensor) -> None:
         """Compile for the chosen block by making a step on a copy.
 
@@ -271,18 +262,6 @@ class Executor:
             indices.unsqueeze(0),
         )
 
-    def _working_set(self, state: InnerState, indices: Tensor) -> int:
-        """Bytes that a step of these runs goes through: state, gradients and kept activations."""
-        kept: dict[int, int] = {}  # address of a storage that backward needs -> its bytes
-
-        def pack(x: Tensor) -> Tensor:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            after = self._first_gradient(state, indices)
-        return sum(kept.values()) + sum(x.nbytes for x in leaves_of((state, after.grads)))
-
     def _blocks(self, runs: int) -> list[slice]:
         """The runs that are computed together: blocks of the compiled size, or all runs at once."""
         compiled = self._compiler is not None and not self._compiler.failed
@@ -298,6 +277,29 @@ class Executor:
         if examples not in self._evaluations:
             self._evaluations[examples] = self._compiled(self.loop.evaluation)
         return self._evaluations[examples]
+
+
+def _working_set(loop: InnerLoop, state: InnerState, examples: Split, indices: Tensor) -> int:
+    """Bytes that a step of these runs goes through: state, gradients and kept activations."""
+    kept: dict[int, int] = {}  # address of a storage that backward needs -> its bytes
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        _, grads = loop.gradient(state.params, state.buffers, examples, indices)
+    return sum(kept.values()) + sum(x.nbytes for x in leaves_of((state, grads)))
+
+
+def _block_size(runs: int, size: int) -> int:
+    """How many runs are computed together, when a step of one run goes through `size` bytes.
+
+    It is what comes nearest to BLOCK bytes among the divisors of `runs`, since blocks must have one
+    shape to be compiled once.
+    """
+    divisors = [count for count in range(1, runs + 1) if runs % count == 0]
+    return min(divisors, key=lambda count: abs(math.log(count * size / BLOCK)))
 
 
 def _joined(state: InnerState, blocks: Sequence[InnerState]) -> InnerState:

@@ -1,4 +1,6 @@
-"""SGD with momentum, as torch.optim.SGD (Sutskever et al. 2013, without their lr inside the buffer).
+"""SGD with momentum, as in torch.optim.SGD.
+
+Sutskever et al. (2013) have the learning rate inside the buffer; here it stays outside:
 
     buf_t = mu buf_{t-1} + g_t          direction
     w_t   = w_{t-1} - lr buf_t          factor = 1
