@@ -1,7 +1,7 @@
 """Meta-training of GARO's recurrent cell by evolution.
 
 The cell decides at every inner step, as it does in its optimizer, and sets lr, momentum and weight
-decay of plain SGD. So it is trained on `InnerLoop` itself and not through the actions of the
+decay of plain SGD. So it is trained on `Executor` itself and not through the actions of the
 environment. `lr_gym.optim.GlobalAdaptiveSGD(params, weights=FILE)` deploys the result.
 """
 
@@ -35,7 +35,8 @@ from lr_gym.optim.contrib.garo_weights import (
 )
 from lr_gym.rng import run_seeds
 from lr_gym.tasks import Task
-from lr_gym.training.inner_loop import InnerLoop, InnerState
+from lr_gym.training.executor import Executor
+from lr_gym.training.inner_loop import InnerState
 from lr_gym.tree import flatten, unflatten
 
 __all__ = ["GaroLearner", "GaroTrainings"]
@@ -43,7 +44,7 @@ __all__ = ["GaroLearner", "GaroTrainings"]
 HIDDEN = 16
 
 
-def statistics(loop: InnerLoop, state: InnerState) -> GradientStatistics:
+def statistics(loop: Executor, state: InnerState) -> GradientStatistics:
     """What the cell is told about the pending gradient, (B, L) each.
 
     The optimizer sums with `torch.dot` and norms over one training, which round differently from
@@ -83,7 +84,7 @@ class GaroTrainings:
         self.task = task
         self.runs = runs
         self.horizon = horizon or task.horizon
-        self._loop = InnerLoop(
+        self._loop = Executor(
             task,
             base="sgd",
             granularity="per_layer" if layerwise else "global",

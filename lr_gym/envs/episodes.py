@@ -18,7 +18,8 @@ from lr_gym.control.controller import Controller, ControlState
 from lr_gym.envs.reward import diverged_return, loss_limit, potential
 from lr_gym.envs.run_distribution import RunDistribution
 from lr_gym.tasks import Task
-from lr_gym.training.inner_loop import InnerLoop, InnerState
+from lr_gym.training.executor import Executor
+from lr_gym.training.inner_loop import InnerState
 from lr_gym.types import Hyperparams, numbers_like
 from lr_gym.updates.averaging import averaged, snapshot_weight
 
@@ -107,7 +108,7 @@ class Episodes:
         assert controller.horizon is not None
         spec = controller.spec
         self.controller = controller
-        self.loop = InnerLoop(
+        self.loop = Executor(
             task,
             base=spec.base,
             granularity=spec.granularity,

@@ -112,7 +112,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             mask_passes: share of the runs whose observation hides the passes over the data.
             device: where the trainings run.
             dtype: floating-point type of the trainings.
-            compile: whether the trainings are compiled for `num_envs` runs, see `InnerLoop`.
+            compile: whether the trainings are compiled for `num_envs` runs, see `Executor`.
             render_mode: "rgb_array", "ansi" or None.
             autoreset_mode: SAME_STEP, or DISABLED where the caller resets ended runs with the
                 option "reset_mask".

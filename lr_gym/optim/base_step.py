@@ -16,7 +16,8 @@ from torch import Tensor
 from lr_gym.optim.batching import same_kind_batches, stacked_or_in_blocks
 from lr_gym.optim.moments import MASSES, masses, moments
 from lr_gym.optim.slots import Slot, gradient_of
-from lr_gym.updates.rules import BaseRule, MomentScale, gradient_noise, step_
+from lr_gym.updates.noise import gradient_noise
+from lr_gym.updates.rule import BaseRule, MomentMasses
 
 __all__ = ["plain_update", "same_shape_batches"]
 
@@ -70,8 +71,7 @@ def plain_update(
     # Muon orthogonalises a whole matrix; all other rules are element by element.
     whole = rule.family == "muon"
     for tensors in stacked_or_in_blocks([*written, grads, *drawn], whole=whole):
-        step_(
-            rule,
+        rule.step_(
             tensors[0],
             tensors[len(written)],
             tensors[1],
@@ -106,11 +106,11 @@ def _advance_masses_(
     rule: BaseRule,
     momentum: Tensor,
     like: Tensor,
-) -> MomentScale:
+) -> MomentMasses:
     """Count the pending gradients in the masses (n,), store these and return them."""
     before = masses(state, slots, like)
-    scale = MomentScale(before.mass[0], before.second[0]).advanced(rule, momentum)
-    columns = (torch.split(mass, 1) for mass in (scale.mass, scale.second))
+    scale = rule.next_masses(MomentMasses(before.first[0], before.second[0]), momentum)
+    columns = (torch.split(mass, 1) for mass in (scale.first, scale.second))
     for slot, *own in zip(slots, *columns, strict=True):
         state[slot.param].update(zip(MASSES, own, strict=True))
         # The masses replace torch's step count, which would be wrong from now on.

@@ -11,7 +11,7 @@ from torch import Tensor
 from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
 from lr_gym.optim.notices import warn_user
 from lr_gym.optim.slots import Slot
-from lr_gym.updates.rules import BaseRule
+from lr_gym.updates.rule import BaseRule
 
 __all__ = ["lay_out"]
 
@@ -39,7 +39,7 @@ def lay_out(
     starts = itertools.accumulate(layout.sizes, initial=0)
     hidden = hidden_matrices((group["params"], group.get("muon")) for group in groups)
     slots = [
-        Slot(param, group, layer, start, rule.of(param in hidden))
+        Slot(param, group, layer, start, rule.for_tensor(param in hidden))
         for param, group, layer, start in zip(params, owners, layout.layer_of, starts, strict=False)
     ]
     return layout, slots

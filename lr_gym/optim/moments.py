@@ -1,7 +1,7 @@
 """Moments of PolicyOptimizer's parameters in its state, and their masses.
 
 A moment is a weighted sum of past gradients and its mass is the sum of the weights, which
-corrects its bias (`lr_gym.updates.rules.MomentScale`). Our own updates store the masses, because
+corrects its bias (`lr_gym.updates.rule.MomentMasses`). Our own updates store the masses, because
 a policy may change beta1 at any step. Torch's kernels store the number of steps t instead, and
 their masses are 1 - beta^t. Each path reads what the other has stored, so a checkpoint of torch's
 Adam can be loaded and `fused` can change between runs.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.slots import Slot
-from lr_gym.updates.rules import MomentScale
+from lr_gym.updates.rule import MomentMasses
 
 __all__ = ["MASSES", "drop_foreign", "masses", "masses_to_steps_", "moments"]
 
@@ -74,11 +74,11 @@ def drop_foreign(own: State, family: str) -> None:
             own.pop(key)
 
 
-def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -> MomentScale:
+def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -> MomentMasses:
     """Masses (1, n) of the moments of n parameters, in the dtype and on the device of `like`."""
     states = [state.get(slot.param, {}) for slot in slots]
     if all(key in own for own in states for key in MASSES):  # the usual case, in one copy each
-        return MomentScale(
+        return MomentMasses(
             *(torch.cat([own[key].to(like) for own in states]).unsqueeze(0) for key in MASSES)
         )
     zero = torch.zeros((), device=like.device)
@@ -93,7 +93,7 @@ def masses(state: Mapping[Tensor, State], slots: Sequence[Slot], like: Tensor) -
             for j, (own, beta) in enumerate(zip(states, betas, strict=True))
         ]
         found.append(torch.stack(values).unsqueeze(0))
-    return MomentScale(*found)
+    return MomentMasses(*found)
 
 
 def masses_to_steps_(own: State, slot: Slot) -> None:

@@ -22,7 +22,7 @@ from lr_gym.control.layer_stats import pooled, tensor_sums
 from lr_gym.layers import Layout
 from lr_gym.optim.batching import SMALL, in_blocks, same_kind_batches, stacked
 from lr_gym.types import LayerStats, numbers_like
-from lr_gym.updates.rules import BaseRule, MomentScale
+from lr_gym.updates.rule import BaseRule, MomentMasses
 
 __all__ = ["Piece", "measure_gradients", "measure_pieces", "pieces_of", "sampled_runs"]
 
@@ -111,7 +111,7 @@ def measure_pieces(
     names: tuple[str, ...],
     layer_of: Sequence[int],
     pieces: Sequence[Piece],
-    scale: MomentScale,
+    scale: MomentMasses,
     momentum: Tensor,
 ) -> LayerStats:
     """Measure every layer of one training (B = 1), as `layer_stats.measure` does, from pieces.
@@ -128,7 +128,7 @@ def measure_pieces(
     pieces = [piece for batch in batches for piece in batch]
     slots = [piece.slot for piece in pieces]
     layers = [layer_of[piece.slot] for piece in pieces]
-    masses = MomentScale(_columns(scale.mass, slots), _columns(scale.second, slots))
+    masses = MomentMasses(_columns(scale.first, slots), _columns(scale.second, slots))
     sums = _piece_sums(batches, rules, masses, _columns(momentum, layers))  # (7, pieces)
     weights = [piece.weight for piece in pieces]
     if any(weight != 1.0 for weight in weights):
@@ -140,7 +140,7 @@ def measure_pieces(
 def _piece_sums(
     batches: Sequence[Sequence[Piece]],
     rules: Sequence[BaseRule],
-    masses: MomentScale,
+    masses: MomentMasses,
     momentum: Tensor,
 ) -> Tensor:
     """`tensor_sums` (7, m) of m pieces, batch by batch; masses and momentum are (m,)."""
@@ -151,7 +151,7 @@ def _piece_sums(
         start = part.stop
         columns = zip(*(piece.tensors for piece in batch), strict=True)
         param, grad, first, *second = (stacked(column).to(momentum.dtype) for column in columns)
-        own = MomentScale(masses.mass[part], masses.second[part])
+        own = MomentMasses(masses.first[part], masses.second[part])
         rule = rules[batch[0].slot]
         moment = second[0] if second else None
         sums.append(tensor_sums(rule, param, grad, first, moment, momentum[part], own))

@@ -10,7 +10,8 @@ from typing import Any
 from lr_gym.control.controller import Controller
 from lr_gym.policies.policy import Policy, load_policy
 from lr_gym.types import check_count
-from lr_gym.updates.rules import BaseRule, base_rule
+from lr_gym.updates.rule import BaseRule
+from lr_gym.updates.rules import base_rule
 
 __all__ = ["Settings", "defaults_of", "find_policy"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lr_gym.updates.rules import BaseRule
+from lr_gym.updates.rule import BaseRule
 
 __all__ = ["Slot", "gradient_of"]
 

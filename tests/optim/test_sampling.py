@@ -19,7 +19,8 @@ from lr_gym.optim.sampling import (
     sampled_runs,
 )
 from lr_gym.types import LayerStats
-from lr_gym.updates.rules import RULES, MomentScale, base_rule
+from lr_gym.updates.rule import MomentMasses
+from lr_gym.updates.rules import RULES, base_rule
 
 SHAPES = [(4, 3), (4,), (40_000,), (3, 4), (4,), (12,), (300, 200), ()]
 LAYER_OF = (0, 0, 1, 1, 2, 2, 0, 1)
@@ -27,7 +28,7 @@ NAMES = ("a", "b", "c")
 
 
 def rules_of(base):
-    return [base_rule(base).of(len(shape) > 1) for shape in SHAPES]
+    return [base_rule(base).for_tensor(len(shape) > 1) for shape in SHAPES]
 
 
 def tensors_of(base, dtype=torch.float64):
@@ -42,7 +43,7 @@ def tensors_of(base, dtype=torch.float64):
     ]
     slots = [(*slot[:3], *(1.0 + second.square() for second in slot[3:])) for slot in slots]
     masses = torch.rand(2, 1, len(SHAPES), generator=generator, dtype=torch.float64)
-    return slots, MomentScale(*masses), torch.rand(1, 3, generator=generator, dtype=torch.float64)
+    return slots, MomentMasses(*masses), torch.rand(1, 3, generator=generator, dtype=torch.float64)
 
 
 def whole(base, slots, scale, momentum) -> LayerStats:
@@ -110,9 +111,9 @@ def test_small_pieces_of_about_one_size_are_measured_together_and_large_ones_alo
         1,
     ]
     assert [
-        len(group) for group in sampling._batches(pieces, [base_rule("muon").of(True)] * 6)
+        len(group) for group in sampling._batches(pieces, [base_rule("muon").for_tensor(True)] * 6)
     ] == [1] * 6
-    rules = [base_rule("muon").of(hidden) for hidden in (True, False, True)]
+    rules = [base_rule("muon").for_tensor(hidden) for hidden in (True, False, True)]
     pieces = [Piece((torch.zeros(3),) * 3, i, 1.0) for i in (0, 1, 2)]
     assert [len(group) for group in sampling._batches(pieces, rules)] == [2, 1]
 
