@@ -1,9 +1,9 @@
 """ACTIONS: what a policy's action does to the hyperparameters.
 
-Each control has an offset, 0 at the start of a training, in natural-log units. An action in [-1, 1]
-sets the offset ("residual": the policy bends a base schedule and cannot leave it by more than a
-bound) or moves it ("recursive": the policy walks, and can walk away from a badly chosen initial
-lr). Offset 0 is exactly the base optimizer.
+Each control has an offset in natural-log units, which is 0 at the start of a training. An action in
+[-1, 1] either sets the offset ("residual": the policy bends the base schedule and cannot leave it
+by more than a bound) or moves it ("recursive": the policy can walk away from a badly chosen initial
+learning rate). Offset 0 is exactly the base optimizer.
 
     lr        base lr * exp(offset)
     momentum  1 - (1 - base momentum) * exp(-offset), within [0, 0.999]
@@ -37,8 +37,8 @@ CONTROLLED = ("lr", "momentum", "noise")
 NOISE_PER_OFFSET = 0.2
 MAX_MOMENTUM = 0.999
 
-# Factors of the learning rate, as fractions of a full recursive step of ln 2; steps of the other
-# controls.
+# Actions of the discrete modes: for the learning rate the logs of these factors over ln 2, a full
+# step of the mode "discrete".
 _LR_LEVELS = tuple(math.log(f) / math.log(2.0) for f in (0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0))
 _OTHER_LEVELS = (-1.0, 0.0, 1.0)
 
@@ -47,10 +47,10 @@ class ActionMode(NamedTuple):
     """A row of ACTIONS.
 
     Attributes:
-        recursive: whether an action moves the offset instead of setting it.
-        step: offset of a full action.
-        bound: the offset stays within [-bound, bound].
-        discrete: whether the agent picks a row of `action_table` (DQN, tabular Q) and not a vector.
+        recursive: whether an action moves the offset; else it sets the offset.
+        step: change of the offset, or the offset, that an action of 1 makes.
+        bound: largest absolute value of an offset.
+        discrete: whether the agent picks a row of `action_table`, as DQN does, instead of a vector.
     """
 
     recursive: bool
@@ -74,7 +74,11 @@ def action_mode(name: str) -> ActionMode:
 
 
 def check_controls(controls: Sequence[str]) -> tuple[str, ...]:
-    """Return `controls` as a tuple or raise a ValueError: non-empty, known, each once, lr first."""
+    """Return `controls` as a tuple.
+
+    Raises:
+        ValueError: unless they are names of CONTROLLED in this order, each once, lr included.
+    """
     controls = tuple(controls)
     unknown = [name for name in controls if name not in CONTROLLED]
     if unknown:
@@ -88,28 +92,36 @@ def check_controls(controls: Sequence[str]) -> tuple[str, ...]:
 
 
 def action_table(controls: Sequence[str]) -> Tensor:
-    """All discrete actions as continuous ones, (n, A).
-
-    The product of the levels of each control.
-    """
+    """All discrete actions as continuous ones (n, A): every combination of the controls' levels."""
     levels = [_LR_LEVELS if name == "lr" else _OTHER_LEVELS for name in controls]
     return torch.tensor(list(itertools.product(*levels)))
 
 
 def move(mode: ActionMode, offset: Tensor, action: Tensor) -> Tensor:
-    """The offset after an action; both (B, L, A). A non-finite action counts as 0.
+    """The offset after an action.
 
-    The lr is left alone.
+    Args:
+        mode: how actions act.
+        offset: (B, L, A) offsets before.
+        action: (B, L, A), clipped to [-1, 1]; one that is not finite counts as 0.
+
+    Returns:
+        (B, L, A) offsets.
     """
-    action = (
-        torch.nan_to_num(action, nan=0.0, posinf=0.0, neginf=0.0).clamp(-1.0, 1.0).to(offset.dtype)
-    )
+    finite = torch.nan_to_num(action, nan=0.0, posinf=0.0, neginf=0.0)
+    action = finite.clamp(-1.0, 1.0).to(offset.dtype)
     target = offset + action * mode.step if mode.recursive else action * mode.step
     return target.clamp(-mode.bound, mode.bound)
 
 
 def decode(controls: Sequence[str], offset: Tensor, base: Hyperparams) -> Hyperparams:
-    """Apply the offsets (B, L, A) to the hyperparameters of the base optimizer."""
+    """The hyperparameters (B, L) of offsets.
+
+    Args:
+        controls: A names of CONTROLLED.
+        offset: (B, L, A) offsets.
+        base: (B, L) hyperparameters of the base optimizer.
+    """
     column = {name: offset[..., i] for i, name in enumerate(controls)}
     hyper = base._replace(lr=base.lr * column["lr"].exp())
     if "momentum" in column:

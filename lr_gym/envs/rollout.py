@@ -17,22 +17,26 @@ from lr_gym.tasks import Task
 
 __all__ = ["DIVERGED", "controlled_env", "divergence", "final_losses", "play"]
 
-DIVERGED = (
-    1e3  # loss that a diverged training counts as, where losses are averaged and none comes near it
-)
+# Loss that a diverged training counts as where losses are averaged; no other loss comes near it.
+DIVERGED = 1e3
 
 
 def divergence(before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What a diverged training counts as, and a loss at most, on each task: (T, 1).
+    """The loss that a diverged training counts as on each task, and that any loss counts as at most.
+
+    It is DIVERGED, or ten times the median of `before` where that is more.
 
     Args:
-        before: losses (T, S) of the task without what is judged, inf where they diverged; ten times
-            their median is taken where that is above DIVERGED.
+        before: (T, S) losses of trainings without what is judged, inf where they diverged.
+
+    Returns:
+        (T, 1) losses.
     """
-    middle = [
-        float(np.median(row[np.isfinite(row)])) if np.isfinite(row).any() else 0.0 for row in before
-    ]
-    return np.maximum(DIVERGED, 10.0 * np.array(middle))[:, None]
+    limits = []
+    for losses in before:
+        finite = losses[np.isfinite(losses)]
+        limits.append(max(DIVERGED, 10.0 * float(np.median(finite))) if len(finite) else DIVERGED)
+    return np.array(limits)[:, None]
 
 
 def controlled_env(
@@ -44,15 +48,17 @@ def controlled_env(
     horizon: int | None = None,
     render_mode: str | None = None,
 ) -> LRControlVectorEnv:
-    """Trainings under a saved policy's controls, nothing masked, autoreset DISABLED.
+    """An environment whose runs are controlled as a saved policy expects.
+
+    Nothing is masked, and runs that ended wait for a reset.
 
     Args:
-        spec: of the policy.
+        spec: spec of the policy.
         task: what is trained.
-        runs: how many trainings.
-        lr: their initial learning rate, or the range from which each run draws its own.
-        horizon: inner steps, the task's own by default.
-        render_mode: of the environment.
+        runs: number of trainings.
+        lr: initial learning rate of all runs, or the range from which each run draws its own.
+        horizon: inner steps of a training; the task's own by default.
+        render_mode: render mode of the environment.
     """
     return LRControlVectorEnv(
         task,
@@ -74,14 +80,17 @@ def play(
     """Play whole trainings.
 
     Args:
-        env: made with autoreset_mode=DISABLED.
+        env: environment made with autoreset_mode=DISABLED.
         seeds: row seed of each training.
-        act: observation (B, L, F) and number of the decision -> control values (B, L, A).
-        split: one of SPLITS.
+        act: function (observation (B, L, F), number of the decision) -> values (B, L, A).
+        split: split on which the final losses are taken, one of SPLITS.
 
     Returns:
-        Loss (B,) on the split at the end of each training, inf where it diverged, and offsets (T,
-        B, L, A) of the controls after each decision.
+        Loss (B,) at the end of each training, inf where it diverged, and offsets (T, B, L, A) of
+        the controls after each decision.
+
+    Raises:
+        ValueError: for an environment that restarts runs by itself.
     """
     if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
         raise ValueError(
@@ -100,9 +109,8 @@ def play(
             survived = ended & ~infos["diverged"]
             losses[survived] = env.evaluate(split)[survived]
             finished |= ended
-        if (
-            terminated.any() and not finished.all()
-        ):  # diverged runs start over, again and again, and are not looked at
+        # runs that diverged start over, since the environment steps all rows; they do not count
+        if terminated.any() and not finished.all():
             observation, _ = env.reset(options={"reset_mask": terminated})
     return losses, torch.stack(offsets)
 
@@ -111,6 +119,8 @@ def final_losses(
     env: LRControlVectorEnv, policy: Policy, seeds: Sequence[int], split: str
 ) -> NDArray[np.float64]:
     """Final losses (B,) of `play` under a deterministic policy."""
-    return play(
-        env, seeds, lambda observation, _: policy.predict(torch.from_numpy(observation))[0], split
-    )[0]
+
+    def act(observation: NDArray[np.float32], _: int) -> Tensor:
+        return policy.predict(torch.from_numpy(observation))[0]
+
+    return play(env, seeds, act, split)[0]

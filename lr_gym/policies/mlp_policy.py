@@ -1,4 +1,4 @@
-"""MLPPolicy: a small tanh network that looks at one layer and says what to do with it."""
+"""MLPPolicy: a small tanh network that decides for each layer from what it observes of it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ __all__ = ["MLPPolicy"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MLPPolicy:
-    """A memoryless policy.
+    """A tanh network without memory, whose last layer is linear.
 
-    A tanh network whose last layer is linear and whose actions are clipped to [-1, 1].
-
-    In the discrete modes the last layer has one output per row of `action.action_table` and the
-    largest one is taken.
+    Its actions are clipped to [-1, 1]. In the discrete modes the last layer has one output per row
+    of `lr_gym.control.action.action_table`, and the row of the largest output is taken.
 
     Attributes:
-        spec: how it observes and acts.
-        interval: inner steps between decisions in training, for deployments that do not know their
-            length.
-        weights: per layer (out, in).
-        biases: per layer (out,).
-        mean: (F,) subtracted from the observation.
-        std: (F,) by which it is then divided.
-        about: where it comes from: tasks, seeds, cost, versions; plain JSON values.
-        seen: what it saw while it learned, None where nobody measured it: deployed, it then has no
-            guard.
+        spec: how the policy observes and acts.
+        interval: inner steps between decisions while it learned, used where a deployed optimizer
+            does not know the length of its training.
+        weights: weight (out, in) of each layer.
+        biases: bias (out,) of each layer.
+        mean: (F,) vector that is subtracted from the observation.
+        std: (F,) vector by which the difference is divided.
+        about: where the policy comes from (tasks, seeds, cost, versions), as plain JSON values.
+        seen: ranges of what it observed while it learned; None gives a policy without a guard.
 
     Raises:
         ValueError: where shapes do not fit or a number is not finite.

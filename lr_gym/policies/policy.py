@@ -38,12 +38,14 @@ __all__ = [
 
 
 class Policy(Protocol):
-    """A controller that can be saved and deployed; MLPPolicy is one.
+    """What can be deployed as a controller, such as an MLPPolicy or a class of your own.
+
+    A policy may have the attribute `ranges` (ObservedRanges); it is then guarded when deployed.
 
     Attributes:
-        spec: how it observes and acts.
-        interval: inner steps between decisions in training, for deployments that do not know their
-            length.
+        spec: how the policy observes and acts.
+        interval: inner steps between decisions while it learned, used where a deployed optimizer
+            does not know the length of its training.
     """
 
     @property
@@ -57,9 +59,14 @@ class Policy(Protocol):
         ...
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Map (R, F) observations to (R, A) actions in [-1, 1].
+        """Decide.
 
-        `state` is None for memoryless policies.
+        Args:
+            observation: (R, F), one row per run and layer.
+            state: state of a recurrent policy; None for one without memory.
+
+        Returns:
+            Actions (R, A) within [-1, 1], and the next state.
         """
         ...
 

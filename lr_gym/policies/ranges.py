@@ -1,6 +1,6 @@
-"""ObservedRanges: what a policy saw while it learned. Saved with the policy.
+"""ObservedRanges: the ranges of everything that a policy observed and did while it learned.
 
-The guard of the deployed one compares with it.
+They are saved with the policy. The guard of a deployed policy compares with them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ _PREFIX = "seen."
 
 
 class ObservedRanges(NamedTuple):
-    """Ranges over all decisions, layers and trainings, each a row of lows and a row of highs.
-
-    Float32.
+    """Lows (row 0) and highs (row 1) over all decisions, layers and trainings, float32.
 
     Attributes:
-        features: (2, F) of the observation.
-        offsets: (2, A) that the controls reached.
-        lr: (2,) of the initial learning rate.
+        features: (2, F) range of each feature of the observation.
+        offsets: (2, A) range of the offset of each control.
+        lr: (2,) range of the initial learning rate.
     """
 
     features: Tensor
@@ -32,17 +30,21 @@ class ObservedRanges(NamedTuple):
     lr: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """By the names under which they are saved."""
+        """Every field by the name under which it is saved."""
         return {_PREFIX + name: tensor for name, tensor in self._asdict().items()}
 
     @classmethod
     def taken_from(cls, tensors: dict[str, Tensor]) -> Self | None:
-        """Remove from `tensors` what `ObservedRanges.tensors` put there.
+        """Remove from `tensors` what the method `tensors` put there, and return it.
 
-        None where a policy holds no ranges.
+        Args:
+            tensors: all tensors of a policy file; changed in place.
+
+        Returns:
+            The ranges, or None where the file holds none.
 
         Raises:
-            KeyError: where only a part is there.
+            KeyError: where only a part of them is there.
         """
         if not any(name.startswith(_PREFIX) for name in tensors):
             return None

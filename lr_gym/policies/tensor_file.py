@@ -1,9 +1,8 @@
-"""Tensors with JSON in one `.safetensors` file, checked on reading.
+"""One `.safetensors` file with tensors and JSON, checked when it is read.
 
-Nothing in it is ever unpickled or evaluated.
-
-Policies, Q-tables and recurrent weights are saved this way. The content names the `kind` and the
-schema version; a SHA-256 over content and tensors tells damage, not forgery.
+Policies, Q-tables and recurrent weights are saved this way. Nothing in a file is ever unpickled or
+evaluated. The JSON names the kind of content and the version of the schema. A SHA-256 over JSON and
+tensors shows damage; it does not protect from forgery.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class PolicyFileError(ValueError):
 
 
 def digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the JSON and the tensors: tells damage, not forgery."""
+    """SHA-256 over the JSON and the tensors."""
     sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
