@@ -22,15 +22,12 @@ DIVERGED = 1e3
 
 
 def divergence(before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The loss that a diverged training counts as on each task, and that any loss counts as at most.
+    """The loss (T, 1) that a diverged training counts as, and a larger loss too, on each task.
 
     It is DIVERGED, or ten times the median of `before` where that is more.
 
     Args:
         before: (T, S) losses of trainings without what is judged, inf where they diverged.
-
-    Returns:
-        (T, 1) losses.
     """
     limits = []
     for losses in before:

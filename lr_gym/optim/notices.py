@@ -11,7 +11,7 @@ LIBRARIES = ("lr_gym", "torch")  # packages whose frames are not the user's
 
 
 def _user_stacklevel() -> int:
-    """The stacklevel of `warnings.warn` in `warn_user` that points out of this package and torch."""
+    """The stacklevel for `warnings.warn` in `warn_user` that points at the user's code."""
     level = 1
     frame = sys._getframe(1)
     while frame.f_back is not None:

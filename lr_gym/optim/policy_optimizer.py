@@ -63,7 +63,7 @@ class PolicyOptimizer(Optimizer):
     Give your peak learning rate as `lr`. The module's docstring says how rates, layers, Muon and
     averages work.
 
-    >>> model = torch.nn.Sequential(torch.nn.Linear(10, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
+    >>> model = torch.nn.Linear(10, 1)
     >>> optimizer = PolicyOptimizer(model.named_parameters(), "builtin:default", total_steps=100)
     >>> loss = model(torch.ones(2, 10)).square().mean()
     >>> loss.backward()

@@ -115,7 +115,9 @@ def defaults_of(
 
 def _default_decay(base: str, total_steps: int | None, steps_per_epoch: float | None) -> float:
     """Torch's weight decay, and more where Muon passes over its examples very often."""
-    if base == "muon" and total_steps is not None and steps_per_epoch is not None:
-        if total_steps / steps_per_epoch > MANY_PASSES:
-            return 0.1
+    passes = 0.0
+    if total_steps is not None and steps_per_epoch is not None:
+        passes = total_steps / steps_per_epoch
+    if base == "muon" and passes > MANY_PASSES:
+        return 0.1
     return 0.01 if base_rule(base).decoupled else 0.0
