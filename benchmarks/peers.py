@@ -182,7 +182,6 @@ class Env:
 
         task = Task(
             name="peer",
-            env_id="Peer-v0",
             about="random examples",
             model=lambda: nn.Sequential(*(MODULES[kind](**options) for kind, options in layers)),
             data=lambda: Data(split(BATCH * BATCHES), split(VALIDATION), split(1), split(1)),

@@ -30,7 +30,7 @@ import tyro
 
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import find_task
-from lr_gym.tasks.initial import mlp
+from lr_gym.tasks.architectures import mlp
 
 AXES: dict[str, tuple[int, ...]] = {
     "runs": (1, 4, 16, 64, 256),

@@ -13,11 +13,11 @@ from tiny import SMALL, TINY
 
 import lr_gym  # noqa: F401 - registers the environments
 from lr_gym.control.action import ACTIONS, CONTROLLED
+from lr_gym.envs.ids import TASK_OF_ENV
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.layers import GRANULARITIES
-from lr_gym.tasks import TASKS
 
-IDS = [f"lr_gym/{TASKS[name].env_id}" for name in SMALL]
+IDS = [f"lr_gym/{env_id}" for env_id, name in TASK_OF_ENV.items() if name in SMALL]
 SHORT = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 OPTIONS = [
     *(

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from lr_gym.tasks import TASKS
-
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("lr_gym", "agents", "experiments", "benchmarks", "tests")
 FILES = sorted(
@@ -36,17 +34,13 @@ ENTRY = re.compile(r"^    (\*{0,2}\w+)(?: \(.*?\))?: (.*)$")
 FRAGMENT = re.compile(r"(of|that|those)\b", re.IGNORECASE)
 
 # Files that are not in order yet.
-PENDING_EXTRAS = {"tables", "imdb"}  # are one extra now, "tasks"
 PENDING_SIZE: set[str] = {
     "lr_gym/control/observation.py",
     "lr_gym/envs/vector_env.py",
     "lr_gym/optim/policy_optimizer.py",
-    "lr_gym/tasks/stacked.py",
-    "lr_gym/tasks/suite.py",
     "tests/optim/test_enhanced_sgd.py",
     "tests/optim/test_optimizer_contract.py",
     "tests/test_benchmark_cells.py",
-    "tests/test_tasks.py",
 }
 PENDING_CLASSES: set[str] = {
     "lr_gym/envs/vector_env.py",
@@ -78,12 +72,6 @@ PENDING_FRAGMENTS: set[str] = {
     "lr_gym/optim/policy_optimizer.py",
     "lr_gym/optim/state.py",
     "lr_gym/policies/q_table.py",
-    "lr_gym/tasks/cache.py",
-    "lr_gym/tasks/initial.py",
-    "lr_gym/tasks/random_tables.py",
-    "lr_gym/tasks/random_tasks.py",
-    "lr_gym/tasks/stacked.py",
-    "lr_gym/tasks/task.py",
     "lr_gym/tracking.py",
 }
 
@@ -181,9 +169,9 @@ def test_every_description_stands_on_its_own(name):
 
 
 def test_every_named_extra_exists():
-    """A task and a call of `require` name the extra of pyproject.toml that installs a package."""
+    """A call of `require` names the extra of pyproject.toml that installs the package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {task.extra for task in TASKS.values() if task.extra}
+    named = set()
     calls = [
         node
         for name in DOCUMENTED
@@ -195,4 +183,4 @@ def test_every_named_extra_exists():
         if place is not None and isinstance(call.args[place], ast.Constant):
             named.add(call.args[place].value)
     assert named
-    assert named - PENDING_EXTRAS <= project["optional-dependencies"].keys()
+    assert named <= project["optional-dependencies"].keys()

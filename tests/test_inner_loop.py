@@ -18,7 +18,8 @@ from torch import nn
 
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import SPLITS, TASKS
-from lr_gym.tasks.initial import INITIAL, initial_parameters, load_parameters, mlp
+from lr_gym.tasks.architectures import mlp
+from lr_gym.tasks.initial import INITIAL, initial_parameters, load_parameters
 from lr_gym.tasks.stacked import STACKED
 from lr_gym.training.executor import Executor
 from lr_gym.training.inner_loop import minibatch

@@ -1,7 +1,4 @@
-"""Random tasks.
-
-The number decides everything, what is drawn is what is made, and tables are read as they say.
-"""
+"""Random tasks: the number decides everything, and what is drawn is what is made."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import torch
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.losses import squared_error
-from lr_gym.tasks.random_tables import CLIP, FEW, LEVELS, TABLES, columns_of, table_data
+from lr_gym.tasks.random_tables import CLIP, MAX_NUMBERS, MAX_WORDS, TABLES, columns_of, table_data
 from lr_gym.tasks.random_tasks import RANGES, random_task
 
 
@@ -29,7 +26,10 @@ def drawn_with(**wanted):
 
 
 def test_random_task_is_the_same_in_another_process():
-    code = "from lr_gym.tasks.random_tasks import random_task as r; print([r(i).task.about for i in range(20)])"
+    code = (
+        "from lr_gym.tasks.random_tasks import random_task\n"
+        "print([random_task(i).task.about for i in range(20)])"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     ).stdout
@@ -164,7 +164,7 @@ def test_a_table_has_enough_rows_and_columns_and_is_none_of_a_later_suite(name):
         present = table[column.name].dropna()
         assert present.nunique() > 1
         assert len(present) >= 0.8 * len(table)
-        assert len(column.levels) <= (LEVELS if column.words else FEW)
+        assert len(column.levels) <= (MAX_WORDS if column.words else MAX_NUMBERS)
         assert not column.levels or set(present.unique()) == set(column.levels)
 
 
@@ -226,7 +226,6 @@ def test_random_tasks_of_tables_tell_what_is_drawn():
     for task, _, drawn in draws:
         columns, data = columns_of(drawn["table"]), task.data()
         told = columns[drawn["target"]]
-        assert task.extra == "tables"
         assert task.model()(data.test.inputs[:2]).shape == (2, drawn["classes"])
         if drawn["loss"] == "reconstruction":
             assert drawn["classes"] == sum(column.inputs for column in columns) - told.inputs

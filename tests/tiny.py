@@ -1,7 +1,4 @@
-"""Small things that several tests need.
-
-A task of microseconds, a plain training loop's parts, random policies.
-"""
+"""A task whose steps take microseconds, ways to train on it, and random policies."""
 
 from __future__ import annotations
 
@@ -14,9 +11,12 @@ from torch import nn
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy
 from lr_gym.tasks import TASKS, Data, Split, Task
-from lr_gym.tasks.initial import mlp, plain_model
-from lr_gym.tasks.task import cross_entropy
+from lr_gym.tasks.architectures import mlp
+from lr_gym.tasks.initial import plain_model
+from lr_gym.tasks.losses import cross_entropy
+from lr_gym.training.executor import Executor
 from lr_gym.training.inner_loop import minibatch
+from lr_gym.types import Hyperparams
 
 
 @functools.cache
@@ -30,7 +30,6 @@ def tiny_data() -> Data:
 
 TINY = Task(
     name="tiny",
-    env_id="Tiny-v0",
     about="5-8-3 on random points",
     model=functools.partial(mlp, (5, 8, 3)),
     data=tiny_data,
@@ -55,19 +54,31 @@ def tiny_task(model) -> Task:
     return dataclasses.replace(TINY, model=model)
 
 
+def constant_hyper(loop: Executor, runs: int, lr: float = 1e-3) -> Hyperparams:
+    """The same hyperparameters for every run and layer."""
+    one = torch.ones(runs, loop.layout.num_layers, dtype=loop.dtype)
+    return Hyperparams(one * lr, one * 0.9, one * 0.0, one * 0.0)
+
+
+def advance(loop: Executor, seeds: torch.Tensor, steps: int):
+    """State and losses after some steps from the start."""
+    factor = torch.ones(steps, len(seeds), dtype=loop.dtype)
+    return loop.advance(loop.init(seeds), constant_hyper(loop, len(seeds)), factor)
+
+
 def plain_run(task: Task, run_seed: int, dtype: torch.dtype):
     """Start the run `run_seed` as a plain module.
 
-    The module, and a function step -> loss of its minibatch.
+    Returns:
+        The module, and a function step -> loss of its minibatch.
     """
     seeds = torch.tensor([run_seed])
     data = task.data().to("cpu", dtype)
     model = plain_model(task, seeds, dtype)
 
     def loss_at(step: int) -> torch.Tensor:
-        index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[
-            0
-        ]
+        examples = len(data.gradient.inputs)
+        (index,) = minibatch(seeds, torch.tensor([step]), task.batch_size, examples)
         return task.loss(model(data.gradient.inputs[index]), data.gradient.targets[index]).mean()
 
     return model, loss_at

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["TASK_OF_ENV"]
 
-# Name of the environment, without the namespace "lr_gym/" -> name of its task in lr_gym.tasks.TASKS.
+# Name of the environment, without the namespace "lr_gym/" -> name of its task in TASKS.
 TASK_OF_ENV: dict[str, str] = {
     "MNIST1D-MLP-v0": "mnist1d-mlp",
     "MNIST1D-MLPWide-v0": "mnist1d-mlp-wide",

@@ -1,6 +1,8 @@
-"""Tasks: what inner trainings are made of."""
+"""Tasks: the trainings in which a controller learns and is compared."""
 
-from lr_gym.tasks.suite import SUITES, TASKS, find_task
+from lr_gym.tasks.check import check_task
+from lr_gym.tasks.find import find_task
+from lr_gym.tasks.suite import SUITES, TASKS
 from lr_gym.tasks.task import SPLITS, Data, Split, Task
 
-__all__ = ["SPLITS", "SUITES", "TASKS", "Data", "Split", "Task", "find_task"]
+__all__ = ["SPLITS", "SUITES", "TASKS", "Data", "Split", "Task", "check_task", "find_task"]

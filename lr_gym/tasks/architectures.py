@@ -1,4 +1,4 @@
-"""The architectures of the tasks, all of them sequences of modules."""
+"""The architectures of the tasks. All of them are sequences of modules."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def normed_mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 def cnn1d(length: int, channels: int, classes: int) -> nn.Sequential:
-    """Three convolutions of kernel 5, 3, 3 and stride 2 on a series (n, length), as in MNIST-1D's own CNN."""
+    """Three convolutions with stride 2 on a series (n, length), as in the CNN of MNIST-1D.
+
+    Their kernels are 5, 3 and 3.
+    """
     sizes = [length]
     for kernel in (5, 3, 3):
         sizes.append((sizes[-1] + 2 - kernel) // 2 + 1)
@@ -65,7 +68,10 @@ def cnn1d(length: int, channels: int, classes: int) -> nn.Sequential:
 
 
 def cnn2d(side: int, channels: int, classes: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions with batch norm (Ioffe & Szegedy 2015) and max pooling on pictures (n, side^2)."""
+    """Two 3 x 3 convolutions on pictures (n, side * side).
+
+    Each has batch norm (Ioffe & Szegedy 2015) and max pooling.
+    """
     return nn.Sequential(
         nn.Unflatten(1, (1, side, side)),
         nn.Conv2d(1, channels, 3, padding=1, bias=False),
@@ -82,23 +88,22 @@ def cnn2d(side: int, channels: int, classes: int) -> nn.Sequential:
 
 
 def gru(hidden: int, classes: int, length: int) -> nn.Sequential:
-    """A GRU that reads a series (n, length) number by number, and a linear readout of its last state."""
+    """A GRU that reads a series (n, length) number by number; linear readout of its last state."""
     return nn.Sequential(nn.Unflatten(1, (length, 1)), GRU(1, hidden), nn.Linear(hidden, classes))
 
 
 def _block(width: int, heads: int, causal: bool) -> list[nn.Module]:
     """Pre-norm transformer block (Xiong et al. 2020)."""
-    return [
-        Residual(
-            nn.LayerNorm(width),
-            nn.Linear(width, 3 * width),
-            SelfAttention(heads, causal),
-            nn.Linear(width, width),
-        ),
-        Residual(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        ),
-    ]
+    attention = Residual(
+        nn.LayerNorm(width),
+        nn.Linear(width, 3 * width),
+        SelfAttention(heads, causal),
+        nn.Linear(width, width),
+    )
+    mlp = Residual(
+        nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+    )
+    return [attention, mlp]
 
 
 def transformer(
@@ -119,10 +124,7 @@ def transformer(
 def char_transformer(
     symbols: int, length: int, width: int, heads: int, blocks: int
 ) -> nn.Sequential:
-    """Causal language model.
-
-    Symbols (n, length) -> logits (n, length, symbols) of each next symbol.
-    """
+    """Causal language model: symbols (n, length) -> logits of the next (n, length, symbols)."""
     return nn.Sequential(
         nn.Embedding(symbols, width),
         Position(length, width),
@@ -133,5 +135,5 @@ def char_transformer(
 
 
 def autoencoder(inputs: int, hidden: int, code: int) -> nn.Sequential:
-    """Fully connected: inputs, hidden, code, hidden, inputs; tanh."""
+    """Fully connected network of widths inputs, hidden, code, hidden, inputs, with tanh."""
     return mlp((inputs, hidden, code, hidden, inputs), nn.Tanh)

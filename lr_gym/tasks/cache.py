@@ -1,8 +1,8 @@
-"""Data are prepared once: a checksummed file per data set in the cache folder.
+"""A cache on disk: data are prepared once on a machine, and kept as files with a checksum.
 
-The folder is LR_GYM_CACHE, else lr_gym in XDG_CACHE_HOME or ~/.cache. A file appears by renaming,
-whole or not at all; a lock lets one process prepare while others wait; a file that was truncated or
-altered is found and made again.
+The folder is LR_GYM_CACHE, else lr_gym in XDG_CACHE_HOME or ~/.cache. A file is written under
+another name and then renamed, so it is there whole or not at all. A lock lets one process prepare
+while others wait. A file that was truncated or altered is noticed and made again.
 """
 
 from __future__ import annotations
@@ -13,44 +13,40 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import filelock
-import rich.console
-import rich.progress
 import safetensors
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from lr_gym.files import write_atomically
-from lr_gym.rng import Stream, random_bits
+from lr_gym.optional import require
 from lr_gym.tasks.task import SPLITS, Data, Split
 
-__all__ = [
-    "cache_folder",
-    "cached",
-    "cached_data",
-    "first_examples",
-    "permutation",
-    "progress",
-    "split_examples",
-]
+if TYPE_CHECKING:
+    import rich.progress
+
+__all__ = ["cache_folder", "cached", "cached_data", "progress"]
 
 
 def cache_folder() -> Path:
-    """Where prepared data are kept."""
+    """The folder in which prepared data are kept."""
     if folder := os.environ.get("LR_GYM_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lr_gym"
 
 
 def progress() -> rich.progress.Progress:
-    """A progress bar on the standard error stream, gone when done."""
-    return rich.progress.Progress(console=rich.console.Console(stderr=True), transient=True)
+    """A progress bar on the standard error stream, which disappears when it is done."""
+    console = require("rich.console", "tasks").Console(stderr=True)
+    bar: rich.progress.Progress = require("rich.progress", "tasks").Progress(
+        console=console, transient=True
+    )
+    return bar
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
+    """SHA-256 of names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -59,7 +55,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file, None where there is none or it is damaged."""
+    """The tensors of a file; None if there is no file, or a damaged one."""
     if not path.exists():
         return None
     try:
@@ -75,20 +71,20 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def cached(name: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of the cache file `name`, built on first use.
+    """The tensors of a cache file, which is built on first use.
 
     Args:
-        name: of the file, without suffix; says the version of whatever the contents depend on.
-        build: makes contiguous tensors on the CPU.
+        name: name of the file, without suffix. It holds the version of whatever the contents depend
+            on, since an existing file is never renewed.
+        build: makes the tensors, on the CPU.
     """
     path = cache_folder() / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     if (tensors := _read(path)) is not None:
         return tensors
-    with filelock.FileLock(path.with_suffix(".lock")):
-        if (
-            tensors := _read(path) if path.exists() else None
-        ) is not None:  # another process was faster
+    with require("filelock", "tasks").FileLock(path.with_suffix(".lock")):
+        # Another process may have been faster.
+        if path.exists() and (tensors := _read(path)) is not None:
             return tensors
         with progress() as bar:
             bar.add_task(f"preparing {name}", total=None)
@@ -98,40 +94,14 @@ def cached(name: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tenso
 
 
 def cached_data(name: str, build: Callable[[], Data]) -> Data:
-    """`cached` for four splits of inputs and targets."""
+    """`cached` for the splits of a task."""
 
     def tensors() -> dict[str, Tensor]:
-        pairs = zip(SPLITS, build(), strict=True)
         return {
-            f"{split}.{part}": value
-            for split, both in pairs
-            for part, value in both._asdict().items()
+            f"{name}.{part}": value
+            for name, split in build()._asdict().items()
+            for part, value in split._asdict().items()
         }
 
     stored = cached(name, tensors)
     return Data(*(Split(stored[f"{split}.inputs"], stored[f"{split}.targets"]) for split in SPLITS))
-
-
-def split_examples(inputs: Tensor, targets: Tensor, sizes: tuple[int, ...], seed: int = 0) -> Data:
-    """Shuffle examples by a fixed seed and cut them into gradient, reward, selection and test split.
-
-    Args:
-        inputs: (n, ...).
-        targets: (n, ...).
-        sizes: of the four splits; their sum is at most n.
-        seed: of the permutation, the same on every machine.
-    """
-    order = torch.split(permutation(len(inputs), seed)[: sum(sizes)], list(sizes))
-    return Data(*(Split(inputs[part], targets[part]) for part in order))
-
-
-def first_examples(data: Data, sizes: tuple[int, ...]) -> Data:
-    """The same with fewer examples, so many of each split."""
-    return Data(
-        *(Split(*(part[:size] for part in split)) for split, size in zip(data, sizes, strict=True))
-    )
-
-
-def permutation(count: int, seed: int) -> Tensor:
-    """A permutation of range(count), the same on every machine."""
-    return torch.argsort(random_bits(torch.tensor(seed), Stream.TASK, 2, count))

@@ -1,18 +1,18 @@
-"""What a model starts from.
+"""What a training starts from.
 
-The initial parameters and buffers of any module as a function of the run's seed.
+The initial values of a model's parameters and buffers are a function of the run's seed, so that a
+run starts alike in a batch of runs, alone, and in a plain training loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lr_gym.rng import Stream, normal, random_bits, uniform
-from lr_gym.tasks.architectures import mlp
 from lr_gym.tasks.modules import GRU, LSTM, Dropout, Position, Pretrained, Recurrent
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
 from lr_gym.tasks.task import Task
@@ -24,8 +24,8 @@ __all__ = [
     "build_model",
     "initial_buffers",
     "initial_parameters",
+    "load_buffers",
     "load_parameters",
-    "mlp",
     "plain_model",
 ]
 
@@ -34,39 +34,37 @@ class Initial(NamedTuple):
     """Distribution of one tensor's initial values.
 
     Attributes:
-        kind: "uniform" in [-scale, scale], "normal" with std `scale`, or "constant" equal to
-            `scale`.
+        kind: "uniform" in [-scale, scale), "normal" with standard deviation `scale`, or "constant"
+            equal to `scale`.
         scale: see kind.
     """
 
-    kind: str
+    kind: Literal["uniform", "normal", "constant"]
     scale: float
 
 
 def _fan_in(module: nn.Module, name: str) -> Initial:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
-    What torch's Linear and Conv reset their weight and bias to.
-    """
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as torch's Linear and Conv reset weight and bias."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return Initial("uniform", weight[0].numel() ** -0.5)
 
 
-def _hidden(module: nn.Module, name: str) -> Initial:
-    """U(-1/sqrt(h), 1/sqrt(h)), as torch."""
+def _hidden_size(module: nn.Module, name: str) -> Initial:
+    """U(-1/sqrt(h), 1/sqrt(h)) for h hidden units, as torch's recurrences reset all parameters."""
     assert isinstance(module, nn.RNNBase)
     return Initial("uniform", module.hidden_size**-0.5)
 
 
 def _one_and_zero(module: nn.Module, name: str) -> Initial:
+    """The weight is 1, the bias 0."""
     return Initial("constant", float(name == "weight"))
 
 
-Draw = Callable[[nn.Module, str], Initial]
+DistributionOf = Callable[[nn.Module, str], Initial]  # of a module's tensor of that name
 
-# Module type -> (module, name of its parameter) -> how torch itself initialises that parameter.
-INITIAL: dict[type[nn.Module], Draw] = {
+# Module type -> distribution of each of its parameters: torch's own, where torch has the module.
+INITIAL: dict[type[nn.Module], DistributionOf] = {
     nn.Linear: _fan_in,
     nn.Conv1d: _fan_in,
     nn.Conv2d: _fan_in,
@@ -75,66 +73,66 @@ INITIAL: dict[type[nn.Module], Draw] = {
     nn.LayerNorm: _one_and_zero,
     nn.Embedding: lambda module, name: Initial("normal", 1.0),
     Position: lambda module, name: Initial("normal", 0.02),  # as BERT (Devlin et al. 2019)
-    GRU: _hidden,
-    LSTM: _hidden,
-    Recurrent: _hidden,
+    GRU: _hidden_size,
+    LSTM: _hidden_size,
+    Recurrent: _hidden_size,
     Quadratic: lambda module, name: Initial("normal", 1.0),
     Rosenbrock: lambda module, name: Initial("normal", 0.5),
 }
 
-# The same for buffers that make up a run's own problem; other buffers start as the module was
-# built.
-PROBLEM: dict[type[nn.Module], Draw] = {
+# Module type -> distribution of each of its buffers, where these are the run's own problem (a
+# teacher, an optimum). All other buffers start as the module was built.
+PROBLEM: dict[type[nn.Module], DistributionOf] = {
     nn.Linear: _fan_in,
     Quadratic: lambda module, name: Initial("normal", 1.0),
 }
 
 
 class _Source(NamedTuple):
-    """Consecutive numbers of one stream for each run."""
+    """Random numbers for B runs.
+
+    Attributes:
+        run_seed: (B,) int64.
+        stream: what the numbers are for.
+        dtype: dtype of the numbers.
+    """
 
     run_seed: Tensor
     stream: Stream
     dtype: torch.dtype
 
     def draw(self, initial: Initial, shape: torch.Size, start: int) -> Tensor:
-        """(B, *shape), from number `start` on."""
+        """Draw (B, *shape), each run's numbers from its `start`th on."""
         kind, scale = initial
-        runs, count = len(self.run_seed), shape.numel()
-        if kind == "uniform":
-            draw = (
-                uniform(self.run_seed, self.stream, 0, count, start=start, dtype=self.dtype)
-                * (2 * scale)
-                - scale
-            )
-        elif kind == "normal":
-            draw = (
-                normal(self.run_seed, self.stream, 0, count, start=start, dtype=self.dtype) * scale
-            )
+        count = shape.numel()
+        if kind == "constant":
+            size = (len(self.run_seed), count)
+            values = torch.full(size, scale, dtype=self.dtype, device=self.run_seed.device)
+        elif kind == "uniform":
+            unit = uniform(self.run_seed, self.stream, 0, count, start=start, dtype=self.dtype)
+            values = unit * (2 * scale) - scale
         else:
-            draw = torch.full((runs, count), scale, dtype=self.dtype, device=self.run_seed.device)
-        return draw.view(-1, *shape)
+            unit = normal(self.run_seed, self.stream, 0, count, start=start, dtype=self.dtype)
+            values = unit * scale
+        return values.view(-1, *shape)
 
     def repeat(self, value: Tensor) -> Tensor:
-        """(B, *shape), the same for every run."""
+        """Give every run a copy of one value: (B, *shape)."""
         dtype = self.dtype if value.is_floating_point() else value.dtype
-        return (
-            value.detach()
-            .to(self.run_seed.device, dtype)
-            .expand(len(self.run_seed), *value.shape)
-            .clone()
-        )
+        value = value.detach().to(self.run_seed.device, dtype)
+        return value.expand(len(self.run_seed), *value.shape).clone()
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Every module with its path and whether it lies inside a Pretrained one."""
-    inside = {
-        id(m)
+    """Every module with its path, and whether it is part of a Pretrained one."""
+    pretrained = {
+        id(part)
         for module in model.modules()
         if isinstance(module, Pretrained)
-        for m in module.modules()
+        for part in module.modules()
     }
-    yield from ((path, module, id(module) in inside) for path, module in model.named_modules())
+    for path, module in model.named_modules():
+        yield path, module, id(module) in pretrained
 
 
 def initial_parameters(
@@ -143,22 +141,23 @@ def initial_parameters(
     """Initial values of every parameter for each run, in the order of `model.parameters()`.
 
     Args:
-        model: names the shapes and the module types; its own values are ignored, except inside
+        model: gives the module types and the shapes. Its own values are ignored, except inside
             Pretrained modules.
-        run_seed: int64 (B,); values depend on nothing else.
-        dtype: of the result, which is on the device of `run_seed`.
+        run_seed: (B,) int64; the values depend on nothing else.
+        dtype: dtype of the result, which is on the device of `run_seed`.
 
     Returns:
-        Per parameter (B, *shape).
+        (B, *shape) for each parameter.
 
     Raises:
         TypeError: for a module with parameters whose type is not in INITIAL.
     """
-    source, start = _Source(run_seed, Stream.INIT, dtype), 0
+    source = _Source(run_seed, Stream.INIT, dtype)
+    start = 0
     values: dict[int, Tensor] = {}
     for path, module, pretrained in _modules(model):
         for name, param in module.named_parameters(recurse=False):
-            if id(param) in values:  # tied weights
+            if id(param) in values:  # tied weights are drawn once
                 continue
             if pretrained:
                 values[id(param)] = source.repeat(param)
@@ -181,16 +180,23 @@ def initial_buffers(
 ) -> tuple[Tensor, ...]:
     """Initial values of every buffer for each run, in the order of `model.buffers()`.
 
-    Arguments as above.
+    Each Dropout gets a seed of its own, modules in PROBLEM draw their buffers, and all other
+    buffers start as they were built.
+
+    Args:
+        model: gives the module types, the shapes, and the values of buffers that are not drawn.
+        run_seed: (B,) int64.
+        dtype: dtype of the floating-point buffers.
 
     Returns:
-        Per buffer (B, *shape): each Dropout has a seed of its own, modules in PROBLEM draw theirs,
-        others keep what they were built with.
+        (B, *shape) for each buffer.
 
     Raises:
         TypeError: for torch's own dropout, which draws from the global generator.
     """
-    source, start, dropouts = _Source(run_seed, Stream.TASK, dtype), 0, 0
+    source = _Source(run_seed, Stream.TASK, dtype)
+    start = 0
+    dropouts = 0
     values: list[Tensor] = []
     for path, module, _ in _modules(model):
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0.0:
@@ -211,7 +217,16 @@ def initial_buffers(
 
 
 def load_parameters(model: nn.Module, values: Sequence[Tensor], row: int = 0) -> nn.Module:
-    """Copy one run's parameters into a plain module and return it, in the dtype and on the device of `values`."""
+    """Copy one run's parameters into a plain module.
+
+    Args:
+        model: changed in place; it moves to the dtype and device of the values.
+        values: (B, *shape) for each parameter.
+        row: which of the B runs.
+
+    Returns:
+        The same module.
+    """
     model.to(values[0].device, values[0].dtype)
     with torch.no_grad():
         for param, value in zip(model.parameters(), values, strict=True):
@@ -219,25 +234,44 @@ def load_parameters(model: nn.Module, values: Sequence[Tensor], row: int = 0) ->
     return model
 
 
-def build_model(task: Task) -> nn.Module:
-    """Build the task's module.
+def load_buffers(model: nn.Module, values: Sequence[Tensor], row: int = 0) -> nn.Module:
+    """Copy one run's buffers into a plain module.
 
-    Torch's own initial values, which nobody looks at, cost the global generator no draw.
+    Args:
+        model: changed in place.
+        values: (B, *shape) for each buffer.
+        row: which of the B runs.
+
+    Returns:
+        The same module.
+    """
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), values, strict=True):
+            buffer.copy_(value[row])
+    return model
+
+
+def build_model(task: Task) -> nn.Module:
+    """Build the task's module, without a draw from torch's global generator.
+
+    Torch initialises modules as they are built; nobody looks at these values.
     """
     with torch.random.fork_rng(devices=[]):
         return task.model()
 
 
 def plain_model(task: Task, run_seed: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """An ordinary module at the start of run `run_seed`, (1,), in training mode.
+    """Build an ordinary module at the start of a run, for a plain training loop.
 
-    For a plain loop, any optimizer.
+    Args:
+        task: whose model it is.
+        run_seed: (1,) int64, seed of the run.
+        dtype: dtype of the parameters.
+
+    Returns:
+        The module, in training mode.
     """
     model = build_model(task)
     load_parameters(model, initial_parameters(model, run_seed, dtype))
-    with torch.no_grad():
-        for buffer, value in zip(
-            model.buffers(), initial_buffers(model, run_seed, dtype), strict=True
-        ):
-            buffer.copy_(value[0])
+    load_buffers(model, initial_buffers(model, run_seed, dtype))
     return model.train()

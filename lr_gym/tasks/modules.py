@@ -1,9 +1,7 @@
-"""Modules that torch lacks in the form we need.
+"""Modules that torch lacks in the form that tasks need.
 
-One tensor in, one tensor out, so that nn.Sequential can hold them.
-
-Modules without parameters work on any leading dimensions, so the same line serves one model and B
-of them.
+Each maps one tensor to one tensor, so that nn.Sequential can hold it. Modules without parameters
+work on any leading dimensions, so that the same line serves one model and B of them.
 """
 
 from __future__ import annotations
@@ -28,17 +26,21 @@ __all__ = [
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) whose masks are a function of (run seed, layer, call).
+    """Dropout (Srivastava et al. 2014) whose masks are a function of run seed, layer and call.
 
-    Both are buffers, so the masks of a run are the same alone, in a batch, and in a plain training
-    loop. `initial_buffers` sets the seed.
+    The seed and the number of calls are buffers, so the masks of a run are the same alone, in a
+    batch of runs, and in a plain training loop. `initial_buffers` sets the seed.
     """
 
-    seed: Tensor
-    calls: Tensor
+    seed: Tensor  # () int64; names the run and the layer
+    calls: Tensor  # () int64
 
     def __init__(self, p: float) -> None:
-        """`p`: probability of zeroing an element, in [0, 1)."""
+        """Make the layer.
+
+        Args:
+            p: probability of zeroing an element, in [0, 1).
+        """
         super().__init__()
         if not 0.0 <= p < 1.0:
             raise ValueError(f"p must be in [0, 1); got {p!r}")
@@ -51,7 +53,16 @@ class Dropout(nn.Module):
         return self.masked(x, self.seed.view(1), self.calls)
 
     def masked(self, x: Tensor, seed: Tensor, calls: Tensor) -> Tensor:
-        """Mask x, one piece per entry of seed (B,), and count the call in place."""
+        """Mask a minibatch of each of B models.
+
+        Args:
+            x: any shape whose elements can be cut into B equal pieces.
+            seed: (B,) int64.
+            calls: (B,) or (), int64; counted up in place.
+
+        Returns:
+            The masked x.
+        """
         if not self.training or self.p == 0.0:
             return x
         draw = uniform(seed, Stream.DROPOUT, calls.view(-1), x.numel() // len(seed), dtype=x.dtype)
@@ -60,14 +71,14 @@ class Dropout(nn.Module):
 
 
 class _LastState(nn.RNNBase):
-    """Beside a recurrence of torch, of one layer: (n, T, i) -> the last hidden state (n, h)."""
+    """Makes a recurrence of torch return its last hidden state only."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
-        """`inputs`: i; `hidden`: h."""
+        """Make one layer of `hidden` units, h, that reads `inputs` numbers at a time, i."""
         super().__init__(inputs, hidden, batch_first=True)  # type: ignore[call-arg, arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Last hidden state."""
+        """(n, T, i) -> (n, h)."""
         last: Tensor = super().forward(x)[0][:, -1]
         return last
 
@@ -85,7 +96,7 @@ class Recurrent(_LastState, nn.RNN):  # type: ignore[misc]
 
 
 class Residual(nn.Sequential):
-    """x + f(x), f the modules in sequence."""
+    """x + f(x), where f is the modules in sequence."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the branch."""
@@ -96,23 +107,28 @@ class Residual(nn.Sequential):
 
 
 class SelfAttention(nn.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017).
+    """Scaled dot-product attention (Vaswani et al. 2017) without parameters of its own.
 
-    Queries, keys, values (..., T, 3 d) -> (..., T, d).
+    Queries, keys and values (..., T, 3 d) -> (..., T, d).
     """
 
     def __init__(self, heads: int, causal: bool = False) -> None:
-        """`causal`: no position sees a later one."""
+        """Make the layer.
+
+        Args:
+            heads: number of heads, which share the d numbers evenly.
+            causal: whether no position sees a later one.
+        """
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each head."""
-        split = x.view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // (3 * self.heads)).permute(
-            2, 0, 3, 1, 4
-        )
+        each = x.view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // (3 * self.heads))
+        queries, keys, values = each.permute(2, 0, 3, 1, 4)  # (..., heads, T, d / heads) each
         out = nn.functional.scaled_dot_product_attention(
-            split[0], split[1], split[2], is_causal=self.causal
+            queries, keys, values, is_causal=self.causal
         )
         return out.transpose(1, 2).reshape(*x.shape[:-1], -1)
 
@@ -121,45 +137,44 @@ class Position(nn.Module):
     """Add a learned vector to each position: (n, T, d) -> (n, T, d)."""
 
     def __init__(self, length: int, width: int) -> None:
-        """`length`: T; `width`: d."""
+        """Make vectors for `length` positions, T, of `width` numbers, d."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(length, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add."""
+        """Add the vectors."""
         return x + self.weight
 
 
 class MeanOverTime(nn.Module):
-    """(..., T, d) -> (..., d)."""
+    """Mean of all positions: (..., T, d) -> (..., d)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean of all positions."""
+        """Take the mean."""
         return x.mean(-2)
 
 
 class Pair(nn.Module):
-    """A student beside a teacher that nobody trains.
+    """A student, which is trained, beside a teacher, which is not.
 
-    (n, i) -> (n, o, 2), the student's outputs first.
-
-    The teacher's weights are buffers, which `initial_buffers` draws from the run's seed: each run
-    has its own problem.
+    (n, i) -> (n, o, 2), the student's outputs first. The teacher's weights are buffers, which
+    `initial_buffers` draws from the run's seed, so each run has a problem of its own.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         """Turn the teacher's parameters into buffers."""
         super().__init__()
-        self.student, self.teacher = student, teacher
+        self.student = student
+        self.teacher = teacher
         for module in teacher.modules():
             for name, param in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, param.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both on the same inputs."""
+        """Apply both to the same inputs."""
         return torch.stack((self.student(x), self.teacher(x)), dim=-1)
 
 
 class Pretrained(nn.Module):
-    """A module whose runs all start from its own weights; a subclass says how it is called."""
+    """A module whose runs all start from its own weights; subclasses define the forward pass."""

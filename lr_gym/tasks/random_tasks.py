@@ -1,11 +1,9 @@
-"""Random tasks.
+"""Random tasks: an endless supply of small trainings to learn on, each a function of its number.
 
-An endless supply of small trainings for controllers to learn on, each a function of its number.
-
-A draw decides the data and how much of them, what is to be told, the network, batch size and
-horizon, and with them what the environment should start from: base optimizer and initial learning
-rate. Only counter-based numbers and Python's floats are involved, so the same number gives the same
-task on every machine.
+The number decides the data and how many of them, what is predicted, the network, the batch size and
+the horizon; and also what the environment should start from, base optimizer and initial learning
+rate. Only counter-based random numbers and Python's floats are used, so the same number gives the
+same task on every machine.
 """
 
 from __future__ import annotations
@@ -23,12 +21,12 @@ from lr_gym.tasks import datasets
 from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
 from lr_gym.tasks.modules import LSTM, MeanOverTime, Recurrent, Residual
 from lr_gym.tasks.random_tables import TABLES, columns_of, table_data
-from lr_gym.tasks.tables import EXTRA
 from lr_gym.tasks.task import Data, Split, Task
 
 __all__ = ["RANGES", "RandomTask", "random_task"]
 
-# What is drawn: (low, high) log-uniform, integers rounded; a tuple of more, uniformly one of it.
+# What is drawn. Two numbers are a log-uniform range, of integers if they are; a longer tuple is
+# choices of equal chance. Changing an entry, or the order, would change the tasks of all numbers.
 RANGES: dict[str, tuple[Any, ...]] = {
     "source": ("mnist1d", "mnist1d", "digits", "digits", "tables", "tables", "tables"),
     "network": (
@@ -61,17 +59,18 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "initial_lr": (1e-5, 1e-1),
     "table": TABLES,
 }
+LOADERS: dict[str, Callable[[], Data]] = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}
+SHAPES = {"mnist1d": (40,), "digits": (8, 8)}  # of one example
 RECURRENCES: dict[str, Callable[[int, int], nn.Module]] = {"recurrent": Recurrent, "lstm": LSTM}
-SHAPES = {"mnist1d": (40,), "digits": (8, 8)}  # of an example
 
 
 class RandomTask(NamedTuple):
-    """A draw.
+    """A random task.
 
     Attributes:
-        task: what is trained.
-        options: of LRControlVectorEnv: base optimizer and initial learning rate.
-        drawn: every value, for the records.
+        task: the task itself.
+        options: options of LRControlVectorEnv, base optimizer and initial learning rate.
+        drawn: every value that was drawn, for the records.
     """
 
     task: Task
@@ -80,6 +79,7 @@ class RandomTask(NamedTuple):
 
 
 def _draw(number: int) -> dict[str, Any]:
+    """Draw a value for each of RANGES, and what follows from these values."""
     values = uniform(
         torch.tensor(number), Stream.TASK, 3, len(RANGES), dtype=torch.float64
     ).tolist()
@@ -91,74 +91,69 @@ def _draw(number: int) -> dict[str, Any]:
             low, high = choices
             value = low * math.exp(u * math.log(high / low))
             drawn[name] = round(value) if isinstance(low, int) else value
-    if (
-        drawn["source"] == "digits" and drawn["loss"] == "reconstruction"
-    ):  # as digits-autoencoder, of the suite test
-        drawn["loss"] = "squared_error"
+    if drawn["source"] == "digits" and drawn["loss"] == "reconstruction":
+        drawn["loss"] = "squared_error"  # digits-autoencoder is a task of the suite `test`
     if drawn["source"] == "tables":
-        drawn |= _told(number, drawn)
+        drawn |= _draw_target(number, drawn)
     else:
         drawn["inputs"] = math.prod(SHAPES[drawn["source"]])
     if drawn["loss"] == "reconstruction":
         drawn |= {"network": "dense", "classes": drawn["inputs"]}
-    if drawn["network"] != "dense":  # 8 to 128, since the weights are used many times
+    if drawn["network"] != "dense":  # 8 to 128, since one example uses each weight many times
         drawn["width"] = round(8.0 * (drawn["width"] / 16.0) ** (2.0 / 3.0))
     return drawn
 
 
-def _told(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
-    """What of a table is to be told.
+def _draw_target(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
+    """Draw the column of a table that is predicted.
 
-    Classes, or with squared errors and a column of numbers its value.
+    It is predicted as classes; as its value, if the loss is squared and the column holds numbers.
     """
     columns = columns_of(drawn["table"])
     target = int(integers(torch.tensor(number), Stream.TASK, 12, 1, len(columns))[0])
-    told, inputs = columns[target], sum(column.inputs for column in columns)
-    values = drawn["loss"] == "squared_error" and not told.levels
+    column = columns[target]
+    as_value = drawn["loss"] == "squared_error" and not column.levels
     return {
         "network": "dense",
-        "inputs": inputs - told.inputs,
-        "classes": len(told.levels) or (1 if values else drawn["classes"]),
+        "inputs": sum(c.inputs for c in columns) - column.inputs,
+        "classes": len(column.levels) or (1 if as_value else drawn["classes"]),
         "target": target,
     }
 
 
 def _data(number: int, drawn: dict[str, Any]) -> Data:
-    """The source with a random part of its gradient split."""
+    """The data of the source, with a random part of its gradient split."""
     if drawn["source"] == "tables":
         data = table_data(
             drawn["table"], drawn["target"], drawn["classes"], drawn["examples"], number
         )
     else:
-        data = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}[drawn["source"]]()
+        data = LOADERS[drawn["source"]]()
         count = len(data.gradient.inputs)
-        chosen = torch.unique(
-            integers(torch.tensor(number), Stream.TASK, 6, drawn["examples"], count)
-        )
+        rows = integers(torch.tensor(number), Stream.TASK, 6, drawn["examples"], count)
+        chosen = torch.unique(rows)
         data = data._replace(gradient=Split(*(part[chosen] for part in data.gradient)))
-    return Data(
-        *(_split(split.inputs * drawn["input_scale"], split.targets, drawn) for split in data)
-    )
+    return Data(*(_scaled(split, drawn) for split in data))
 
 
-def _split(inputs: Tensor, targets: Tensor, drawn: dict[str, Any]) -> Split:
+def _scaled(split: Split, drawn: dict[str, Any]) -> Split:
+    """Scale the inputs, and make the targets what is predicted."""
+    inputs = split.inputs * drawn["input_scale"]
     if drawn["loss"] == "reconstruction":
         return Split(inputs, inputs)
-    return Split(inputs, targets if targets.is_floating_point() else targets % drawn["classes"])
+    classes = not split.targets.is_floating_point()
+    return Split(inputs, split.targets % drawn["classes"] if classes else split.targets)
 
 
 def _network(drawn: dict[str, Any]) -> nn.Module:
-    """A perceptron of all inputs, or of each of their patches, before a readout of all patches or of their mean.
-
-    The last of its hidden layers may instead read the patches one by one, and the readout sees its last state. Or it is
-    convolutions before a readout of all positions or of their mean; or, where inputs are to be reconstructed, has a
-    narrow layer in its middle.
-    """
+    """Build the network; docs/tasks.md describes the kinds."""
     if drawn["network"] == "convolutions":
         return _convolutions(drawn)
-    inputs, width, kind, depth = drawn["inputs"], drawn["width"], drawn["network"], drawn["depth"]
-    patch = inputs if kind == "dense" else drawn["patch"]
-    count = inputs // patch
+    kind = drawn["network"]
+    depth = drawn["depth"]
+    width = drawn["width"]
+    patch = drawn["inputs"] if kind == "dense" else drawn["patch"]
+    count = drawn["inputs"] // patch
     modules: list[nn.Module] = [] if kind == "dense" else [nn.Unflatten(1, (count, patch))]
     fan_in = patch
     for layer in range(depth):
@@ -167,44 +162,42 @@ def _network(drawn: dict[str, Any]) -> nn.Module:
             fan_in = drawn["code"]
         if kind in RECURRENCES and layer == depth - 1:
             modules += [RECURRENCES[kind](fan_in, width)]
-            continue
-        block = [
-            nn.Linear(fan_in, width),
-            *[nn.LayerNorm(width)] * drawn["norm"],
-            drawn["activation"](),
-        ]
-        modules += [Residual(*block)] if drawn["residual"] and fan_in == width else block
+        else:
+            modules += _hidden_layer(drawn, fan_in)
         fan_in = width
     if kind == "patches":
         modules += [MeanOverTime()] if drawn["pool"] else [nn.Flatten()]
-    whole = kind == "patches" and not drawn["pool"]
-    return nn.Sequential(*modules, nn.Linear(width * count if whole else width, drawn["classes"]))
+        fan_in = width if drawn["pool"] else width * count
+    return nn.Sequential(*modules, nn.Linear(fan_in, drawn["classes"]))
+
+
+def _hidden_layer(drawn: dict[str, Any], fan_in: int) -> list[nn.Module]:
+    """A fully connected layer, perhaps with norm, and with a residual branch where sizes allow."""
+    width = drawn["width"]
+    norm = [nn.LayerNorm(width)] if drawn["norm"] else []
+    block = [nn.Linear(fan_in, width), *norm, drawn["activation"]()]
+    return [Residual(*block)] if drawn["residual"] and fan_in == width else block
 
 
 def _convolutions(drawn: dict[str, Any]) -> nn.Module:
-    """Of a series or a picture, as many positions as before or half of them after each."""
-    shape, width, kernel, stride = (
-        SHAPES[drawn["source"]],
-        drawn["width"],
-        drawn["kernel"],
-        drawn["stride"],
-    )
-    convolution, pool = ((nn.Conv1d, nn.AdaptiveAvgPool1d), (nn.Conv2d, nn.AdaptiveAvgPool2d))[
-        len(shape) - 1
-    ]
+    """Convolutions of a series or a picture, and a readout of all positions or of their mean."""
+    shape = SHAPES[drawn["source"]]
+    width = drawn["width"]
+    stride = drawn["stride"]
+    kinds = ((nn.Conv1d, nn.AdaptiveAvgPool1d), (nn.Conv2d, nn.AdaptiveAvgPool2d))
+    convolution, pool = kinds[len(shape) - 1]
     modules: list[nn.Module] = [nn.Unflatten(1, (1, *shape))]
     for layer in range(drawn["depth"]):
+        channels = width if layer else 1
+        kernel = drawn["kernel"]
         modules += [
-            convolution(width if layer else 1, width, kernel, stride, kernel // 2),
+            convolution(channels, width, kernel, stride, kernel // 2),
             drawn["activation"](),
         ]
         shape = tuple(-(-size // stride) for size in shape)
     modules += [pool(1)] if drawn["pool"] else []
-    return nn.Sequential(
-        *modules,
-        nn.Flatten(),
-        nn.Linear(width * (1 if drawn["pool"] else math.prod(shape)), drawn["classes"]),
-    )
+    positions = 1 if drawn["pool"] else math.prod(shape)
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(width * positions, drawn["classes"]))
 
 
 def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -219,14 +212,13 @@ def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
 
 @functools.lru_cache(maxsize=256)
 def random_task(number: int) -> RandomTask:
-    """Task `random-<number>`; any integer of at least 0."""
+    """The task `random-<number>`, for any integer of at least 0."""
     if number < 0:
         raise ValueError(f"the number of a random task must be at least 0; got {number}")
     drawn = _draw(number)
     loss = _loss(drawn)
     task = Task(
         name=f"random-{number}",
-        env_id=f"Random{number}-v0",
         about=", ".join(f"{k} {getattr(v, '__name__', v)}" for k, v in drawn.items()),
         model=functools.partial(_network, drawn),
         data=functools.partial(_data, number, drawn),
@@ -236,7 +228,6 @@ def random_task(number: int) -> RandomTask:
         horizon=drawn["horizon"],
         family={"dense": "mlp"}.get(drawn["network"], drawn["network"]),
         source=drawn["source"],
-        extra=EXTRA if drawn["source"] == "tables" else "",
     )
     options = {"base": drawn["base"], "initial_lr": (drawn["initial_lr"], drawn["initial_lr"])}
     return RandomTask(task, options, drawn)

@@ -1,22 +1,26 @@
-"""The forward pass of B models of one architecture at once, each with its own parameters and its own inputs.
+"""The forward pass of B models of one architecture at once.
 
-Module types in STACKED have a hand-written form: weight gradients come out contiguous, the bias rides along with the
-product, convolutions of series are a product with unfolded inputs, those of pictures one grouped convolution. Every
-other module runs row by row as it stands, which is right for any module, and no slower than a plain loop.
+Each model has its own parameters and its own inputs.
 
-Whatever changes in training mode (batch norm's running statistics, dropout's counters) is a buffer, updated in place.
+Module types in STACKED have a form written by hand: gradients of weights come out contiguous, the
+bias is added within the product, a convolution of series is one product with unfolded inputs, and
+a convolution of pictures is one grouped convolution. Every other module runs row by row as it
+stands, which is right for any module and no slower than a plain loop.
+
+Whatever changes in training mode (running statistics of batch norm, counters of dropout) is a
+buffer and is updated in place.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lr_gym.tasks.affine import affine
 from lr_gym.tasks.modules import (
     GRU,
     LSTM,
@@ -28,74 +32,68 @@ from lr_gym.tasks.modules import (
     Residual,
     SelfAttention,
 )
+from lr_gym.tasks.recurrences import gru, lstm, recurrent
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
 
-__all__ = ["STACKED", "Values", "stacked_forward"]
+__all__ = ["STACKED", "Values", "stacked_forward", "values_by_name"]
 
 Values = Mapping[str, Tensor]
 
 
-class _Affine(torch.autograd.Function):
-    """(B, n, i), (B, o, i), (B, o) -> (B, n, o).
+def values_by_name(
+    model: nn.Module, params: Sequence[Tensor], buffers: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Values of B runs by name, as `stacked_forward` takes them.
 
-    The weight's gradient is contiguous, unlike that of baddbmm.
+    Args:
+        model: gives the names. A tensor that it holds more than once has several.
+        params: (B, *shape) for each parameter, in the order of `model.parameters()`.
+        buffers: (B, *shape) for each buffer, in the order of `model.buffers()`.
+
+    Returns:
+        Name of every parameter and buffer -> (B, *shape).
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        (grad,) = grads
-        grad_x = torch.bmm(grad, weight) if ctx.needs_input_grad[0] else None
-        return grad_x, torch.bmm(grad.transpose(1, 2), x), grad.sum(1)
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
-    out: Tensor = _Affine.apply(x, weight, bias)
-    return out
+    own = (*model.parameters(), *model.buffers())
+    value_of = {id(x): value for x, value in zip(own, (*params, *buffers), strict=True)}
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    return {name: value_of[id(x)] for name, x in named}
 
 
 def _linear(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     weight = values[prefix + "weight"]
     rows = x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)
-    return _affine(rows, weight, values.get(prefix + "bias")).view(*x.shape[:-1], weight.shape[1])
+    return affine(rows, weight, values.get(prefix + "bias")).view(*x.shape[:-1], weight.shape[1])
 
 
 def _conv1d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """(B, n, c, length) -> (B, n, o, length').
-
-    Windows (B, n, length', kernel, c) times the weights.
-    """
+    """(B, n, c, length) -> (B, n, o, length'): windows of the inputs times the weights."""
     assert isinstance(module, nn.Conv1d)
-    (kernel,), (stride,), padding = module.kernel_size, module.stride, module.padding
+    (kernel,), (stride,) = module.kernel_size, module.stride
+    padding = module.padding
     plain = module.groups == 1 and module.dilation == (1,) and module.padding_mode == "zeros"
     if not plain or isinstance(padding, str):
         return _row_by_row(module, values, prefix, x)
-    x = nn.functional.pad(x, (padding[0], padding[0])).transpose(2, 3)
+    x = nn.functional.pad(x, (padding[0], padding[0])).transpose(2, 3)  # (B, n, length, c)
     length = (x.shape[2] - kernel) // stride + 1
     cuts = [
         x[:, :, offset : offset + stride * (length - 1) + 1 : stride] for offset in range(kernel)
     ]
-    windows = torch.cat(cuts, dim=-1).flatten(1, -2)
-    weight = values[prefix + "weight"].transpose(2, 3).flatten(2)
-    return (
-        _affine(windows, weight, values.get(prefix + "bias"))
-        .view(*x.shape[:2], length, -1)
-        .transpose(2, 3)
-    )
+    windows = torch.cat(cuts, dim=-1).flatten(1, -2)  # (B, n * length', kernel * c)
+    weight = values[prefix + "weight"].transpose(2, 3).flatten(2)  # (B, o, kernel * c)
+    out = affine(windows, weight, values.get(prefix + "bias"))
+    return out.view(*x.shape[:2], length, -1).transpose(2, 3)
 
 
 def _conv2d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """Runs beside channels: (B, n, c, h, w) is one grouped convolution of (n, B c, h, w)."""
+    """(B, n, c, h, w) as one grouped convolution of (n, B * c, h, w): runs beside channels."""
     assert isinstance(module, nn.Conv2d)
     if module.padding_mode != "zeros":
         return _row_by_row(module, values, prefix, x)
-    weight, bias = values[prefix + "weight"], values.get(prefix + "bias")
+    weight = values[prefix + "weight"]
+    bias = values.get(prefix + "bias")
     folded = x.transpose(0, 1).flatten(1, 2)
     out = nn.functional.conv2d(
         folded,
@@ -110,11 +108,12 @@ def _conv2d(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor
 
 
 def _batch_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """Runs beside channels: (B, n, c, ...) is one batch norm of (n, B c, ...)."""
+    """(B, n, c, ...) as one batch norm of (n, B * c, ...): runs beside channels."""
     assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
     if not (module.affine and module.track_running_stats and module.momentum is not None):
         return _row_by_row(module, values, prefix, x)
     folded = x.transpose(0, 1).flatten(1, 2)
+    # Flattening makes no copy, so the running statistics change in place.
     mean, var, weight, bias = (
         values[prefix + name].flatten()
         for name in ("running_mean", "running_var", "weight", "bias")
@@ -130,7 +129,8 @@ def _batch_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 def _layer_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, nn.LayerNorm)
     out = nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-    weight, bias = values.get(prefix + "weight"), values.get(prefix + "bias")
+    weight = values.get(prefix + "weight")
+    bias = values.get(prefix + "bias")
     if weight is None:
         return out
     weight = _spread(weight, out)
@@ -138,21 +138,21 @@ def _layer_norm(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 
 
 def _spread(value: Tensor, like: Tensor) -> Tensor:
-    """(B, *shape) -> (B, 1, ..., *shape), to be broadcast over what lies between."""
+    """(B, *shape) -> (B, 1, ..., *shape) of as many dimensions as `like`, to be broadcast."""
     return value.view(len(value), *[1] * (like.ndim - value.ndim), *value.shape[1:])
 
 
 def _embedding(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """One long table: row b of the batch looks up its indices after those of the rows before."""
+    """One long table of all runs: run b looks up its indices behind the tables of earlier runs."""
     assert isinstance(module, nn.Embedding)
     if module.max_norm is not None:
         raise ValueError(
-            f"{prefix.removesuffix('.') or 'the embedding'} has max_norm, which changes weights in "
-            "passing"
+            f"{prefix.removesuffix('.') or 'the embedding'} has max_norm, which changes weights "
+            "during the forward pass: leave max_norm out"
         )
     if module.padding_idx is not None or module.scale_grad_by_freq:
         return _row_by_row(module, values, prefix, x)
-    weight = values[prefix + "weight"]
+    weight = values[prefix + "weight"]  # (B, symbols, d)
     first = torch.arange(len(weight), device=x.device) * weight.shape[1]
     return nn.functional.embedding(x + _spread(first, x), weight.flatten(0, 1))
 
@@ -161,156 +161,16 @@ def _position(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tens
     return x + _spread(values[prefix + "weight"], x)
 
 
-class _GatedRecurrence(torch.autograd.Function):
-    """GRU of torch over time.
-
-    Input's share (B, T, n, 3h), W (B, 3h, h), b (B, h) -> last hidden state (B, n, h).
-
-    r, z = sigmoid(x + W h) of the first two thirds, new = tanh(x + r (W h + b)) of the last, h =
-    new + z (h - new). Backward, the weight's gradient is one product over all steps, where autograd
-    would add up one for each.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        saved: list[Tensor] = []
-        h = x.new_zeros(x.shape[0], x.shape[2], weight.shape[2])
-        for step in x.unbind(1):
-            reset_x, update_x, new_x = step.chunk(3, dim=-1)
-            reset_h, update_h, new_h = torch.bmm(h, weight.transpose(1, 2)).chunk(3, dim=-1)
-            new_h = new_h + bias.unsqueeze(1)
-            reset, update = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
-            new = torch.tanh(torch.addcmul(new_x, reset, new_h))
-            saved += [h, reset, update, new, new_h]
-            h = torch.lerp(new, h, update)
-        ctx.save_for_backward(weight, *saved)
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, *saved = ctx.saved_tensors
-        (grad,) = grads
-        inputs: list[Tensor] = []
-        products: list[Tensor] = []
-        for t in reversed(range(0, len(saved), 5)):
-            h, reset, update, new, new_h = saved[t : t + 5]
-            grad_new = grad * (1.0 - update) * (1.0 - new * new)
-            grad_update = grad * (h - new) * update * (1.0 - update)
-            grad_reset = grad_new * new_h * reset * (1.0 - reset)
-            inputs.append(torch.cat((grad_reset, grad_update, grad_new), dim=-1))
-            products.append(torch.cat((grad_reset, grad_update, grad_new * reset), dim=-1))
-            grad = grad * update + torch.bmm(products[-1], weight)
-        product = torch.stack(products[::-1], dim=1).flatten(1, 2)
-        hidden = torch.stack(saved[::5], dim=1).flatten(1, 2)
-        grad_weight = torch.bmm(product.transpose(1, 2), hidden)
-        return (
-            torch.stack(inputs[::-1], dim=1),
-            grad_weight,
-            product[..., -weight.shape[2] :].sum(1),
-        )
-
-
-def _input_share(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(B, n, T, i), W (B, o, i), b (B, o) -> (B, T, n, o).
-
-    What a recurrence owes to its inputs, in one product.
-    """
-    runs, examples, length, _ = x.shape
-    return _affine(x.transpose(1, 2).flatten(1, 2), weight, bias).view(runs, length, examples, -1)
-
-
-def _gru(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """The GRU of torch; every bias that can rides along with the input's share."""
-    w_x, w_h, b_x, b_h = (
-        values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-    hidden = w_h.shape[2]
-    bias = b_x + nn.functional.pad(b_h[:, : 2 * hidden], (0, hidden))
-    out: Tensor = _GatedRecurrence.apply(_input_share(x, w_x, bias), w_h, b_h[:, 2 * hidden :])
-    return out
-
-
-class _Recurrence(torch.autograd.Function):
-    """h = tanh(x + W h) over time: input's share (B, T, n, h), W (B, h, h) -> last state (B, n, h).
-
-    Backward as in `_GatedRecurrence`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        states = [x[:, 0].tanh()]
-        for step in x[:, 1:].unbind(1):
-            states.append(torch.baddbmm(step, states[-1], weight.transpose(1, 2)).tanh_())
-        ctx.save_for_backward(weight, *states)
-        return states[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        weight, *states = ctx.saved_tensors
-        (grad,) = grads
-        inputs: list[Tensor] = []
-        for h in reversed(states):
-            inputs.append(torch.addcmul(grad, grad * h, h, value=-1.0))
-            grad = torch.bmm(inputs[-1], weight)
-        grad_x = torch.stack(inputs[::-1], dim=1)
-        before = torch.stack([torch.zeros_like(grad), *states[:-1]], dim=1)
-        return grad_x, torch.bmm(grad_x.flatten(1, 2).transpose(1, 2), before.flatten(1, 2))
-
-
-class _LongShortTermMemory(torch.autograd.Function):
-    """LSTM of torch over time.
-
-    Input's share (B, T, n, 4h), W (B, 4h, h) -> last hidden state (B, n, h).
-
-    i, f, o = sigmoid(x + W h), g = tanh(x + W h), the memory c = f c + i g, h = o tanh(c). Backward
-    as in `_GatedRecurrence`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        saved: list[Tensor] = []
-        h = c = x.new_zeros(x.shape[0], x.shape[2], weight.shape[2])
-        for step in x.unbind(1):
-            i, f, g, o = torch.baddbmm(step, h, weight.transpose(1, 2)).chunk(4, dim=-1)
-            i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
-            new = torch.addcmul(f * c, i, g)
-            seen = torch.tanh(new)
-            saved += [h, c, i, f, g, o, seen]
-            h, c = o * seen, new
-        ctx.save_for_backward(weight, *saved)
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        weight, *saved = ctx.saved_tensors
-        (grad,) = grads
-        grad_c = torch.zeros_like(grad)
-        inputs: list[Tensor] = []
-        for t in reversed(range(0, len(saved), 7)):
-            _, c, i, f, g, o, seen = saved[t : t + 7]
-            grad_o = grad * seen * o * (1.0 - o)
-            grad_c = grad_c + grad * o * (1.0 - seen * seen)
-            grad_i, grad_f = grad_c * g * i * (1.0 - i), grad_c * c * f * (1.0 - f)
-            inputs.append(torch.cat((grad_i, grad_f, grad_c * i * (1.0 - g * g), grad_o), dim=-1))
-            grad, grad_c = torch.bmm(inputs[-1], weight), grad_c * f
-        grad_x = torch.stack(inputs[::-1], dim=1)
-        hidden = torch.stack(saved[::7], dim=1).flatten(1, 2)
-        return grad_x, torch.bmm(grad_x.flatten(1, 2).transpose(1, 2), hidden)
-
-
 def _recurrence(
-    function: type[torch.autograd.Function],
+    function: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
     module: nn.Module,
     values: Values,
     prefix: str,
     x: Tensor,
 ) -> Tensor:
-    """A recurrence of torch whose biases both ride along with the input's share."""
-    w_x, w_h, b_x, b_h = (
-        values[prefix + f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-    out: Tensor = function.apply(_input_share(x, w_x, b_x + b_h), w_h)
-    return out
+    """A function of `lr_gym.tasks.recurrences` with torch's names of the weights."""
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return function(x, *(values[f"{prefix}{kind}_l0"] for kind in kinds))
 
 
 def _dropout(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
@@ -319,21 +179,20 @@ def _dropout(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tenso
 
 
 def _any_leading(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
+    """A module without parameters that works on any leading dimensions."""
     out: Tensor = module(x)
     return out
 
 
 def _folded(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """A module that treats every example alone and has no parameters: runs beside examples."""
+    """A module without parameters that treats every example alone: runs beside examples."""
     out: Tensor = module(x.flatten(0, 1))
     return out.view(*x.shape[:2], *out.shape[1:])
 
 
 def _sequential(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    for (
-        name,
-        child,
-    ) in module._modules.items():  # named_children() would leave out what is there twice
+    # named_children() would leave out a module that is there a second time.
+    for name, child in module._modules.items():
         assert child is not None
         x = stacked_forward(child, values, x, f"{prefix}{name}.")
     return x
@@ -346,9 +205,8 @@ def _residual(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tens
 def _pair(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
     assert isinstance(module, Pair)
     student = stacked_forward(module.student, values, x, f"{prefix}student.")
-    return torch.stack(
-        (student, stacked_forward(module.teacher, values, x, f"{prefix}teacher.")), dim=-1
-    )
+    teacher = stacked_forward(module.teacher, values, x, f"{prefix}teacher.")
+    return torch.stack((student, teacher), dim=-1)
 
 
 def _quadratic(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
@@ -365,17 +223,14 @@ def _rosenbrock(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Te
 
 
 def _row_by_row(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:
-    """Each run by itself.
-
-    Unbinding gathers the gradients of all rows once, indexing would do so for each row.
-    """
+    """Each run by itself."""
+    # Unbinding gathers the gradients of all rows once; indexing would do so for each row.
     params = {name: values[prefix + name].unbind(0) for name, _ in module.named_parameters()}
     buffers = {name: values[prefix + name] for name, _ in module.named_buffers()}
     outputs = []
     for row in range(len(x)):
-        own = {name: rows[row] for name, rows in params.items()} | {
-            name: b[row] for name, b in buffers.items()
-        }
+        own = {name: rows[row] for name, rows in params.items()}
+        own |= {name: rows[row] for name, rows in buffers.items()}
         outputs.append(functional_call(module, own, (x[row],)))
     return torch.stack(outputs)
 
@@ -390,9 +245,9 @@ STACKED: dict[type[nn.Module], Callable[[nn.Module, Values, str, Tensor], Tensor
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
     Position: _position,
-    GRU: _gru,
-    LSTM: functools.partial(_recurrence, _LongShortTermMemory),
-    Recurrent: functools.partial(_recurrence, _Recurrence),
+    GRU: functools.partial(_recurrence, gru),
+    LSTM: functools.partial(_recurrence, lstm),
+    Recurrent: functools.partial(_recurrence, recurrent),
     Dropout: _dropout,
     nn.Sequential: _sequential,
     Residual: _residual,
@@ -423,10 +278,10 @@ def stacked_forward(module: nn.Module, values: Values, x: Tensor, prefix: str = 
 
     Args:
         module: the architecture; its own parameters and buffers are ignored.
-        values: name -> (B, *shape) of every parameter and buffer, names as in the outermost module;
-            of what it holds twice, all names.
+        values: name -> (B, *shape) of every parameter and buffer, names as in the outermost
+            module, see `values_by_name`.
         x: (B, n, ...) inputs of each run.
-        prefix: of this module's names within `values`.
+        prefix: start of this module's names within `values`.
 
     Returns:
         (B, n, ...) outputs.

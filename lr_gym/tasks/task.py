@@ -1,40 +1,44 @@
-"""What a task is: data in four splits, a model, a loss, metrics, a batch size and a horizon."""
+"""What a task is: data in several splits, a model, a loss, metrics, a batch size and a horizon."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lr_gym.tasks.losses import accuracy, cross_entropy
 from lr_gym.types import check_count
 
-__all__ = ["SPLITS", "Data", "Split", "Task", "accuracy", "check_data", "cross_entropy"]
+__all__ = ["SPLITS", "Data", "Split", "Task", "check_data"]
 
 
 class Split(NamedTuple):
-    """Examples of one split: inputs (n, ...), targets (n, ...)."""
+    """The examples of one split.
+
+    Attributes:
+        inputs: (n, ...).
+        targets: (n, ...).
+    """
 
     inputs: Tensor
     targets: Tensor
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Split:
-        """On a device; floating-point tensors in `dtype`, others as they are."""
+        """Move to a device; floating-point tensors become `dtype`, others keep theirs."""
         move = [t.to(device, dtype) if t.is_floating_point() else t.to(device) for t in self]
         return Split(*move)
 
 
 class Data(NamedTuple):
-    """Disjoint splits: one may learn from only what its name says.
+    """Disjoint splits. Each serves one purpose only, the one that its name says.
 
     Attributes:
-        gradient: minibatches of the inner training.
-        reward: the controller's reward.
-        selection: choosing hyperparameters, checkpoints and policies.
-        test: the reported figures, nothing else.
+        gradient: minibatches of the inner training are drawn from it.
+        reward: the controller's reward is measured on it.
+        selection: hyperparameters, checkpoints and policies are chosen by it.
+        test: reported figures are measured on it, and nothing else is.
     """
 
     gradient: Split
@@ -43,7 +47,7 @@ class Data(NamedTuple):
     test: Split
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Data:
-        """All splits on a device; floating-point tensors in `dtype`."""
+        """Move all splits to a device; floating-point tensors become `dtype`."""
         return Data(*(split.to(device, dtype) for split in self))
 
 
@@ -52,40 +56,42 @@ SPLITS = Data._fields
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One inner training problem; a row of TASKS.
+    """One problem of training a network.
+
+    `lr_gym.tasks.check_task` tells what a new task lacks.
 
     Attributes:
-        name: key in TASKS.
-        env_id: name of its Gymnasium environment, without namespace.
+        name: its key in TASKS; a task of one's own may have any name.
         about: one line for the documentation.
-        model: builds the torch module, of one tensor to one tensor; its parameters are all trained,
-            and are initialised by `initial_parameters`, whatever they are built with (but see
-            `lr_gym.tasks.modules.Pretrained`).
-        data: loads or makes the data, the same ones each time: every environment and every process
-            calls it, so seed what is random and cache what takes long (functools.cache).
-        loss: (outputs (n, ...), targets (n, ...)) -> (n,) loss of each example (reduction="none"),
-            in nats for cross-entropy.
+        model: builds the torch module, which maps one tensor to one tensor. All of its parameters
+            are trained. They start from `lr_gym.tasks.initial.initial_parameters` and not from
+            what they are built with, except inside `lr_gym.tasks.modules.Pretrained`.
+        data: loads or makes the data. It must return the same data every time, since every
+            environment and every process calls it: seed what is random, and cache what takes long
+            (functools.cache).
+        loss: (outputs (n, ...), targets (n, ...)) -> (n,), the loss of each example
+            (reduction="none"); cross-entropy in nats.
         metrics: name -> (outputs, targets) -> 0-dim tensor.
         batch_size: examples of a minibatch, drawn uniformly with replacement.
         horizon: inner steps of a training.
-        optimum: lowest possible loss where known, else a lower bound; 0 will not do where losses
-            can be negative.
-        family: of models, for the disjointness of suites.
-        source: of data, likewise.
+        optimum: lowest possible loss where it is known, else a lower bound of it. Losses that can
+            be negative need a bound other than 0.
+        family: family of the model, for the disjointness of suites; None for a task of no suite.
+        source: source of the data, for the same purpose.
+        differs_by: in what a task of a later suite differs from every task of the earlier suites:
+            its "family", its "source", or a longer "horizon". None in the suite `train`.
         chunk: examples of one forward pass in evaluation.
         device: "cuda" where a training takes hours of a CPU: suites leave the task out on a machine
             without a GPU, and plain training loops use the GPU where there is one.
-        extra: optional dependencies that data or model need, a name of pyproject.toml's; "" for
-            none.
-        sizes: examples in gradient, reward, selection and test split.
-        best: best known figure of a baseline on the test split, and where it comes from.
+        sizes: number of examples of each of SPLITS; None if it is not stated.
+        best: best known figure of a baseline on the test split, and the baseline; None if it has
+            not been measured.
 
     Raises:
-        ValueError: for a batch size, horizon or chunk below 1.
+        ValueError: if the batch size, the horizon or the chunk is below 1.
     """
 
     name: str
-    env_id: str
     about: str
     model: Callable[[], nn.Module]
     data: Callable[[], Data]
@@ -94,13 +100,13 @@ class Task:
     batch_size: int
     horizon: int
     optimum: float = 0.0
-    family: str = ""
-    source: str = ""
+    family: str | None = None
+    source: str | None = None
+    differs_by: Literal["family", "source", "horizon"] | None = None
     chunk: int = 4096
-    device: str = "cpu"
-    extra: str = ""
-    sizes: tuple[int, int, int, int] | tuple[()] = ()
-    best: str = ""
+    device: Literal["cpu", "cuda"] = "cpu"
+    sizes: tuple[int, ...] | None = None
+    best: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "horizon", "chunk"):
@@ -108,12 +114,21 @@ class Task:
 
 
 def check_data(name: str, data: Data) -> Data:
-    """Return the data, or raise a ValueError that names the task and the split.
+    """Check that every split has examples, and as many targets as inputs.
 
-    Every split needs examples.
+    A minibatch may be larger than the gradient split, since it is drawn with replacement. There may
+    be a single class, whose loss falls towards 0.
 
-    A minibatch larger than the gradient split is fine, since minibatches are drawn with
-    replacement; so is a single class, whose loss falls towards 0.
+    Args:
+        name: name of the task, for the error.
+        data: the data to check.
+
+    Returns:
+        The same data.
+
+    Raises:
+        ValueError: if a split is empty or its counts differ; the error names the task and the
+            split.
     """
     for split, examples in zip(SPLITS, data, strict=True):
         if len(examples.inputs) == 0:
