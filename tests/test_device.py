@@ -107,8 +107,6 @@ ENVIRONMENTS = {
     "all controls": {"controls": ("lr", "momentum", "noise"), "base": "muon", "weight_decay": 0.1},
     "global": {"granularity": "global", "base": "sgd"},
     "discrete": {"action": "discrete"},
-    "against Adam": {"reward": "paired"},
-    "at the end": {"reward": "final_log_loss"},
     "averages": {"average": 0.5},
 }
 
