@@ -1,4 +1,8 @@
-"""Agents that learn a controller in lr_gym's environments. Runs from the checkout.
+"""Agents that learn a controller in lr_gym's environments.
 
-Not part of the wheel.
+They run from a checkout of the repository and are not part of the wheel.
 """
+
+from lr_gym.optional import check_installed
+
+check_installed("agents", "filelock", "stable_baselines3", "tyro", "yaml")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lr_gym.optional import check_installed
+
 __all__ = ["History", "Recording", "render_ansi", "render_rgb"]
 
 # (inner step, training loss, (L,) effective learning rates) of each decision
@@ -45,6 +47,7 @@ def render_ansi(history: History, layers: Sequence[str], horizon: int) -> str:
 
 def render_rgb(history: History, layers: Sequence[str], horizon: int) -> NDArray[np.uint8]:
     """A picture (320, 640, 3) of uint8."""
+    check_installed("benchmark", "matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
