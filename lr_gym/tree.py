@@ -89,7 +89,7 @@ def unflatten(like: Tree, leaves: dict[str, Tensor], name: str = "") -> Tree:
     if isinstance(like, Tensor):
         if name not in leaves:
             raise ValueError(
-                f"{name} is not in what was saved, by another version it seems: start anew"
+                f"the saved state lacks {name}; another version seems to have saved it: start anew"
             )
         return leaves[name].to(like.device)  # type: ignore[return-value]
     if isinstance(like, tuple):

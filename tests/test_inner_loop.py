@@ -327,6 +327,7 @@ def test_global_generators_stay_as_they_were():
 
 def test_what_an_older_version_did_not_save_is_named():
     with pytest.raises(
-        ValueError, match=r"runs\.1 is not in what was saved, by another version it seems"
+        ValueError,
+        match=r"the saved state lacks runs\.1; another version seems to have saved it",
     ):
         unflatten((torch.ones(1), torch.ones(1)), {"runs.0": torch.zeros(1)}, "runs")
