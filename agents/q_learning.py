@@ -1,7 +1,7 @@
 """The agent `q_learning`: tabular Q-learning in the environment, with the table of EnhancedSGD.
 
 With the preset enhanced_sgd the table has the states and actions of EnhancedSGD, which can continue
-to learn from it (`controller_of` is in lr_gym.optim.contrib.lr_q_control):
+to learn from it (`controller_of` is in lr_gym.optim.contrib.environment_table):
 
     EnhancedSGD(params, q_controller=controller_of(load_policy("runs/q")))
 """
@@ -21,7 +21,7 @@ from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.vector_env import LRControlVectorEnv
-from lr_gym.optim.contrib.lr_q_control import observed_edges
+from lr_gym.optim.contrib.environment_table import observed_edges
 from lr_gym.policies.q_policy import QTablePolicy
 from lr_gym.policies.q_table import QLearningController
 

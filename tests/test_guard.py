@@ -14,11 +14,11 @@ from lr_gym.optim.guard import (
     MARGIN,
     GuardState,
     alien_layers,
-    inside,
-    outside,
+    distance_outside,
+    lr_in_range,
+    next_state,
     restrain,
     trust_in,
-    watch,
 )
 from lr_gym.policies.ranges import ObservedRanges
 
@@ -72,13 +72,13 @@ def test_outside_equals_a_loop():
             max(bounds[1, j].item(), 0),
         )
         expected = low - value if value < low else value - high if value > high else 0.0
-        assert outside(seen, observation)[b, i, j].item() == pytest.approx(expected)
+        assert distance_outside(seen, observation)[b, i, j].item() == pytest.approx(expected)
 
 
 def test_the_edges_of_the_lr_range_are_inside():
     seen = seen_of([0.0], [0.0], lr=(3e-5, 1e-1))
     lr = torch.tensor([[2e-5, 3e-5, 1e-3, 1e-1, 0.2]], dtype=torch.float64)
-    assert inside(seen, lr).tolist() == [[False, True, True, True, False]]
+    assert lr_in_range(seen, lr).tolist() == [[False, True, True, True, False]]
 
 
 # Drift
@@ -88,7 +88,7 @@ def watched(values, state=None, alive=True):
     seen = seen_of([-0.5], [0.5])
     state = GuardState(torch.ones(1, 1), torch.zeros(1, 1)) if state is None else state
     for value in values:
-        state = watch(seen, state, torch.tensor([[[value]]]), torch.tensor([[alive]]))
+        state = next_state(seen, state, torch.tensor([[[value]]]), torch.tensor([[alive]]))
     return state
 
 

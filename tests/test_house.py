@@ -66,12 +66,9 @@ PENDING_FRAGMENTS: set[str] = {
     "lr_gym/envs/reward.py",
     "lr_gym/envs/rollout.py",
     "lr_gym/envs/vector_env.py",
-    "lr_gym/optim/contrib/lr_q_control.py",
     "lr_gym/optim/controlled_model.py",
-    "lr_gym/optim/guard.py",
     "lr_gym/optim/policy_optimizer.py",
     "lr_gym/optim/state.py",
-    "lr_gym/policies/q_table.py",
     "lr_gym/tracking.py",
 }
 

@@ -13,7 +13,8 @@ import torch
 
 from lr_gym.control.spec import ControlSpec
 from lr_gym.optim import EnhancedSGD
-from lr_gym.optim.contrib.lr_q_control import ACTIONS, EDGES, controller_of, observed_edges
+from lr_gym.optim.contrib.environment_table import controller_of, observed_edges
+from lr_gym.optim.contrib.lr_q_control import ACTIONS, EDGES
 from lr_gym.policies.policy import PolicyFileError, load_policy, save_policy
 from lr_gym.policies.q_policy import QTablePolicy
 from lr_gym.policies.q_table import QLearningController

@@ -1,12 +1,9 @@
-"""The guard of a deployed policy.
+"""The guard of a deployed policy: it fades actions on layers unlike those the policy learned from.
 
-It restrains the actions on layers that look like none the policy has learned from.
+    observation (B, L, F) -> distance outside the known ranges -> trust (B, L)
+    offset = safe offset + trust * (offset that the policy wants - safe offset)
 
-    observation -> outside (B, L, F) -> trust (B, L) -> offsets between what the policy wants and
-    what is safe
-
-Pure functions of what the policy has seen, and `Guard`, which carries their state for one
-optimizer.
+The functions are pure. `Guard` holds their state for one optimizer and tells the user.
 """
 
 from __future__ import annotations
@@ -20,28 +17,32 @@ from torch import Tensor
 from lr_gym.control.action import ActionMode
 from lr_gym.control.features import FEATURES
 from lr_gym.control.spec import ControlSpec
+from lr_gym.optim.guard_message import guard_message
 from lr_gym.policies.ranges import ObservedRanges
 
 __all__ = [
     "Guard",
     "GuardState",
     "alien_layers",
-    "inside",
-    "outside",
+    "distance_outside",
+    "lr_in_range",
+    "next_state",
     "restrain",
     "safe_offsets",
     "trust_in",
-    "watch",
 ]
 
-# a quarter of what a feature can span: a layer so far outside its range is not trusted at all
+# A layer this far outside the range of a feature is not trusted at all. Features span [-1, 1], so
+# this is a quarter of what a feature can span.
 MARGIN = 0.5
-# distrust that adds up to nothing; in trainings like those learned from it averages below 0.1
-ALLOWED = 0.2
-# of what adds up: 13 decisions far outside take all trust, 50 decisions after the return give it
-# back
-RATE = 0.1
-ALARM = 0.5  # trust below which the guard decides more than the policy, and the user is told
+# Distrust that adds up to nothing. In trainings like those that a policy has learned from, distrust
+# averages below 0.1, so twice that is not yet a sign of anything.
+TOLERATED_DISTRUST = 0.2
+# How much of the other distrust adds up at a decision. With this, 13 decisions far outside take all
+# trust, and 50 decisions after the return give it back.
+DRIFT_RATE = 0.1
+# Below this trust the guard decides more than the policy does, and the user is told.
+ALARM = 0.5
 
 
 class GuardState(NamedTuple):
@@ -56,241 +57,246 @@ class GuardState(NamedTuple):
     drift: Tensor
 
 
-def outside(seen: ObservedRanges, observation: Tensor) -> Tensor:
-    """How far each feature of (B, L, F) lies outside its range; 0 within.
+def distance_outside(ranges: ObservedRanges, observation: Tensor) -> Tensor:
+    """How far each feature of an observation (B, L, F) lies outside its range; 0 within it.
 
-    0 itself is never outside: it is what a masked feature shows, and where features are centred.
+    A feature of 0 is never outside: masked features show 0, and it is the centre of the others.
     """
-    low, high = seen.features
-    return torch.maximum(
-        low.clamp_max(0.0) - observation, observation - high.clamp_min(0.0)
-    ).clamp_min(0.0)
+    low, high = ranges.features
+    below = low.clamp_max(0.0) - observation
+    above = observation - high.clamp_min(0.0)
+    return torch.maximum(below, above).clamp_min(0.0)
 
 
-def trust_in(seen: ObservedRanges, observation: Tensor) -> Tensor:
+def trust_in(ranges: ObservedRanges, observation: Tensor) -> Tensor:
     """Trust (B, L) in what a policy does on an observation (B, L, F).
 
-    1 within the range, 0 from MARGIN outside it.
-
-    The feature furthest out decides. Ours: 1 - (distance / MARGIN)^2, flat at the edge because the
-    range of a few trainings leaves out a little of every other one.
+    The feature furthest outside decides: 1 - (distance / MARGIN)^2, and 0 from MARGIN on. Ours:
+    the curve is flat at the edge, because the range of a few trainings leaves out a little of
+    every other training.
     """
-    return 1.0 - (outside(seen, observation).amax(-1) / MARGIN).clamp_max(1.0).square()
+    distance = distance_outside(ranges, observation).amax(-1)
+    return 1.0 - (distance / MARGIN).clamp_max(1.0).square()
 
 
-def alien_layers(seen: ObservedRanges, features: Sequence[str], observation: Tensor) -> Tensor:
-    """Whether what is given from the start is not to be trusted.
+def alien_layers(ranges: ObservedRanges, features: Sequence[str], observation: Tensor) -> Tensor:
+    """Whether the training is alien: unlike all known ones in what is known before it starts.
 
-    The model's size, the training's length and passes.
+    That is the size of the model and the length and passes of the training.
 
     Args:
-        seen: by the policy.
+        ranges: what the policy has learned from.
         features: F names.
         observation: (B, L, F).
 
     Returns:
-        (B, L), or (1, 1) where the policy is told none of that.
+        (B, L) bool, or (1, 1) where the policy is shown none of these features.
     """
     given = [i for i, name in enumerate(features) if FEATURES[name].given]
     if not given:
         return observation.new_zeros(1, 1, dtype=torch.bool)
-    columns = seen._replace(features=torch.stack([seen.features[:, i] for i in given], dim=1))
-    return trust_in(columns, torch.stack([observation[..., i] for i in given], dim=-1)) < ALARM
+    own = ranges._replace(features=torch.stack([ranges.features[:, i] for i in given], dim=1))
+    shown = torch.stack([observation[..., i] for i in given], dim=-1)
+    return trust_in(own, shown) < ALARM
 
 
-def inside(seen: ObservedRanges, lr: Tensor) -> Tensor:
-    """Whether an initial learning rate is one that the policy has learned from."""
-    return (lr.float() >= seen.lr[0]) & (lr.float() <= seen.lr[1])
+def lr_in_range(ranges: ObservedRanges, lr: Tensor) -> Tensor:
+    """Whether the policy has learned from trainings that started at such a learning rate."""
+    return (lr.float() >= ranges.lr[0]) & (lr.float() <= ranges.lr[1])
 
 
-def watch(
-    seen: ObservedRanges, state: GuardState, observation: Tensor, alive: Tensor
+def next_state(
+    ranges: ObservedRanges, state: GuardState, observation: Tensor, moving: Tensor
 ) -> GuardState:
     """The state at a decision.
 
-    Drift is Page's cumulative sum (Continuous inspection schemes, Biometrika 1954): what distrust
-    exceeds ALLOWED adds up, so a layer that stays a little outside, decision after decision and
-    without any spike, is given up in the end.
+    Drift is Page's cumulative sum (Continuous inspection schemes, Biometrika 1954) of the distrust
+    above TOLERATED_DISTRUST. So a layer that stays a little outside, decision after decision and
+    without any large distance, loses the trust in the end.
 
     Args:
-        seen: by the policy.
-        state: at the last decision.
+        ranges: what the policy has learned from.
+        state: the state at the last decision.
         observation: (B, L, F).
-        alive: (B, L) bool; layers without gradient do not move and are not judged.
+        moving: (B, L) bool, False for layers without a gradient, which are not judged.
     """
-    now = torch.where(alive, trust_in(seen, observation), 1.0).to(state.drift)
-    drift = (state.drift + RATE * ((1.0 - now) - ALLOWED)).clamp(0.0, 1.0)
+    now = torch.where(moving, trust_in(ranges, observation), 1.0).to(state.drift)
+    drift = state.drift + DRIFT_RATE * ((1.0 - now) - TOLERATED_DISTRUST)
+    drift = drift.clamp(0.0, 1.0)
     return GuardState(torch.minimum(now, 1.0 - drift), drift)
 
 
 def safe_offsets(
-    seen: ObservedRanges, lr: Tensor, before: Tensor, wanted: Tensor, alien: Tensor | bool = False
+    ranges: ObservedRanges,
+    lr: Tensor,
+    before: Tensor,
+    wanted: Tensor,
+    alien: Tensor | bool = False,
 ) -> Tensor:
     """The offsets (B, L, A) of a layer that is not trusted at all.
 
-    0, the base optimizer, where that starts from a learning rate that the policy knows, and in an
-    alien training, of which it knows no better one. Else they hold still; but where even the
-    effective lr is none of those known, the policy may lead it to the nearest one, and no further:
-    what is unknown to it is the start, and away from there is the one way to what it knows.
+    | learning rate of the base optimizer | offsets                                             |
+    | ----------------------------------- | --------------------------------------------------- |
+    | known to the policy                 | 0, which is the base optimizer                      |
+    | any, in an alien training           | 0, because the policy knows of no better rate       |
+    | unknown                             | those before; the lr's may go to the nearest known  |
+
+    The last row is there because a layer can be untrusted for its learning rate alone. Then the
+    nearest known rate is the only way back to what the policy knows, and it may go there but no
+    further.
 
     Args:
-        seen: by the policy.
+        ranges: what the policy has learned from.
         lr: (B, L) learning rate of the base optimizer.
         before: (B, L, A) offsets before the decision, 0 at the first one.
-        wanted: (B, L, A) offsets where the policy wants them.
+        wanted: (B, L, A) offsets that the policy wants.
         alien: (B, L) as from `alien_layers`.
     """
-    low, high = (
-        seen.lr.view(2, 1, 1) / lr
-    ).log()  # (B, L) offsets that make it the lowest and the highest known
+    # Offsets (B, L) that turn lr into the lowest and the highest known rate.
+    low, high = (ranges.lr.view(2, 1, 1) / lr).log()
     start = before[..., 0]
     nearest = start.clamp(low, high)
-    way = wanted[..., 0].clamp(torch.minimum(start, nearest), torch.maximum(start, nearest))
-    held = torch.cat([way.unsqueeze(-1), before[..., 1:]], dim=-1)
-    return torch.where((inside(seen, lr) | alien).unsqueeze(-1), torch.zeros_like(held), held)
+    toward = wanted[..., 0].clamp(torch.minimum(start, nearest), torch.maximum(start, nearest))
+    held = torch.cat([toward.unsqueeze(-1), before[..., 1:]], dim=-1)
+    use_base = (lr_in_range(ranges, lr) | alien).unsqueeze(-1)
+    return torch.where(use_base, torch.zeros_like(held), held)
 
 
 def restrain(
     mode: ActionMode,
-    seen: ObservedRanges,
+    ranges: ObservedRanges,
     trust: Tensor,
     lr: Tensor,
     before: Tensor,
     wanted: Tensor,
     alien: Tensor | bool = False,
 ) -> Tensor:
-    """The offsets (B, L, A) after a decision: the policy's own, to the bit, where it is trusted.
+    """The offsets (B, L, A) after a decision, between `safe_offsets` and what the policy wants.
 
-    Else `safe_offsets`.
-
-    Recursive offsets move no faster than the policy itself may move them, so that no single odd
-    observation throws a learning rate back to where the policy had led it from. Offsets stay within
-    a full action of those reached in training, trusted or not.
+    Where the trust is 1 they equal the policy's to the bit. Trusted or not, they stay within one
+    full action of the offsets that were reached while the policy learned.
 
     Args:
-        mode: of the policy's actions.
-        seen: by the policy.
+        mode: the mode of the policy's actions.
+        ranges: what the policy has learned from.
         trust: (B, L).
-        lr: as in `safe_offsets`, like all that follow.
-        before: (B, L, A).
-        wanted: (B, L, A).
-        alien: (B, L).
+        lr: (B, L) learning rate of the base optimizer.
+        before: (B, L, A) offsets before the decision.
+        wanted: (B, L, A) offsets that the policy wants.
+        alien: (B, L) as from `alien_layers`.
     """
-    low, high = seen.offsets
+    low, high = ranges.offsets
     wanted = wanted.clamp(low.clamp_max(0.0) - mode.step, high.clamp_min(0.0) + mode.step)
-    offset = torch.lerp(safe_offsets(seen, lr, before, wanted, alien), wanted, trust.unsqueeze(-1))
-    return offset.clamp(before - mode.step, before + mode.step) if mode.recursive else offset
+    safe = safe_offsets(ranges, lr, before, wanted, alien)
+    offset = torch.lerp(safe, wanted, trust.unsqueeze(-1))
+    if not mode.recursive:
+        return offset
+    # A single odd observation must not throw a learning rate back to where it started, so the
+    # offsets move no faster than the policy itself may move them.
+    return offset.clamp(before - mode.step, before + mode.step)
 
 
 class Guard:
     """The guard of one optimizer (B = 1): its state, and what the user should be told.
 
     Attributes:
-        state: of the layers.
+        state: (1, L) each.
     """
 
     def __init__(
-        self, seen: ObservedRanges, spec: ControlSpec, layers: Sequence[str], like: Tensor
+        self, ranges: ObservedRanges, spec: ControlSpec, layers: Sequence[str], like: Tensor
     ) -> None:
-        """Start out trusting.
+        """Start with full trust.
 
         Args:
-            seen: by the policy, on the host.
-            spec: of the policy.
+            ranges: what the policy has learned from, on the host.
+            spec: the policy's spec.
             layers: L names.
-            like: device and dtype.
+            like: gives device and dtype.
         """
         ones = like.new_ones(1, len(layers))
         self.state = GuardState(ones, torch.zeros_like(ones))
-        self._seen, self._host_seen = ObservedRanges(*(tensor.to(like) for tensor in seen)), seen
-        self._spec, self._layers = spec, tuple(layers)
-        self._report: Tensor | None = None  # (L, 1 + F) trust and observation of the last decision
-        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = (
-            None  # a report on its way to the host
-        )
+        self._ranges = ObservedRanges(*(tensor.to(like) for tensor in ranges))
+        self._host_ranges = ranges
+        self._spec = spec
+        self._layers = tuple(layers)
+        # (L, 1 + F) trust and observation of the last decision.
+        self._report: Tensor | None = None
+        # A report that travels to the host, and the event that tells when it has arrived.
+        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def decide(
-        self, observation: Tensor, alive: Tensor, lr: Tensor, before: Tensor, wanted: Tensor
+        self, observation: Tensor, moving: Tensor, lr: Tensor, before: Tensor, wanted: Tensor
     ) -> Tensor:
-        """Judge an observation (1, L, F) and return the offsets (1, L, A) of `restrain`.
+        """Judge an observation and restrain the policy.
 
-        Lr (1, L) is the base's.
+        Args:
+            observation: (1, L, F).
+            moving: (1, L) bool, False for layers without a gradient.
+            lr: (1, L) learning rate of the base optimizer.
+            before: (1, L, A) offsets before the decision.
+            wanted: (1, L, A) offsets that the policy wants.
+
+        Returns:
+            Offsets (1, L, A).
         """
-        self.state = watch(self._seen, self.state, observation, alive)
+        self.state = next_state(self._ranges, self.state, observation, moving)
         self._report = torch.cat([self.state.trust[0].unsqueeze(1), observation[0]], dim=1)
-        alien = alien_layers(self._seen, self._spec.features, observation)
-        return restrain(self._spec.mode, self._seen, self.state.trust, lr, before, wanted, alien)
+        alien = alien_layers(self._ranges, self._spec.features, observation)
+        trust = self.state.trust
+        return restrain(self._spec.mode, self._ranges, trust, lr, before, wanted, alien)
 
     def metrics(self) -> dict[str, float]:
-        """Trust and drift of each layer; reads from the device."""
+        """Trust and drift of each layer; reading them waits for the device."""
         columns = {key: column[0].tolist() for key, column in self.state._asdict().items()}
         return {
-            f"{key}/{name}": v
+            f"{key}/{name}": value
             for key, values in columns.items()
-            for name, v in zip(self._layers, values, strict=True)
+            for name, value in zip(self._layers, values, strict=True)
         }
 
     def alarm(self, *, wait: bool) -> str | None:
-        """What the user should know, or None: nothing, or nothing that the host knows already.
+        """The message for the user, or None where there is none or the host does not know yet.
 
         Args:
-            wait: for the device. Without it, a CUDA device is asked at one decision and heard at a
-                later one, and other devices than it and the CPU are not asked.
+            wait: wait for the device. Otherwise a CUDA device is asked at one decision and heard at
+                a later one, and devices other than CUDA and the CPU are not asked.
         """
         if wait:
             self._sent = None
         if self._sent is None and self._report is not None:
-            self._sent = _sent(self._report, wait)
-        if self._sent is None or not (self._sent[1] is None or self._sent[1].query()):  # type: ignore[no-untyped-call]
+            self._sent = _send_to_host(self._report, wait)
+        if self._sent is None:
             return None
-        table, self._sent = self._sent[0], None
-        return self._message(table)
-
-    def _message(self, table: Tensor) -> str | None:
-        """In words, where the guard decides more than the policy.
-
-        `table` (L, 1 + F) lies on the host.
-        """
-        low_trust = table[:, 0].numpy() < ALARM
-        if not low_trust.any():
+        table, arrived = self._sent
+        if arrived is not None and not arrived.query():  # type: ignore[no-untyped-call]
             return None
-        distance = (
-            outside(self._host_seen, table[:, 1:].unsqueeze(0))[0].numpy() * low_trust[:, None]
-        )
-        layer, feature = divmod(int(distance.argmax()), distance.shape[1])
-        names = [name for name, low in zip(self._layers, low_trust, strict=True) if low]
-        numbers = float(table[layer, 1 + feature]), *self._host_seen.features[:, feature].tolist()
-        return (
-            f"the policy has learned from nothing like {len(names)} of {len(self._layers)} layers "
-            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): "
-            f"{_compared(self._spec.features[feature], self._layers[layer], *numbers)} in its "
-            "training. Their learning "
-            "rates fade to yours, or where only that is none that it has learned from, stay as "
-            "they are or go to the "
-            "nearest of those: choose lr as for the base optimizer, or train a policy on tasks "
-            "like this one. "
-            "metrics() shows the trust in each layer"
+        self._sent = None
+        low_trust = table[:, 0] < ALARM  # (L,)
+        if not bool(low_trust.any()):
+            return None
+        observation = table[:, 1:]  # (L, F)
+        distance = distance_outside(self._host_ranges, observation.unsqueeze(0))[0]
+        return guard_message(
+            self._host_ranges,
+            self._spec.features,
+            self._layers,
+            low_trust,
+            observation,
+            distance,
         )
 
 
-def _compared(feature: str, layer: str, value: float, low: float, high: float) -> str:
-    """What is observed and what was seen, as users know it where there is such a number."""
-    if (quantity := FEATURES[feature].quantity) is None:
-        return f"{feature} of {layer} ({FEATURES[feature].about}) is {value:.2f}, and was {low:.2f} to {high:.2f}"
-    word, back = quantity
-    here, least, most = (f"{max(0.0, back(x)):.3g}" for x in (value, low, high))
-    return f"{word.format(layer=layer)} {here}, where it was {least} to {most}"
-
-
-def _sent(tensor: Tensor, wait: bool) -> tuple[Tensor, torch.cuda.Event | None] | None:
+def _send_to_host(tensor: Tensor, wait: bool) -> tuple[Tensor, torch.cuda.Event | None] | None:
     """A copy on the host and the event that tells when it is complete.
 
-    None where that would mean to wait.
+    None where the copy would have to be waited for, but must not be.
     """
     if wait or tensor.device.type == "cpu":
         return tensor.cpu(), None
     if not tensor.is_cuda:
         return None
-    host, event = tensor.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    host = tensor.to("cpu", non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(tensor.device))
     return host, event

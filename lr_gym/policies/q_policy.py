@@ -1,7 +1,4 @@
-"""QTablePolicy.
-
-A Q-table over binned features of the observation, trained in the environment, deployed greedily.
-"""
+"""QTablePolicy: a Q-table over binned features, trained in the environment, deployed greedily."""
 
 from __future__ import annotations
 
@@ -25,17 +22,17 @@ class QTablePolicy:
     """The greedy policy of a Q-table.
 
     Attributes:
-        spec: how it observes and acts; continuous actions.
-        interval: inner steps between decisions in training, for deployments that do not know their
-            length.
+        spec: how it observes and acts; its actions are continuous.
+        interval: inner steps between decisions in training, for deployments whose length is
+            unknown.
         controller: the table; it bins the features of `spec`, and its actions hold a value for each
             control.
-        about: where it comes from; plain JSON values.
-        seen: what it saw while it learned, None where nobody measured it: deployed, it then has no
-            guard.
+        about: where the policy comes from, in plain JSON values.
+        seen: what it has learned from; None where nobody measured it, and then it is deployed
+            without a guard.
 
     Raises:
-        ValueError: where table and spec do not fit.
+        ValueError: table and spec do not fit.
     """
 
     spec: ControlSpec
@@ -60,16 +57,20 @@ class QTablePolicy:
             )
         if self.spec.mode.discrete:
             raise ValueError(
-                "a table brings actions of its own: the spec's must be continuous; got "
-                f"{self.spec.action!r}"
+                "a table has actions of its own, so those of the spec must be continuous; got "
+                f"action={self.spec.action!r}"
             )
         if self.seen is not None:
             self.seen.check(features, controls)
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Map (..., F) observations to (..., A) greedy actions in [-1, 1], 0 in states that were never visited.
+        """Map observations (..., F) to greedy actions (..., A) in [-1, 1].
 
-        `state` is passed through.
+        In states that were never visited the action is 0, which changes nothing.
+
+        Args:
+            observation: (..., F).
+            state: passed through.
         """
         table = self.controller
         states = table.state_index(observation.reshape(-1, observation.shape[-1]))
@@ -88,7 +89,7 @@ class QTablePolicy:
         return table_tensors if self.seen is None else table_tensors | self.seen.tensors()
 
     def to(self, device: torch.device | str) -> QTablePolicy:
-        """Itself: the table stays on the host and its actions go where the observations are."""
+        """Return itself: the table stays on the host, and actions go where observations are."""
         return self
 
     @classmethod
@@ -101,10 +102,19 @@ class QTablePolicy:
     ) -> QTablePolicy:
         """Inverse of `tensors`.
 
-        A ValueError or KeyError where names are missing, unknown or do not fit.
+        Args:
+            spec: see the attributes, as for the next two.
+            interval: inner steps between decisions.
+            about: where the policy comes from.
+            tensors: what `tensors` returned.
+
+        Raises:
+            ValueError: tensors do not fit.
+            KeyError: tensors are missing.
         """
         tensors = dict(tensors)
         seen = ObservedRanges.taken_from(tensors)
+        # Three tensors are the table; all others must be edges.
         edges = [tensors[f"edges.{i}"].tolist() for i in range(len(tensors) - 3)]
         if not bool(torch.isfinite(tensors["q"]).all()):
             raise ValueError("q must hold finite numbers")

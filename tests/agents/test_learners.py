@@ -124,7 +124,7 @@ def test_enhanced_sgd_goes_on_with_what_its_preset_learned(tmp_path):
     """The preset's features, bins and actions are those that `controller_of` asks for."""
     from agents.command_line import parse
     from agents.table import build_learner
-    from lr_gym.optim.contrib.lr_q_control import controller_of
+    from lr_gym.optim.contrib.environment_table import controller_of
 
     words = [
         "--agent",

@@ -16,10 +16,12 @@ __all__ = ["draw_from_prior_"]
 def draw_from_prior_(params: Sequence[Tensor], noise: NoiseSource) -> None:
     """Draw parameters from N(mean, s^2), in place.
 
-    S^2 = 1 / fan_in for matrices, 0.01^2 for vectors.
+    s^2 is 1 / fan_in for matrices (Neal 1996) and 0.01^2 for vectors. The mean is that of the
+    tensor's present values, so that the weights of normalisation layers stay near 1.
 
-    The mean is that of the tensor's present values, so that normalisation weights stay near 1.
-    Scale: Neal 1996.
+    Args:
+        params: the parameters; an empty one is left out.
+        noise: the generators.
     """
     for param, draw in zip(params, noise.normal(params), strict=True):
         if param.numel():

@@ -54,9 +54,9 @@ def gradient_samples(grads: Sequence[Tensor], size: int = 256) -> Tensor:
 def histogram_entropy(samples: Tensor) -> Tensor:
     """Entropy (T,) in nats of the histogram of each row over +-4 rms, in [0, log 32].
 
-    The bins scale with the row's rms, so the entropy depends on the distribution's shape only:
-    about 2.8 for normal elements, less where few elements carry the gradient, 0 for a zero
-    gradient. NaN where an element is not finite.
+    The bins scale with the row's rms, so the entropy depends on the shape of the distribution
+    only. It is about 2.8 for normal elements, less where few elements carry the gradient, and 0
+    for a zero gradient. It is NaN where an element is not finite.
     """
     rms = samples.square().mean(1, keepdim=True).sqrt()
     scaled = torch.where(rms > 0, samples / rms, 0.0)

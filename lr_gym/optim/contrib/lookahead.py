@@ -1,7 +1,4 @@
-"""Lookahead (Zhang et al. 2019).
-
-Every k steps slow weights move towards fast ones, which restart there.
-"""
+"""Lookahead (Zhang et al. 2019): every k steps slow weights move to the fast ones, which follow."""
 
 from __future__ import annotations
 
@@ -14,6 +11,6 @@ __all__ = ["lookahead_"]
 
 
 def lookahead_(fast: Sequence[Tensor], slow: Sequence[Tensor], alpha: float) -> None:
-    """Slow += alpha (fast - slow), fast = slow, in place."""
+    """One update of the slow weights, in place: slow += alpha (fast - slow), fast = slow."""
     torch._foreach_lerp_(list(slow), list(fast), alpha)
     torch._foreach_copy_(list(fast), list(slow))

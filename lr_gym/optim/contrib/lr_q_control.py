@@ -1,16 +1,17 @@
 """How EnhancedSGD uses its Q-table: features, reward, and what an action does to lr and momentum.
 
-One row of control per layer, one table for all rows. Between two decisions the loss and the
-gradient's distribution are watched; then each row's last action is rewarded and a new one chosen:
+Each layer is one row of control, and all rows share one table. At each decision the last action of
+each row is rewarded for what happened since, and a new action (a, b) is chosen, each -1, 0 or 1:
 
-    reward = -(change of the loss) / |loss|, cut to [-1, 1], + entropy_weight * (change of entropy)
-    / log(32)
-    lr_scale  *= exp(0.2 a)   or   += 0.05 a          a in {-1, 0, 1}
-    gap_scale *= exp(-0.2 b)  or   -= 0.05 b          b in {-1, 0, 1}, momentum = 1 - (1 - group's momentum)
-    gap_scale
+    reward = -(change of the loss) / |loss| + entropy_weight * (change of H) / log 32
+    lr_scale  *= exp(0.2 a)     or   += 0.05 a
+    gap_scale *= exp(-0.2 b)    or   -= 0.05 b
+    momentum = 1 - gap_scale * (1 - the group's momentum)
 
-The factor or the sum is drawn with the controller's mix_prob. Without a loss the gradient's norm
-stands in for it.
+The first term of the reward is cut to [-1, 1]. H is the entropy of the layer's gradient. The
+controller's mix_prob is the probability of the product instead of the sum. Where there is no loss,
+the norm of the gradient stands in for it. Ours: the user's document names the ingredients without
+formulas.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.contrib.gradient_entropy import MAX_ENTROPY
-from lr_gym.policies.q_policy import QTablePolicy
 from lr_gym.policies.q_table import QLearningController
 
 __all__ = [
@@ -32,142 +32,108 @@ __all__ = [
     "EDGES",
     "LR_ACTIONS",
     "LearnedScales",
-    "controller_of",
     "default_controller",
     "layer_means",
-    "observed_edges",
 ]
 
+# The inner edges of each feature's bins.
 EDGES = {
-    "loss_trend": (
-        -0.05,
-        -0.005,
-        0.005,
-        0.05,
-    ),  # relative change of the loss since the last decision
-    "variance_change": (-0.3, 0.3),  # change of the log variance of the layer's gradient
-    "entropy": (0.55, 0.75),  # of the layer's gradient, over its maximum; normal elements have 0.8
-    "depth": (1 / 3, 2 / 3),  # position of the layer, 0 first and 1 last
-    "progress": (1.0, 2.0),  # log10 of the number of decisions
+    # Relative change of the loss since the last decision.
+    "loss_trend": (-0.05, -0.005, 0.005, 0.05),
+    # Change of the log variance of the layer's gradient since the last decision.
+    "variance_change": (-0.3, 0.3),
+    # Entropy of the layer's gradient over the largest possible; normal elements have 0.8.
+    "entropy": (0.55, 0.75),
+    # Position of the layer, 0 for the first and 1 for the last.
+    "depth": (1 / 3, 2 / 3),
+    # log10 of the number of decisions.
+    "progress": (1.0, 2.0),
 }
 ACTIONS = tuple(itertools.product((-1.0, 0.0, 1.0), repeat=2))  # (9, 2): lr, momentum
-LR_ACTIONS = tuple(
-    action for action in ACTIONS if action[1] == 0.0
-)  # where momentum is not adapted
+# The actions that leave the momentum alone.
+LR_ACTIONS = tuple(action for action in ACTIONS if action[1] == 0.0)
 LR_SCALE = (0.1, 10.0)
 GAP_SCALE = (0.2, 5.0)
+LOG_CHANGE = 0.2  # of a scale by one action that multiplies
+CHANGE = 0.05  # of a scale by one action that adds
 
 
 def default_controller(
     adaptive_momentum: bool = True, seed: int = 0, **options: Any
 ) -> QLearningController:
-    """A controller for `EDGES`, with joint actions or, without adaptive momentum, those on lr alone."""
+    """A controller for `EDGES`.
+
+    Args:
+        adaptive_momentum: whether the actions set the momentum too, or the lr alone.
+        seed: seed of the exploration.
+        **options: more arguments of `QLearningController`.
+    """
     actions = ACTIONS if adaptive_momentum else LR_ACTIONS
     return QLearningController(list(EDGES.values()), actions, seed=seed, **options)
 
 
-def observed_edges(decisions: int) -> dict[str, tuple[float, ...]]:
-    """`EDGES` in the units of the environment's observation, by its feature names.
-
-    The entropy is not observed there.
-
-    loss_change = tanh(4 log(1 + loss_trend))      relative change of the loss
-    grad_trend = tanh(variance_change / 2)         against the running mean instead of the last decision
-    depth, progress                                from [-1, 1]; log10(decisions) becomes a share of all of them
-    """
-    return {
-        "loss_change": tuple(math.tanh(4 * math.log1p(x)) for x in EDGES["loss_trend"]),
-        "grad_trend": tuple(math.tanh(x / 2) for x in EDGES["variance_change"]),
-        "depth": tuple(2 * x - 1 for x in EDGES["depth"]),
-        "progress": tuple(2 * (10**x - 1) / decisions - 1 for x in EDGES["progress"]),
-    }
-
-
-def controller_of(policy: QTablePolicy, **options: Any) -> QLearningController:
-    """The controller that goes on with a table trained in the environment, for `EnhancedSGD(q_controller=...)`.
-
-    Every bin of the entropy, which is not observed there, starts with the same values.
+def layer_means(values: Sequence[float], layers: Sequence[int], count: int) -> Tensor:
+    """Mean (L,) of the tensors' values over each layer, NaN for a layer without tensors.
 
     Args:
-        policy: trained with `train_agent.py --agent q_learning --preset enhanced_sgd`.
-        options: of the controller.
-
-    Raises:
-        ValueError: where the policy has other features, bins or actions.
+        values: a value of each tensor.
+        layers: the layer of each tensor.
+        count: number of layers L.
     """
-    edges = observed_edges(policy.spec.decisions)
-    if policy.spec.features != tuple(edges) or policy.controller.edges != [
-        list(row) for row in edges.values()
-    ]:
-        raise ValueError(
-            f"EnhancedSGD needs a table on {', '.join(edges)} with its own bins (preset "
-            "enhanced_sgd); got one on "
-            f"{', '.join(policy.spec.features)}"
-        )
-    controller = default_controller("momentum" in policy.spec.controls, **options)
-    width = len(policy.spec.controls)
-    if not torch.equal(policy.controller.actions, controller.actions[:, :width]):
-        raise ValueError(
-            f"EnhancedSGD needs the actions {controller.actions.tolist()}, got other ones"
-        )
-    bins = [len(row) + 1 for row in controller.edges]
-    place = list(EDGES).index("entropy")
-    observed = [count for i, count in enumerate(bins) if i != place]
-    for target, source in (
-        (controller.q, policy.controller.q),
-        (controller.visits, policy.controller.visits),
-    ):
-        target.view(*bins, -1).copy_(source.view(*observed, -1).unsqueeze(place))
-    return controller
-
-
-def layer_means(values: Sequence[float], layers: Sequence[int], count: int) -> Tensor:
-    """Mean (L,) of the tensors' values over each of `count` layers; NaN for a layer without one."""
     columns: list[list[float]] = [[] for _ in range(count)]
     for layer, value in zip(layers, values, strict=True):
         columns[layer].append(value)
     return torch.tensor([sum(column) / len(column) if column else math.nan for column in columns])
 
 
-def _change(new: float, old: float) -> float:
+def _relative_change(new: float, old: float) -> float:
     return (new - old) / max(abs(old), 1e-12)
 
 
 class LearnedScales:
-    """The rows' present scales, and the decision that waits for its reward.
+    """The present scales of all rows, and the decision that waits for its reward.
 
     Attributes:
         lr: (L,) factor on the group's lr.
         gap: (L,) factor on one minus the group's momentum.
+        decisions: number of decisions so far.
         rewards: mean reward of each decision so far.
     """
 
     def __init__(self, layers: int) -> None:
+        """Start at scale 1 for a number of layers."""
         self.lr = torch.ones(layers)
         self.gap = torch.ones(layers)
         self.decisions = 0
         self.rewards: list[float] = []
-        self._loss, self._lossless = math.nan, False
-        self._entropy = self._log_variance = torch.full((layers,), math.nan)
-        self._states = self._chosen = torch.zeros(0, dtype=torch.int64)
+        # What was observed at the last decision, NaN before the first one.
+        self._loss = math.nan
+        self._lossless = False
+        self._entropy = torch.full((layers,), math.nan)
+        self._log_variance = torch.full((layers,), math.nan)
+        # States and actions (L,) of the decision that waits for its reward; empty if none does.
+        self._states = torch.zeros(0, dtype=torch.int64)
+        self._chosen = torch.zeros(0, dtype=torch.int64)
 
     def grow(self, layers: int) -> None:
-        """Add rows for layers that joined; the waiting decision is dropped."""
+        """Add rows up to a number of layers; a waiting decision is then dropped."""
         missing = layers - len(self.lr)
         if missing <= 0:
             return
-        self.lr, self.gap = (torch.cat([x, torch.ones(missing)]) for x in (self.lr, self.gap))
-        self._entropy, self._log_variance = (
-            torch.cat([x, torch.full((missing,), math.nan)])
-            for x in (self._entropy, self._log_variance)
-        )
-        self._states = self._chosen = torch.zeros(0, dtype=torch.int64)
+        ones = torch.ones(missing)
+        unknown = torch.full((missing,), math.nan)
+        self.lr = torch.cat([self.lr, ones])
+        self.gap = torch.cat([self.gap, ones])
+        self._entropy = torch.cat([self._entropy, unknown])
+        self._log_variance = torch.cat([self._log_variance, unknown])
+        self._states = torch.zeros(0, dtype=torch.int64)
+        self._chosen = torch.zeros(0, dtype=torch.int64)
 
     def features(self, loss: float, entropy: Tensor, log_variance: Tensor) -> Tensor:
-        """(L, F) in the order of `EDGES`, NaN where there is nothing to compare with."""
+        """Features (L, F) in the order of `EDGES`, NaN where there is nothing to compare with."""
         layers = len(self.lr)
         columns = {
-            "loss_trend": torch.full((layers,), _change(loss, self._loss)),
+            "loss_trend": torch.full((layers,), _relative_change(loss, self._loss)),
             "variance_change": log_variance - self._log_variance,
             "entropy": entropy / MAX_ENTROPY,
             "depth": torch.linspace(0, 1, layers),
@@ -188,50 +154,64 @@ class LearnedScales:
     ) -> None:
         """Reward the last action, choose the next one and apply it.
 
-        A loss that stops being finite is rewarded as a doubled one, with -1.
-
         Args:
             controller: the table.
-            loss: mean since the last decision.
-            lossless: it is a mean gradient norm instead, which is not compared with a loss.
-            entropy: (L,) nats, of the layers' gradients.
-            log_variance: (L,) of their elements.
+            loss: mean loss since the last decision.
+            entropy: (L,) entropy in nats of the layers' gradients.
+            log_variance: (L,) log variance of their elements.
+            lossless: whether `loss` is a mean gradient norm, which is not compared with a loss.
             entropy_weight: weight of the entropy in the reward.
-            epoch: the caller's; None counts ten decisions as one.
+            epoch: the caller's epoch; None counts ten decisions as one.
         """
         if lossless != self._lossless:
-            self._loss, self._lossless = math.nan, lossless
+            self._loss = math.nan
+            self._lossless = lossless
         states = controller.state_index(self.features(loss, entropy, log_variance))
         if len(self._states):
-            gain = math.nan  # nothing to compare with: the controller leaves these rows out
-            if math.isfinite(self._loss):
-                gain = (
-                    max(-1.0, min(1.0, -_change(loss, self._loss))) if math.isfinite(loss) else -1.0
-                )
-            spread = (entropy - self._entropy).nan_to_num() / MAX_ENTROPY
-            rewards = gain + entropy_weight * spread
+            rewards = self._rewards(loss, entropy, entropy_weight)
             controller.update(self._states, self._chosen, rewards, states)
             self.rewards.append(float(rewards.mean()))
         controller.update_mix_prob(loss, self.decisions // 10 if epoch is None else epoch)
-        self._states, self._chosen = states, controller.act(states)
-        self._loss, self._entropy, self._log_variance = loss, entropy, log_variance
+        self._states = states
+        self._chosen = controller.act(states)
+        self._loss = loss
+        self._entropy = entropy
+        self._log_variance = log_variance
         self.decisions += 1
         self._apply(controller)
 
+    def _rewards(self, loss: float, entropy: Tensor, entropy_weight: float) -> Tensor:
+        """Rewards (L,) of the last action, NaN where there is nothing to compare with.
+
+        A loss that stops being finite is rewarded like a doubled one, with -1. The controller
+        leaves out rows whose reward is NaN.
+        """
+        gain = math.nan
+        if math.isfinite(self._loss) and math.isfinite(loss):
+            gain = max(-1.0, min(1.0, -_relative_change(loss, self._loss)))
+        elif math.isfinite(self._loss):
+            gain = -1.0
+        return gain + entropy_weight * ((entropy - self._entropy).nan_to_num() / MAX_ENTROPY)
+
     def _apply(self, controller: QLearningController) -> None:
+        """Let the chosen actions change the scales, by a product or a sum as drawn for each row."""
         lr, momentum = controller.actions[self._chosen].unbind(1)
-        factor = controller.draw_multiplicative(len(lr))
-        self.lr = torch.where(factor, self.lr * torch.exp(0.2 * lr), self.lr + 0.05 * lr).clamp(
-            *LR_SCALE
+        multiply = controller.draw_multiplicative(len(lr))
+        new_lr = torch.where(multiply, self.lr * torch.exp(LOG_CHANGE * lr), self.lr + CHANGE * lr)
+        new_gap = torch.where(
+            multiply,
+            self.gap * torch.exp(-LOG_CHANGE * momentum),
+            self.gap - CHANGE * momentum,
         )
-        self.gap = torch.where(
-            factor, self.gap * torch.exp(-0.2 * momentum), self.gap - 0.05 * momentum
-        ).clamp(*GAP_SCALE)
+        self.lr = new_lr.clamp(*LR_SCALE)
+        self.gap = new_gap.clamp(*GAP_SCALE)
 
     def momentum(self, base: float, layers: Sequence[int]) -> Tensor:
-        """Momentum (T,) of tensors of these layers.
+        """Momentum (T,) for T tensors: 1 - (1 - base) gap, at most 0.99 or the base itself.
 
-        1 - (1 - base) gap, at most 0.99 unless the base is more.
+        Args:
+            base: the group's momentum.
+            layers: the layer of each tensor.
         """
         return (1 - (1 - base) * self.gap[layers]).clamp(0.0, max(0.99, base))
 
@@ -249,7 +229,7 @@ class LearnedScales:
         return metrics | ({"q/reward": self.rewards[-1]} if self.rewards else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as tensors, numbers and lists."""
+        """Everything that the next decision depends on, as tensors, numbers and lists."""
         return {
             name: list(value) if isinstance(value, list) else value
             for name, value in vars(self).items()

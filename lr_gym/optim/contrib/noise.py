@@ -1,7 +1,4 @@
-"""Normal noise for gradients.
-
-How large it should be, and generators whose state is part of a checkpoint.
-"""
+"""Normal noise for gradients: its size, and generators whose state is part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,10 +22,10 @@ def gradient_sizes(grads: Sequence[Tensor], noise_scale: str, noise_norm: str) -
 
     Args:
         grads: gradients of any shapes.
-        noise_scale: "norm" is ||g||, "rms" ||g|| / sqrt(n): noise of that std per element is as
-            long as g itself.
-        noise_norm: "parameter" for each tensor's own size, "global" for one size of all, non-finite
-            ones left out.
+        noise_scale: "norm" makes S = ||g||. "rms" makes S = ||g|| / sqrt(n): noise with that std
+            for each element is as long as g itself.
+        noise_norm: "parameter" measures each tensor alone. "global" measures all tensors together,
+            without those that are not finite, and gives all of them that size.
     """
     norms = [wide_norm(g) for g in grads]
     counts = [g.numel() if noise_scale == "rms" else 1 for g in grads]
@@ -36,11 +33,9 @@ def gradient_sizes(grads: Sequence[Tensor], noise_scale: str, noise_norm: str) -
         return [norm * count**-0.5 for norm, count in zip(norms, counts, strict=True)]
     squares = torch.stack([norm.to(norms[0]).square() for norm in norms])
     finite = squares.isfinite()
-    count = (
-        torch.where(finite, numbers_like(counts, squares), 0.0).sum()
-        if noise_scale == "rms"
-        else 1.0
-    )
+    count: Tensor | float = 1.0
+    if noise_scale == "rms":
+        count = torch.where(finite, numbers_like(counts, squares), 0.0).sum()
     size = (torch.where(finite, squares, 0.0).sum() / count).sqrt()
     return [size.to(norm) for norm in norms]
 
@@ -53,11 +48,18 @@ def noise_stds_(
     beta: float,
     floor: float,
 ) -> list[Tensor]:
-    """Noise std max(sigma * S, floor), S averaged with decay `beta` in each state's "noise_size".
+    """The std max(sigma * S, floor) of the noise on each tensor.
 
-    The average starts at 0 and is divided by 1 - beta^t. (Starting it at 1 *and* dividing, as the
-    source does, makes the first noise 1000 times too large for beta 0.999.) A state without the
-    average, from an older checkpoint, starts with the present size.
+    S is averaged over time. The average starts at 0 and is divided by 1 - beta^t. (The user's
+    document starts it at 1 *and* divides, which makes the first noise 1000 times too large for
+    beta 0.999.) A state without the average starts with the present size.
+
+    Args:
+        sizes: present size S of each gradient.
+        states: state of each parameter. Its "noise_size" holds the average and is updated.
+        sigma: factor on the size.
+        beta: decay of the average; 0 for no average.
+        floor: smallest std.
     """
     stds = []
     for size, state in zip(sizes, states, strict=True):
@@ -71,12 +73,14 @@ def noise_stds_(
 
 
 class NoiseSource:
-    """One `torch.Generator` per device, all started from one seed.
+    """One `torch.Generator` for each device, all started from one seed.
 
-    The global generators are never touched.
+    The global generators are never touched. A torch generator is used instead of `lr_gym.rng`,
+    because it draws normal numbers about six times faster, and an optimizer has no batch of runs
+    whose rows must be reproducible one by one.
 
-    A torch generator is used instead of `lr_gym.rng`, because it draws normal numbers about six
-    times faster and an optimizer has no batch of runs whose rows must be reproducible one by one.
+    Args:
+        seed: the seed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -90,7 +94,7 @@ class NoiseSource:
         return self._generators[key]
 
     def normal(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Standard normal numbers of the shapes, dtypes and devices of `like`, drawn in that order."""
+        """Standard normal numbers in the shapes, dtypes and devices of `like`, in that order."""
         return [
             torch.empty(x.shape, dtype=x.dtype, device=x.device).normal_(
                 generator=self._generator(x.device)
@@ -99,17 +103,14 @@ class NoiseSource:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed and uint8 state of each generator."""
+        """The seed, and the uint8 state of each generator."""
         return {
             "seed": self.seed,
             "generators": {k: g.get_state() for k, g in self._generators.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`.
-
-        A generator of a device that this machine lacks restarts from the seed.
-        """
+        """Restore `state_dict`; generators of devices that this machine lacks start anew."""
         self.seed = int(state_dict["seed"])
         self._generators = {}
         for key, state in state_dict["generators"].items():

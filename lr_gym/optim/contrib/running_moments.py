@@ -1,7 +1,4 @@
-"""Running mean and variance of a signal, and what EnhancedSGD makes of them.
-
-Clipping and loss spikes.
-"""
+"""Running mean and variance of a signal, and clipping and spike detection made of them."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ __all__ = [
     "running_moments",
 ]
 
-_WARMUP = 10  # observations before the variance is trusted
+WARMUP = 10  # observations before the variance is trusted
 
 
 class RunningMoments(NamedTuple):
@@ -28,7 +25,7 @@ class RunningMoments(NamedTuple):
     Attributes:
         mean: running mean.
         variance: running variance.
-        seen: observations, as float.
+        seen: number of observations, as float.
     """
 
     mean: Tensor
@@ -36,9 +33,9 @@ class RunningMoments(NamedTuple):
     seen: Tensor
 
     def limit(self, deviations: float) -> Tensor:
-        """Mean plus so many standard deviations; infinite before the first ten observations."""
+        """Mean plus so many standard deviations; infinite before WARMUP observations."""
         limit = self.mean + deviations * self.variance.sqrt()
-        return torch.where(self.seen >= _WARMUP, limit, torch.inf)
+        return torch.where(self.seen >= WARMUP, limit, torch.inf)
 
 
 def running_moments(shape: tuple[int, ...], device: torch.device) -> RunningMoments:
@@ -47,11 +44,15 @@ def running_moments(shape: tuple[int, ...], device: torch.device) -> RunningMome
 
 
 def observe(moments: RunningMoments, value: Tensor, rate: float) -> RunningMoments:
-    """Let `value` join: a plain mean at first, later with decay 1 - rate.
+    """Let a value join: as in a plain mean at first, later with decay 1 - rate.
 
-    A non-finite value is ignored.
+    A value that is not finite is ignored. The formula is that of West, "Updating mean and variance
+    estimates", CACM 1979, in its exponentially weighted form.
 
-    West, "Updating mean and variance estimates", CACM 1979, in its exponentially weighted form.
+    Args:
+        moments: moments until now.
+        value: a value of the signal's shape.
+        rate: smallest weight of a new value.
     """
     weight = (1 / (moments.seen + 1)).clamp_min(rate)
     difference = value - moments.mean
@@ -69,17 +70,18 @@ def observe(moments: RunningMoments, value: Tensor, rate: float) -> RunningMomen
 def compared(
     moments: RunningMoments, values: Tensor, rows: Tensor, count: int, rate: float
 ) -> tuple[Tensor, RunningMoments]:
-    """Running means of some rows before their `values` join, or the values where they are the first.
+    """Let values join some rows, and return the means that these rows had before.
 
     Args:
-        moments: (N,) with N <= count; rows that joined since are added.
+        moments: (N,) with N <= count; rows that are missing start empty.
         values: (T,).
-        rows: (T,) which of the `count` rows they belong to.
+        rows: (T,) index of the row that each value joins.
         count: number of rows by now.
         rate: as in `observe`.
 
     Returns:
-        Means (T,), and the moments (count,) with the values joined.
+        Means (T,) before the values joined, or the value itself where it is the first of its row;
+        and the moments (count,) after.
     """
     missing = running_moments((count - len(moments.mean),), values.device)
     moments = RunningMoments(
@@ -92,10 +94,16 @@ def compared(
 def clip_factor(
     moments: RunningMoments, norm: Tensor, rate: float
 ) -> tuple[Tensor, RunningMoments]:
-    """Factor in (0, 1] that brings a norm down to two standard deviations above its running mean.
+    """Factor in (0, 1] that clips a norm, and the moments that the clipped norm has joined.
 
-    The moments see the clipped norm, so an outlier raises the limit only a little. Z-score
-    clipping: Kumar et al., "ZClip", 2025.
+    The limit lies two standard deviations above the running mean. Because the moments see the
+    clipped norm, an outlier raises the limit only a little. This is z-score clipping (Kumar et
+    al., "ZClip", 2025).
+
+    Args:
+        moments: moments of the norm.
+        norm: the norm now.
+        rate: as in `observe`.
     """
     clipped = torch.minimum(norm, moments.limit(2.0))
     factor = torch.where((norm > 0) & norm.isfinite(), clipped / norm, 1.0)
@@ -111,10 +119,22 @@ def corrected_for_spike(
     rate: float,
     recovery: float = 0.05,
 ) -> tuple[Tensor, RunningMoments]:
-    """Multiply `correction` by `factor` where the loss spikes, else let it recover towards 1.
+    """Multiply `correction` by `factor` if the loss spikes, else let it recover towards 1.
 
-    A spike lies three standard deviations and 5 % above the running mean, or is not finite. The
-    correction stays above 0.1. The moments see the loss cut at that limit.
+    A spike is a loss that lies both three standard deviations and 5 % above its running mean, or
+    is not finite. The correction stays above 0.1. The moments see the loss cut at the limit of a
+    spike. Ours: the user's document names the feature without a formula.
+
+    Args:
+        correction: correction until now, in (0, 1].
+        moments: moments of the loss.
+        loss: the loss now.
+        factor: factor of one spike.
+        rate: as in `observe`.
+        recovery: part of the way to 1 that one step without a spike recovers.
+
+    Returns:
+        The correction, and the moments that the loss has joined.
     """
     limit = torch.maximum(moments.limit(3.0), moments.mean + 0.05 * moments.mean.abs())
     spike = (loss > limit) | ~loss.isfinite()

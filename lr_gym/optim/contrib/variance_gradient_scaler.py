@@ -23,9 +23,10 @@ def normalized_variance(grad: Tensor, eps: float) -> Tensor:
 class VarianceGradientScaler:
     """Multiply every gradient by one factor max(1 / (1 + alpha * v), min_factor), in place.
 
-    v is the normalised variance of each tensor, its `quantile` over the tensors, averaged over time
-    with bias correction. Tensors of a single element have no variance and do not vote, nor do
-    non-finite gradients. v does not depend on the gradients' scale; for normal ones it is pi / 2 -
+    v is made in three steps: the normalised variance of each tensor, a
+    quantile of these over the tensors, and a bias-corrected average of that over time. Tensors of
+    a single element have no variance and are left out, as are gradients that are not finite. v
+    does not depend on the scale of the gradients; for normally distributed elements it is pi / 2,
     so alpha 0.2 gives a factor of about 0.76.
 
         scaler = VarianceGradientScaler(model.parameters())
@@ -65,14 +66,16 @@ class VarianceGradientScaler:
         check_number("quantile", quantile, 0.0, 1.0)
         check_number("eps", eps)
         check_number("min_factor", min_factor, 0.0, 1.0)
-        self.alpha, self.beta, self.warmup_steps = alpha, beta, warmup_steps
-        self.quantile, self.eps, self.min_factor = quantile, eps, min_factor
+        self.alpha = alpha
+        self.beta = beta
+        self.warmup_steps = warmup_steps
+        self.quantile = quantile
+        self.eps = eps
+        self.min_factor = min_factor
         device = self.params[0].device
         self.steps = 0
-        self.average = torch.zeros(
-            (), device=device
-        )  # () running average of v, not yet bias-corrected
-        self.mass = torch.zeros((), device=device)  # () total weight in that average
+        self.average = torch.zeros((), device=device)  # running sum of weighted v
+        self.mass = torch.zeros((), device=device)  # sum of the weights in it
         self._factor = torch.ones((), device=device)
 
     @torch.no_grad()
@@ -80,13 +83,11 @@ class VarianceGradientScaler:
         """Measure and scale the gradients; returns the factor, a tensor without dimensions."""
         _, grads = dense_grads(self.params)
         self.steps += 1
-        votes = [normalized_variance(g, self.eps).to(self.average) for g in grads if g.numel() > 1]
-        if votes:
-            vote = torch.stack(votes)
-            vote = torch.where(vote.isfinite(), vote, torch.nan).nanquantile(self.quantile)
-            weight = torch.where(vote.isfinite(), 1 - self.beta, 0.0)
-            self.average.lerp_(vote.nan_to_num(), weight)
-            self.mass.lerp_(torch.ones_like(self.mass), weight)
+        variances = [
+            normalized_variance(g, self.eps).to(self.average) for g in grads if g.numel() > 1
+        ]
+        if variances:
+            self._join_average(torch.stack(variances))
         if self.steps <= self.warmup_steps:
             self._factor = torch.ones_like(self._factor)
             return self._factor
@@ -96,8 +97,16 @@ class VarianceGradientScaler:
             grad.mul_(self._factor.to(grad.device))
         return self._factor
 
+    def _join_average(self, variances: Tensor) -> None:
+        """Let the quantile of the tensors' variances (T,) join the average, if any is finite."""
+        finite = torch.where(variances.isfinite(), variances, torch.nan)
+        v = finite.nanquantile(self.quantile)
+        weight = torch.where(v.isfinite(), 1 - self.beta, 0.0)
+        self.average.lerp_(v.nan_to_num(), weight)
+        self.mass.lerp_(torch.ones_like(self.mass), weight)
+
     def metrics(self) -> dict[str, float]:
-        """Factor of the last step and the running normalised variance."""
+        """Factor of the last step and the average of v; reading them waits for the device."""
         mass = float(self.mass)
         return {
             "vgs/scaling_factor": float(self._factor),
