@@ -38,8 +38,6 @@ PENDING_SIZE: set[str] = {
     "lr_gym/control/observation.py",
     "lr_gym/envs/vector_env.py",
     "lr_gym/optim/policy_optimizer.py",
-    "tests/optim/test_enhanced_sgd.py",
-    "tests/optim/test_optimizer_contract.py",
     "tests/test_benchmark_cells.py",
 }
 PENDING_CLASSES: set[str] = {

@@ -1,7 +1,4 @@
-"""A Q-table trained in the environment.
-
-What it observes, its file, and EnhancedSGD that goes on with it.
-"""
+"""A Q-table of the environment: what it observes, its file, and its use in EnhancedSGD."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ def trained(controls=("lr", "momentum")) -> QTablePolicy:
 
 
 def test_bins_are_those_of_enhanced_sgd():
-    """A value just beyond an edge there lies just beyond the same edge here, by the formulas of both."""
+    """By the formulas of both, a value at an edge there is at the same edge here."""
     here = observed_edges(50)
     for edge, ours in zip(EDGES["loss_trend"], here["loss_change"], strict=True):
         assert math.tanh(4 * math.log((1 + edge) / 1)) == pytest.approx(ours)

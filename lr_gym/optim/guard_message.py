@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lr_gym.control.observation import FEATURES
+from lr_gym.control.features import FEATURES
 from lr_gym.policies.ranges import ObservedRanges
 
 __all__ = ["guard_message"]

@@ -141,6 +141,11 @@ def make_params(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tenso
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in SHAPES]
 
 
+def clone(params: list[Tensor]) -> list[Tensor]:
+    """Copies without gradients."""
+    return [p.detach().clone() for p in params]
+
+
 def descend(optimizer: Optimizer, params: list[Tensor], steps: int, start: int = 0) -> None:
     """Step on noisy gradients p - 1 that depend on the step's number alone."""
     for step in range(start, start + steps):

@@ -1,4 +1,4 @@
-"""AdaptiveUPGD and VGS against plain-Python twins, and the noise-to-signal figures of their design note."""
+"""AdaptiveUPGD and VGS against plain-Python twins, and the figures of their design note."""
 
 from __future__ import annotations
 
@@ -160,10 +160,7 @@ def test_utilities_too_small_to_divide_by_stay_finite(utility: float) -> None:
 
 
 def realised_noise(optimizer: AdaptiveUPGD, grads: list[Tensor]) -> list[Tensor]:
-    """Noise that the coming step adds to each gradient.
-
-    Replayed draws times the std that it reports.
-    """
+    """Noise that the coming step adds to each gradient: replayed draws times the reported std."""
     draws = copy.deepcopy(optimizer.noise).normal(grads)
     optimizer.step()
     return [

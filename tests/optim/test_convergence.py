@@ -1,6 +1,6 @@
 """Every optimizer at its defaults on five problems.
 
-10 times lower, or within 2x of the best of 4 Adams.
+Its loss must fall to a tenth, or to at most twice that of the best of four Adams.
 """
 
 from __future__ import annotations

@@ -274,8 +274,8 @@ def test_border() -> None:
         GlobalAdaptiveSGD(make_params(), hidden_size=0)
 
 
-def test_the_cell_that_ships_trains_and_continues():
-    """Better than the frozen random cell that is the default without weights, and its state is carried as any other."""
+def test_the_cell_that_ships_is_better_than_a_random_one():
+    """The trained cell is better than the frozen random one, and a wrong name is an error."""
 
     def trained(weights):
         torch.manual_seed(0)

@@ -1,7 +1,4 @@
-"""Q-tables and GARO weights on disk.
-
-Written atomically, and refused where damaged, altered or not finite.
-"""
+"""Q-tables and GARO weights on disk: written atomically, refused if damaged or not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tabular Q-learning against a loop, a grid of bins by numpy, and a chain whose optimum is known."""
+"""Tabular Q-learning against a loop, numpy's bins, and a chain whose optimum is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces of one training's tensors, measured together where they are of one size, against `measure` of the whole."""
+"""Pieces of tensors, measured in batches, against `measure` of the whole tensors."""
 
 from __future__ import annotations
 
