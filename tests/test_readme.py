@@ -1,7 +1,8 @@
-"""Every command and snippet of the README runs."""
+"""Every command and snippet of the README runs, every Python snippet of docs/*.md too."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,41 +11,89 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
-COMMANDS = [
-    line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES_WITH_LINKS = [
+    *PAGES,
+    *sorted((ROOT / "docs" / "results").glob("*.md")),
+    ROOT / "CHANGELOG.md",
 ]
 SMALL = {  # what makes a documented command short, added at its end
-    "train_agent.py": "--horizon 20 --decisions 4 --num-envs 4 --selection-runs 2 --timesteps 16 --wandb disabled",
-    "evaluate.py": "--horizon 20 --seeds 2 --budget 2 --tuning-seeds 1 --workers 1 --wandb disabled",
+    "train_agent.py": "--horizon 20 --decisions 4 --num-envs 4 --selection-runs 2 --timesteps 16 "
+    "--wandb disabled",
+    "evaluate.py": "--horizon 20 --seeds 2 --budget 2 --tuning-seeds 1 --workers 1 "
+    "--wandb disabled",
 }
 
 
-@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+def blocks(text, language):
+    """The code blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in blocks(README, "bash") for line in block.splitlines() if line]
+SNIPPETS = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, code in enumerate(blocks(page.read_text(), "python"))
+]
+# A snippet that begins with "# NAME.py" is a module that the commands use.
+MODULES = {
+    match[1]: code
+    for code in blocks(README, "python")
+    if (match := re.match(r"# (\w+\.py)\n", code))
+}
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet(code):
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=600)
 
 
 def test_commands(tmp_path):
-    scripts = [command.split() for command in COMMANDS if command.startswith("python ")]
-    assert [words[1] for words in scripts] == ["train_agent.py", "evaluate.py"]
+    for name, code in MODULES.items():
+        (tmp_path / name).write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    scripts = [command.split()[1:] for command in COMMANDS if command.startswith("python ")]
+    assert [words[0] for words in scripts] == ["train_agent.py", "train_agent.py", "evaluate.py"]
     for words in scripts:
-        words = [word.replace("runs/", f"{tmp_path}/") for word in words[1:]]
+        command = [word.replace("runs/", f"{tmp_path}/") for word in words]
+        command += SMALL[words[0]].split()
         subprocess.run(
-            [sys.executable, *words, *SMALL[words[0]].split()], cwd=ROOT, check=True, timeout=600
+            [sys.executable, *command], cwd=ROOT, env=environment, check=True, timeout=600
         )
 
 
-def test_make_targets():
-    targets = [command.removeprefix("make ") for command in COMMANDS if command.startswith("make ")]
-    assert targets == ["demo", "test"]
-    for target in targets:
+def test_other_commands():
+    others = [command for command in COMMANDS if not command.startswith("python ")]
+    assert others == ['pip install -e ".[all]"', "make demo", "make test"]
+    for command in others[1:]:
         subprocess.run(
-            ["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, timeout=60
+            ["make", "--dry-run", command.removeprefix("make ")],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            timeout=60,
         )
 
 
-def test_links():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_LINKS, ids=lambda page: page.name)
+def test_links(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        other = (page.parent / file) if file else page
+        assert other.exists(), target
+        if anchor:
+            assert anchor in anchors(other), target
+
+
+def test_length():
+    assert len(README.split()) < 1000
