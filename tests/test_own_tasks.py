@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import gymnasium
@@ -81,6 +84,31 @@ def test_a_module_that_misses_another_one_says_so(folder):
     (folder / "needy.py").write_text("import no_such_package\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         find_task("needy:TASK")
+
+
+def test_the_core_alone_trains_a_task_of_ones_own(products):
+    """Of all packages only the hard dependencies are needed."""
+    needed = {"torch", "numpy", "safetensors", "gymnasium"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [name for names in project["optional-dependencies"].values() for name in names]
+    distributions = {re.split(r"[\[><=]", name)[0] for name in listed} - {"lr-gym"}
+    optional = {
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if distributions & {owner.lower().replace("_", "-") for owner in owners}
+    }
+    assert {"rich", "scipy", "sklearn", "torchvision"} <= optional
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"sys.modules.update(dict.fromkeys({sorted(optional - needed)}))\n"
+        "from lr_gym.envs.vector_env import LRControlVectorEnv\n"
+        f"env = LRControlVectorEnv({products!r}, num_envs=2, horizon=4, decisions=2)\n"
+        "env.reset(seed=0)\n"
+        "print(env.step(env.action_space.sample())[1].shape)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.strip() == "(2,)", done.stderr
 
 
 def test_a_wrong_task_is_refused_where_it_is_found(folder):

@@ -83,9 +83,15 @@ object.
 
 - `data` returns the same data every time: every environment and every process calls it.
 - `model` builds a module that maps one tensor to one tensor. All its parameters are trained.
-- Every run starts from weights of its own, drawn as torch draws those of its layers. For a layer of
-  your own that has parameters, say how: `lr_gym.tasks.initial.INITIAL[MyLayer] = lambda module,
-  name: Initial("normal", 0.02)`.
+- Every run starts from weights of its own, drawn as torch draws those of its layers. A layer of
+  your own that has parameters needs a line below the layer:
+
+  ```python
+  from lr_gym.tasks.initial import INITIAL, Initial
+
+  INITIAL[MyLayer] = lambda module, name: Initial("normal", 0.02)
+  ```
+
 - Dropout is `lr_gym.tasks.modules.Dropout`, which is seeded by run.
 - `loss` returns one value for each example. If it can be negative, give the task an `optimum` below
   it.
