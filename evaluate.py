@@ -1,11 +1,12 @@
 """Compare trained policies with optimizers, tuned at equal cost, in ordinary training scripts.
 
     python evaluate.py --policy runs/ppo --task mnist1d-mlp --seeds 10 --output-dir runs/eval
-    python evaluate.py --policy builtin:default --optimizers adam,muon,prodigy --suite test --output-dir runs/test
+    python evaluate.py --policy builtin:default --optimizers adam,muon --suite test --output-dir out
 
-Writes results.json and report.html. Every optimizer gets the same number of trials on the selection
-split; a policy is entered without any and, unless --no-tune-policies is said, with as many as a
-second row. The test split is looked at once.
+Writes results.json and report.html. Every tuned optimizer gets the same number of trials, which are
+judged by the selection split. A policy takes part without any trials and, unless --no-tune-policies
+is given, in a second row with as many trials. The test split is looked at once. Finished trainings
+are kept in the cache folder, where every later evaluation finds them.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import rich.console
-import rich.table
 import tyro
 
 from agents.run_folder import RunFolder
-from lr_gym.analysis.certificate import describe
 from lr_gym.benchmark.cell_runs import log_cells
 from lr_gym.benchmark.contestants import Entrant, entrants
 from lr_gym.benchmark.environment import environment
-from lr_gym.benchmark.grid import misset_cells, named_tasks, reported_cells, suite_tasks
+from lr_gym.benchmark.grid import Grid, misset_cells, named_tasks, reported_cells, suite_tasks
+from lr_gym.benchmark.loop import Outcome
 from lr_gym.benchmark.progress import CellProgress
 from lr_gym.benchmark.report import write_report
-from lr_gym.benchmark.results import assemble, costs, plain
-from lr_gym.benchmark.run import Cell, Outcome
-from lr_gym.benchmark.store import CellStore, complete
-from lr_gym.benchmark.tuning import Tuning, tune
+from lr_gym.benchmark.results import assemble, plain
+from lr_gym.benchmark.run import Cell
+from lr_gym.benchmark.store import complete
+from lr_gym.benchmark.summary import costs
+from lr_gym.benchmark.terminal import print_results
+from lr_gym.benchmark.tuning import Tuning, best_trial, tuning_cells
 from lr_gym.engine import Engine, local_engine, ray_engine
 from lr_gym.files import write_atomically
 from lr_gym.optional import require
@@ -47,12 +48,12 @@ from lr_gym.types import check_count
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Compare trained policies with optimizers, tuned at equal cost, in ordinary training scripts."""
+    """Compare trained policies with optimizers, tuned at equal cost, in ordinary scripts."""
 
     output_dir: Path
-    """New folder for results.json, report.html and cells.jsonl.
+    """New folder for results.json and report.html.
 
-    One that holds results is never overwritten.
+    A folder that holds results is never overwritten.
     """
     policy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Policy file, output folder of train_agent.py, or builtin:NAME.
@@ -60,57 +61,55 @@ class Args:
     Give the option once for each.
     """
     optimizers: str = "adam,adam-constant,adam-cosine,adam-wsd"
-    """What to compare with, names of lr_gym.benchmark.contestants.OPTIMIZERS separated by commas."""
+    """Optimizers to compare with, separated by commas.
+
+    They are names of lr_gym.benchmark.optimizers.OPTIMIZERS.
+    """
     task: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """What is trained, a name of lr_gym.tasks.TASKS; give the option once for each.
 
-    Mnist1d-mlp without --suite.
+    By default it is mnist1d-mlp, unless --suite is given.
     """
     suite: Literal["test", "validation", "train"] | None = None
-    """All tasks of a suite that can run on this machine."""
+    """Train all tasks of a suite that can run on this machine."""
     seeds: int = 10
-    """Trainings of each contestant on each task that are reported.
+    """Reported trainings of each contestant on each task.
 
-    None of their seeds was trained or tuned on.
+    Nothing was trained or tuned on their seeds.
     """
     budget: int = 16
     """Learning rates that are tried for each tuned contestant on each task."""
     tuning_seeds: int = 3
     """Trainings of each learning rate tried."""
     tune_policies: bool = True
-    """Enter each policy with a tuned initial learning rate too, as a row of its own."""
+    """Let each policy take part with a tuned initial learning rate too, in a row of its own."""
     misset: bool = False
     """Also train at 0.01, 0.1, 10 and 100 times each contestant's learning rate."""
     horizon: int | None = None
-    """Inner steps per training; the task's own by default."""
+    """Inner steps of a training; the task's own by default."""
     workers: int = os.cpu_count() or 1
     """Processes, of one thread each."""
     engine: Literal["local", "ray"] = "local"
-    """local is processes of this machine, ray a Ray cluster (the extra `ray`)."""
-    ray_address: str = ""
-    """Of a running Ray cluster; by default one of `workers` cores is started here."""
+    """Where trainings run: processes of this machine, or a Ray cluster (the extra `ray`)."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster; by default one of `workers` cores is started here."""
     data_dir: Path | None = None
     """Folder with data that cannot be downloaded, such as cifar-10-batches-py.
 
     LR_GYM_DATA by default.
     """
-    reuse: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Earlier evaluation from which trainings are taken over where they are the same.
-
-    Give the option once for each.
-    """
     resume: bool = False
-    """Continue an evaluation that was stopped; no cell runs twice.
+    """Continue an evaluation that was stopped; no training runs twice.
 
-    One that is complete is only shown.
+    An evaluation that is complete is only shown.
     """
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto is online where you are logged in and offline elsewhere."""
+    """The mode auto is online where you are logged in, and offline elsewhere."""
     wandb_cells: bool = False
     """Also log every reported training to wandb as a run of its own, grouped by task."""
 
 
-CELLS = "cells.jsonl"  # in the output folder
+# Arguments that may change when an evaluation is resumed, since they change no result.
 MAY_CHANGE = (
     "output_dir",
     "workers",
@@ -119,13 +118,21 @@ MAY_CHANGE = (
     "ray_address",
     "wandb",
     "wandb_cells",
-    "reuse",
     "resume",
 )
+RANKING_COLUMNS = ["contestant", "score", "low", "high", "failed", "better than"]
 
 
 class Plan(NamedTuple):
-    """What an evaluation consists of."""
+    """What an evaluation consists of.
+
+    Attributes:
+        rows: who is compared.
+        tasks: names of the tasks.
+        skipped: task of the suite that cannot run here -> why.
+        folder: the output folder, which this process owns.
+        config: the arguments as plain values.
+    """
 
     rows: list[Entrant]
     tasks: list[str]
@@ -134,162 +141,181 @@ class Plan(NamedTuple):
     config: dict[str, Any]
 
 
-def build(args: Args) -> Plan:
-    """Rows, tasks and output folder.
+class Trained(NamedTuple):
+    """What was trained.
 
-    A ValueError or ImportError says what is wrong with the arguments.
+    Attributes:
+        tuning: (task, entrant's name) -> what tuning found.
+        lrs: (task, entrant's name) -> learning rate of the reported trainings.
+        grid: (task, entrant's name) -> the reported cells.
+        misset: factor on the learning rates -> cells as in `grid`.
+        tuned: outcomes of the cells of tuning.
+        reported: outcomes of the cells of `grid` and `misset`.
+    """
+
+    tuning: Mapping[tuple[str, str], Tuning]
+    lrs: Mapping[tuple[str, str], float]
+    grid: Grid
+    misset: Mapping[float, Grid]
+    tuned: Mapping[Cell, Outcome]
+    reported: Mapping[Cell, Outcome]
+
+    def outcomes_of(self, grid: Grid) -> dict[tuple[str, str], list[Outcome]]:
+        """The outcomes of reported cells, in the places of the cells."""
+        return {key: [self.reported[cell] for cell in cells] for key, cells in grid.items()}
+
+
+def main(args: Args) -> None:
+    """Evaluate; the exit status is 1 where a training raised an error."""
+    if args.data_dir is not None:
+        os.environ["LR_GYM_DATA"] = str(args.data_dir)  # worker processes read it too
+    try:
+        plan = make_plan(args)
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    again = [arg for arg in sys.argv if arg != "--resume"]
+    advice = f"continue with: python {shlex.join(again)} --resume"
+    try:
+        failures = evaluate(args, plan)["failures"]
+    except BrokenProcessPool:
+        sys.exit(
+            f"error: a worker process was killed, perhaps because memory was full; {advice} and "
+            "fewer --workers"
+        )
+    except OSError as error:  # a full disk, most likely
+        sys.exit(f"error: {error}; what was saved is intact: solve this, then {advice}")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; {advice}")
+    if failures:
+        sys.exit(f"{len(failures)} trainings raised an error; the first: {failures[0]['error']}")
+
+
+def make_plan(args: Args) -> Plan:
+    """Check the arguments, find entrants and tasks, and claim the output folder.
+
+    Raises:
+        ValueError: if an argument is wrong.
+        ImportError: if a package is missing that the arguments need.
+        OSError: if the output folder cannot be made.
     """
     for name in ("seeds", "budget", "tuning_seeds", "workers"):
         check_count(name, getattr(args, name))
-    for earlier in args.reuse:
-        if not (Path(earlier) / CELLS).is_file():
-            raise ValueError(
-                f"--reuse {earlier}: no {CELLS} there; name the output folder of an evaluation"
-            )
     if args.horizon is not None:
         check_count("horizon", args.horizon)
     if args.engine == "ray":
         require("ray", "ray")
-    if args.task and args.suite:
-        raise ValueError("give --task or --suite, not both")
-    rows = entrants(
-        [name.strip() for name in args.optimizers.split(",") if name.strip()], args.policy
-    )
-    if not args.tune_policies:
-        rows = [row for row in rows if not (row.policy and row.lr is None)]
-    tasks, skipped = (
-        suite_tasks(args.suite) if args.suite else (named_tasks(args.task or ("mnist1d-mlp",)), {})
-    )
+    rows = find_rows(args)
+    tasks, skipped = find_tasks(args)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return Plan(rows, tasks, skipped, folder, config)
 
 
-def open_engine(args: Args) -> AbstractContextManager[Engine]:
-    """Where cells run."""
-    return (
-        ray_engine(args.workers, args.ray_address)
-        if args.engine == "ray"
-        else local_engine(args.workers)
-    )
+def find_rows(args: Args) -> list[Entrant]:
+    """Who is compared."""
+    optimizers = [name.strip() for name in args.optimizers.split(",") if name.strip()]
+    rows = entrants(optimizers, args.policy)
+    if args.tune_policies:
+        return rows
+    return [row for row in rows if row.policy is None or row.lr is not None]
 
 
-def find_learning_rates(
-    args: Args, plan: Plan, engine: Engine, store: CellStore
-) -> tuple[dict[tuple[str, str], Tuning], list[tuple[Cell, str]]]:
-    """What tuning found, and the cells that raised."""
-    bar: list[CellProgress] = []
-
-    def start(cells: list[Cell]) -> None:
-        bar.append(CellProgress("tuning", cells, args.workers).__enter__())
-
-    try:
-        tuning, outcomes = tune(
-            plan.rows,
-            plan.tasks,
-            engine,
-            store,
-            budget=args.budget,
-            seeds=args.tuning_seeds,
-            horizon=args.horizon,
-            on_start=start,
-            on_done=lambda cell, outcome: bar[0](cell, outcome),
-        )
-    finally:
-        for progress in bar:
-            progress.__exit__()
-    return tuning, [(cell, outcome.error) for cell, outcome in outcomes.items() if outcome.error]
-
-
-def compare(
-    args: Args,
-    plan: Plan,
-    tuning: Mapping[tuple[str, str], Tuning],
-    tuning_failures: list[tuple[Cell, str]],
-    engine: Engine,
-    store: CellStore,
-) -> tuple[dict[str, Any], dict[Cell, Outcome]]:
-    """Train every entrant on every task and seed, look at the test split, and assemble the results."""
-    lrs = {
-        (task, row.name): tuning[task, row.name].lr if row.lr is None else row.lr
-        for task in plan.tasks
-        for row in plan.rows
-    }
-    grid = reported_cells(plan.rows, plan.tasks, lrs, args.seeds, args.horizon)
-    off = misset_cells(plan.rows, plan.tasks, lrs, args.seeds, args.horizon) if args.misset else {}
-    cells = [cell for table in (grid, *off.values()) for group in table.values() for cell in group]
-    unique = list(dict.fromkeys(cells))
-    with CellProgress("comparing", unique, args.workers) as progress:
-        outcomes = complete(unique, engine, store, progress)
-    failures = [(cell, outcomes[cell].error) for cell in unique if outcomes[cell].error]
-
-    def of(table: Mapping[tuple[str, str], list[Cell]]) -> Any:
-        return {key: [outcomes[cell] for cell in group] for key, group in table.items()}
-
-    missets = {factor: of(table) for factor, table in off.items()}
-    results = assemble(
-        plan.rows, plan.tasks, of(grid), lrs, tuning, missets, [*tuning_failures, *failures]
-    )
-    return results, outcomes
-
-
-def show(results: dict[str, Any]) -> None:
-    """The ranking on the terminal."""
-    tasks = list(results["tasks"])
-    reference = results["reference"]
-    where = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
-    table = rich.table.Table(
-        title=f"{where}, {results['seeds']} seeds: log of {reference}'s test loss over one's own"
-    )
-    table.add_column("contestant")
-    for heading in (
-        "score",
-        "95 % interval",
-        "failed",
-        *(["lr", "test loss", "95 % interval"] * (len(tasks) == 1)),
-    ):
-        table.add_column(heading, justify="right")
-    alone = {row["name"]: row for row in results["tasks"][tasks[0]]["rows"]}
-    for entry in results["ranking"]:
-        score, row = entry["score"], alone[entry["name"]]
-        cells = [
-            f"{score['mean']:+.3f}",
-            f"{score['low']:+.3f} .. {score['high']:+.3f}",
-            f"{entry['failed']:.0%}",
-        ]
-        if len(tasks) == 1:
-            mean, low, high = (
-                "diverged" if row["test_loss"][key] is None else f"{row['test_loss'][key]:.4f}"
-                for key in ("mean", "low", "high")
-            )
-            cells += [f"{row['lr']:g}", mean, f"{low} .. {high}"]
-        table.add_row(entry["name"], *cells, style="bold" if entry["kind"] == "policy" else "")
-    rich.console.Console().print(table)
-    for line in results["summary"]:
-        print(line)
-    for path, about in results["policies"].items():
-        if "certificate" in about:
-            print(f"feedback or schedule? {path} on {about['certificate']['task']}:")
-            print(*(f"  {line}" for line in describe(about["certificate"])), sep="\n")
-    for name, reason in results["skipped"].items():
-        print(f"skipped {name}: {reason}")
+def find_tasks(args: Args) -> tuple[list[str], dict[str, str]]:
+    """Names of the tasks, and for each task that is left out why."""
+    if args.task and args.suite:
+        raise ValueError("give --task or --suite, not both")
+    if args.suite:
+        return suite_tasks(args.suite)
+    return named_tasks(args.task or ("mnist1d-mlp",)), {}
 
 
 def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
-    """Tune, compare, report; or show what is complete."""
-    file, report = args.output_dir / "results.json", args.output_dir / "report.html"
-    if file.exists():
-        results: dict[str, Any] = json.loads(file.read_text())
+    """Train, report, log and show; or only show what is complete."""
+    results_file = args.output_dir / "results.json"
+    report = args.output_dir / "report.html"
+    if results_file.exists():
+        results: dict[str, Any] = json.loads(results_file.read_text())
         plan.folder.close()
-        show(results)
+        print_results(results)
         print(f"report: {report} (complete; nothing was run again)")
         return results
-    earlier = [Path(folder) / CELLS for folder in args.reuse]
-    with CellStore(args.output_dir / CELLS, earlier) as store, open_engine(args) as engine:
-        tuning, failures = find_learning_rates(args, plan, engine, store)
-        results, outcomes = compare(args, plan, tuning, failures, engine, store)
+    with open_engine(args) as engine:
+        trained = train(args, plan, engine)
+    results = compile_results(args, plan, trained)
+    write_report(results, report)
+    if args.wandb_cells:
+        # Each cell is a run of its own, and wandb has one open run at a time.
+        log_cells(args.output_dir, trained.reported, args.wandb)
+    name = f"evaluate-{args.output_dir.name}"
+    tracker = Tracker(args.output_dir, plan.config, wandb=args.wandb, name=name)
+    log_ranking(tracker, results["ranking"])
+    tracker.save_file(report, "report")
+    # This file says that the evaluation is complete, so it is the last one.
+    write_atomically(results_file, json.dumps(results, indent=1, allow_nan=False).encode())
+    tracker.save_file(results_file, "results")
+    tracker.close()
+    plan.folder.close()
+    print_results(results)
+    print(f"report: {report}")
+    return results
+
+
+def open_engine(args: Args) -> AbstractContextManager[Engine]:
+    """The engine that runs trainings."""
+    if args.engine == "ray":
+        return ray_engine(args.workers, args.ray_address)
+    return local_engine(args.workers)
+
+
+def train(args: Args, plan: Plan, engine: Engine) -> Trained:
+    """Tune the entrants without a fixed learning rate, then train every entrant on every seed."""
+    rows, tasks = plan.rows, plan.tasks
+    trials = tuning_cells(
+        rows, tasks, budget=args.budget, seeds=args.tuning_seeds, horizon=args.horizon
+    )
+    tried = [cell for group in trials.values() for cells in group for cell in cells]
+    tuned = run_cells("tuning", tried, engine, args.workers)
+    tuning = {key: best_trial(group, tuned) for key, group in trials.items()}
+    lrs = {
+        (task, row.name): tuning[task, row.name].lr if row.lr is None else row.lr
+        for task in tasks
+        for row in rows
+    }
+    grid = reported_cells(rows, tasks, lrs, args.seeds, args.horizon)
+    misset = misset_cells(rows, tasks, lrs, args.seeds, args.horizon) if args.misset else {}
+    tables = (grid, *misset.values())
+    compared = [cell for table in tables for cells in table.values() for cell in cells]
+    reported = run_cells("comparing", compared, engine, args.workers)
+    return Trained(tuning, lrs, grid, misset, tuned, reported)
+
+
+def run_cells(
+    title: str, cells: Iterable[Cell], engine: Engine, workers: int
+) -> dict[Cell, Outcome]:
+    """Outcomes of cells, with a progress bar; only those that are not in the store run."""
+    distinct = list(dict.fromkeys(cells))
+    with CellProgress(title, distinct, workers) as progress:
+        outcomes = complete(distinct, engine, progress)
+    return {cell: outcomes[cell] for cell in distinct}
+
+
+def compile_results(args: Args, plan: Plan, trained: Trained) -> dict[str, Any]:
+    """The content of results.json."""
+    outcomes = [*trained.tuned.items(), *trained.reported.items()]
+    failures = [(cell, outcome.error) for cell, outcome in outcomes if outcome.error is not None]
+    misset = {factor: trained.outcomes_of(grid) for factor, grid in trained.misset.items()}
+    computed = assemble(
+        plan.rows,
+        plan.tasks,
+        trained.outcomes_of(trained.grid),
+        trained.lrs,
+        trained.tuning,
+        misset,
+        failures,
+    )
     policies = {path: plain(load_policy(path).about) for path in args.policy}
-    results |= {
+    return {
+        **computed,
         "seeds": args.seeds,
         "budget": args.budget,
         "tuning_seeds": args.tuning_seeds,
@@ -300,62 +326,19 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
         "environment": environment(),
     }
-    write_report(results, report)
-    if args.wandb_cells:  # runs of their own, so not while that of the evaluation is open
-        log_cells(args.output_dir, outcomes, args.wandb)
-    tracker = Tracker(
-        args.output_dir, plan.config, wandb=args.wandb, name=f"evaluate-{args.output_dir.name}"
-    )
-    tracker.log(
-        {f"score/{entry['name']}": entry["score"]["mean"] for entry in results["ranking"]}, 0
-    )
-    columns = ["contestant", "score", "low", "high", "failed", "better than"]
-    ranking = [
-        [
-            e["name"],
-            e["score"]["mean"],
-            e["score"]["low"],
-            e["score"]["high"],
-            e["failed"],
-            ", ".join(e["beats"]),
-        ]
-        for e in results["ranking"]
-    ]
-    tracker.save_table("ranking", columns, ranking)
-    tracker.save_file(report, "report")
-    write_atomically(
-        file, json.dumps(results, indent=1, allow_nan=False).encode()
-    )  # with it all is complete
-    tracker.save_file(file, "results")
-    tracker.close()
-    plan.folder.close()
-    show(results)
-    print(f"report: {report}")
-    return results
 
 
-def main(args: Args) -> None:
-    """Build, then evaluate; the exit status is 1 where a training raised an error."""
-    if args.data_dir is not None:
-        os.environ["LR_GYM_DATA"] = str(args.data_dir)  # worker processes read it too
-    try:
-        plan = build(args)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    again = f"continue with: python {shlex.join([arg for arg in sys.argv if arg != '--resume'])} --resume"
-    try:
-        failures = evaluate(args, plan)["failures"]
-    except BrokenProcessPool:
-        sys.exit(
-            f"error: a worker process was killed, perhaps for its memory; {again} and fewer "
-            "--workers"
-        )
-    except OSError as error:  # a full disk, most likely
-        sys.exit(f"error: {error}; what was saved before is intact: mend that, then {again}")
-    except KeyboardInterrupt:
-        sys.exit(f"stopped; {again}")
-    if failures:
-        sys.exit(f"{len(failures)} trainings raised an error; the first: {failures[0]['error']}")
+def log_ranking(tracker: Tracker, ranking: list[dict[str, Any]]) -> None:
+    """Log the scores, and the ranking as a table."""
+    tracker.log({f"score/{entry['name']}": entry["score"]["mean"] for entry in ranking}, 0)
+    tracker.save_table("ranking", RANKING_COLUMNS, [ranking_row(entry) for entry in ranking])
+
+
+def ranking_row(entry: Mapping[str, Any]) -> list[Any]:
+    """The values of RANKING_COLUMNS."""
+    score = entry["score"]
+    interval = [score["mean"], score["low"], score["high"]]
+    return [entry["name"], *interval, entry["failed"], ", ".join(entry["beats"])]
 
 
 if __name__ == "__main__":

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from contextlib import nullcontext
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
-from lr_gym.benchmark.contestants import Contestant, make_optimizer
-from lr_gym.benchmark.metrics import mean_interval, paired_difference
-from lr_gym.benchmark.run import BATCH_NORM_BATCHES, evaluated, evaluation_seed
-from lr_gym.optim import PolicyOptimizer
+from lr_gym.analysis.intervals import mean_interval, paired_difference
+from lr_gym.benchmark.contestants import Baseline, DeployedPolicy, recipe_of
+from lr_gym.benchmark.evaluation_mode import BATCH_NORM_BATCHES, averaged_weights
+from lr_gym.benchmark.loop import evaluation_seed
+from lr_gym.benchmark.recipes import Recipe, TrainingLength
 from lr_gym.tasks import Split, Task, find_task
 from lr_gym.tasks.initial import plain_model
 from lr_gym.training.inner_loop import minibatch
@@ -33,6 +33,7 @@ from lr_gym.training.inner_loop import minibatch
 TASKS = {"titanic": "titanic-mlp", "imdb": "imdb-head", "cifar10": "cifar10-resnet18"}
 FIGURES = ("accuracy", "loss", "f1", "precision", "recall")
 BATCH = 32
+LR = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
     model.eval()
     outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
     model.train()
-    guess, truth = outputs.argmax(1).cpu().numpy(), split.targets.cpu().numpy()
+    guess = outputs.argmax(1).cpu().numpy()
+    truth = split.targets.cpu().numpy()
     average = "binary" if outputs.shape[1] == 2 else "macro"
     precision, recall, f1, _ = precision_recall_fscore_support(
         truth, guess, average=average, zero_division=0.0
@@ -78,34 +80,35 @@ def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
     return dict(zip(FIGURES, values, strict=True))
 
 
-def train(
-    task: Task, make: Callable[[nn.Module, int, int], Optimizer], epochs: int, seed: int
-) -> Run:
+def train(task: Task, recipe: Recipe, epochs: int, seed: int) -> Run:
     """Train once in a plain loop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data, run_seed = task.data().to(device, torch.float32), evaluation_seed(seed)
-    model = plain_model(task, run_seed).to(device)
-    each = math.ceil(len(data.gradient.inputs) / BATCH)
-    optimizer = make(model, each, epochs)
+    data = task.data().to(device, torch.float32)
     inputs, targets = data.gradient
+    run_seed = evaluation_seed(seed)
+    model = plain_model(task, run_seed).to(device)
+    steps_per_epoch = math.ceil(len(inputs) / BATCH)
+    length = TrainingLength(epochs * steps_per_epoch, steps_per_epoch)
+    optimizer = recipe.make(model, LR, length)
     history = []
 
+    def batches(first: int, count: int) -> Tensor:
+        """Indices (count, BATCH) of the examples of some minibatches."""
+        steps = torch.arange(first, first + count)
+        return minibatch(run_seed.expand(count), steps, BATCH, len(inputs)).to(device)
+
     def figures(split: Split) -> dict[str, float]:
-        some = minibatch(run_seed.expand(each), torch.arange(each), BATCH, len(inputs))[
-            :BATCH_NORM_BATCHES
-        ]
-        with evaluated(model, optimizer, (inputs[rows] for rows in some.to(device))):
+        some = (inputs[rows] for rows in batches(0, min(BATCH_NORM_BATCHES, steps_per_epoch)))
+        shown = averaged_weights(model, optimizer, some) if recipe.averages else nullcontext()
+        with shown:
             return score(task, model, split)
 
     for epoch in range(epochs):
-        steps = torch.arange(epoch * each, (epoch + 1) * each)
-        for rows in minibatch(run_seed.expand(each), steps, BATCH, len(inputs)).to(device):
+        for rows in batches(epoch * steps_per_epoch, steps_per_epoch):
             loss = task.loss(model(inputs[rows]), targets[rows]).mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if isinstance(optimizer, PolicyOptimizer):
-                optimizer.observe(loss)
-            optimizer.step()
+            loss.backward()
+            recipe.step(optimizer, loss.detach())
         history.append(figures(data.selection)["accuracy"])
     return Run(history, figures(data.test))
 
@@ -113,12 +116,6 @@ def train(
 def epochs_to(accuracy: list[float], target: float) -> float:
     """Epochs until the accuracy is first reached, inf where it never is."""
     return next((i + 1.0 for i, value in enumerate(accuracy) if value >= target), math.inf)
-
-
-def controlled(policy: str) -> Callable[[nn.Module, int, int], Optimizer]:
-    """Makes a PolicyOptimizer that starts from 0.001, Adam's learning rate."""
-    contestant = Contestant("", 1e-3, policy)
-    return lambda model, epoch, epochs: make_optimizer(contestant, model, epoch * epochs, epoch)
 
 
 def text(values: list[float], digits: int = 4) -> str:
@@ -129,25 +126,8 @@ def text(values: list[float], digits: int = 4) -> str:
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
 
 
-def main(args: Args) -> None:
-    torch.set_num_threads(1)
-    task = find_task(TASKS[args.task])
-    makers: dict[str, Any] = {
-        "Adam, lr 0.001": lambda model, epoch, epochs: torch.optim.Adam(model.parameters(), 1e-3),
-        f"controlled by {args.policy}": controlled(args.policy),
-    }
-    runs = {
-        name: [train(task, make, args.epochs, seed) for seed in args.seeds]
-        for name, make in makers.items()
-    }
-    adam, ours = runs.values()
-    target = (
-        float(np.mean([max(run.accuracy) for run in adam])) if args.target is None else args.target
-    )
-    print(
-        f"{task.name}: {args.epochs} epochs, batch {BATCH}, seeds "
-        f"{', '.join(map(str, args.seeds))}\n"
-    )
+def print_table(runs: dict[str, list[Run]], target: float) -> None:
+    """Print the figures of each contestant, and when it reached the target."""
     print(f"| | {' | '.join(FIGURES)} | epochs to accuracy {target:.3f} | best epoch |")
     print("|---" * (len(FIGURES) + 3) + "|")
     for name, found in runs.items():
@@ -160,13 +140,38 @@ def main(args: Args) -> None:
             f"| {name} | {' | '.join(cells)} | {median} ({len(finite)} of {len(found)} reach it) | "
             f"{best} |"
         )
+
+
+def print_differences(ours: list[Run], adam: list[Run]) -> None:
+    """Print the paired differences of all figures."""
+    print("\ncontrolled minus Adam, paired:")
+    for figure in FIGURES:
+        gap = paired_difference(
+            [run.test[figure] for run in ours], [run.test[figure] for run in adam]
+        )
+        print(f"- {figure}: {gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(1)
+    task = find_task(TASKS[args.task])
+    recipes = {
+        f"Adam, lr {LR}": recipe_of(Baseline("adam")),
+        f"controlled by {args.policy}": recipe_of(DeployedPolicy(args.policy)),
+    }
+    runs = {
+        name: [train(task, recipe, args.epochs, seed) for seed in args.seeds]
+        for name, recipe in recipes.items()
+    }
+    adam, ours = runs.values()
+    target = args.target
+    if target is None:
+        target = float(np.mean([max(run.accuracy) for run in adam]))
+    seeds = ", ".join(map(str, args.seeds))
+    print(f"{task.name}: {args.epochs} epochs, batch {BATCH}, seeds {seeds}\n")
+    print_table(runs, target)
     if len(args.seeds) > 1:
-        print("\ncontrolled minus Adam, paired:")
-        for figure in FIGURES:
-            gap = paired_difference(
-                [run.test[figure] for run in ours], [run.test[figure] for run in adam]
-            )
-            print(f"- {figure}: {gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
+        print_differences(ours, adam)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from lr_gym.benchmark.contestants import POLICY_LR
-from lr_gym.benchmark.run import Cell, Contestant, Outcome, attempt
+from lr_gym.benchmark.contestants import Baseline, Contestant, DeployedPolicy
+from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.policy_recipe import POLICY_LR
+from lr_gym.benchmark.run import Cell, attempt
 from lr_gym.engine import process_pool
 from lr_gym.tasks import TASKS, Task
 from lr_gym.tasks.architectures import mlp
@@ -53,30 +55,37 @@ def main() -> None:
         "| width | steps | policy | its lr | adam 1e-3 | wsd | tuned lr "
         "|\n|---|---|---|---|---|---|---|"
     )
-    policy = Contestant("", POLICY_LR, args.policy)
-    adam = Contestant("adam", 1e-3)
+    policy = (DeployedPolicy(args.policy), POLICY_LR)
+    adam = (Baseline("adam"), 1e-3)
     with process_pool(args.workers) as pool:
 
         def train(
-            task: Task, contestants: Sequence[Contestant], seeds: range
-        ) -> dict[Contestant, list[Outcome]]:
-            cells = [Cell(c, task, seed, test=True) for c in contestants for seed in seeds]  # type: ignore[arg-type]
-            outcomes = list(pool.map(attempt, cells))
-            return {
-                c: [o for cell, o in zip(cells, outcomes, strict=True) if cell[0] == c]
-                for c in contestants
+            task: Task, who: Sequence[tuple[Contestant, float]], seeds: range
+        ) -> dict[tuple[Contestant, float], list[Outcome]]:
+            """Outcomes of each (contestant, learning rate), one for each seed."""
+            groups = {
+                (contestant, lr): [
+                    # a task that is no row of TASKS stands for itself
+                    Cell(contestant, lr, task, seed, test=True)  # type: ignore[arg-type]
+                    for seed in seeds
+                ]
+                for contestant, lr in who
             }
+            cells = [cell for group in groups.values() for cell in group]
+            outcomes = iter(list(pool.map(attempt, cells)))
+            return {key: [next(outcomes) for _ in group] for key, group in groups.items()}
 
         for width, horizon in itertools.product(args.widths, args.horizons):
             task = variant(width, horizon)
-            tried = train(task, [Contestant("adam-wsd", lr) for lr in args.lrs], range(-1, 0))
-            best = min(tried, key=lambda c: tried[c][0].selection_loss)
+            wsd = Baseline("adam-wsd")
+            tried = train(task, [(wsd, lr) for lr in args.lrs], range(-1, 0))
+            best = min(tried, key=lambda key: tried[key][0].selection_loss)
             found = train(task, [policy, adam, best], range(args.seeds))
             half = [
                 statistics.median(outcome.lr[len(outcome.lr) // 2]) for outcome in found[policy]
             ]
             row = [width, horizon, summary(found[policy]), f"{statistics.median(half):.2g}"]
-            row += [summary(found[adam]), summary(found[best]), f"{best.lr:g}"]
+            row += [summary(found[adam]), summary(found[best]), f"{best[1]:g}"]
             print("|", " | ".join(map(str, row)), "|", flush=True)
 
 

@@ -16,8 +16,8 @@ from gymnasium.vector import AutoresetMode
 from tiny import TINY, plain_run, random_policy, tiny_task
 from torch import nn
 
-from lr_gym.benchmark.contestants import Contestant
-from lr_gym.benchmark.contestants import make_optimizer as entrant_optimizer
+from lr_gym.benchmark.contestants import DeployedPolicy, recipe_of
+from lr_gym.benchmark.recipes import TrainingLength
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -273,9 +273,9 @@ def test_the_benchmark_judges_the_average(tmp_path):
         file = tmp_path / f"{average}.safetensors"
         save_policy(dataclasses.replace(constant(average=average), interval=2), file)
         outcome = run_cell(
-            Cell(Contestant("", 0.03, str(file)), "mnist1d-mlp", 0, test=True, horizon=40)
+            Cell(DeployedPolicy(str(file)), 0.03, "mnist1d-mlp", 0, test=True, horizon=40)
         )
-        assert outcome.error == ""
+        assert outcome.error is None
         losses.append(outcome.test_loss)
     assert losses[0] != losses[1]
 
@@ -293,7 +293,8 @@ def test_the_benchmark_tells_the_end_to_those_who_ask(tmp_path, schedule, featur
     assert spec.endless == endless
     file = tmp_path / "policy.safetensors"
     save_policy(random_policy(spec), file)
-    optimizer = entrant_optimizer(Contestant("", 0.03, str(file)), nn.Linear(3, 2), 40, 10.0)
+    recipe = recipe_of(DeployedPolicy(str(file)))
+    optimizer = recipe.make(nn.Linear(3, 2), 0.03, TrainingLength(40, 10.0))
     assert (optimizer._settings.total_steps is None) == endless
 
 

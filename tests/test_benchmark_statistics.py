@@ -154,7 +154,7 @@ def test_a_winner_beats_every_other():
     assert [(r.first, r.second) for r in rows] == list(combinations("abc", 2))
     assert rows[0].better == "a"
     assert rows[0].difference == pytest.approx(float((noise[0] + 1.0 - noise[1]).mean()))
-    assert winner(compared(a=noise[0] + 1.0, b=noise[1] + 1.0, c=noise[2])) == ""
+    assert winner(compared(a=noise[0] + 1.0, b=noise[1] + 1.0, c=noise[2])) is None
 
 
 def test_area_is_the_mean_along_the_training():

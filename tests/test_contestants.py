@@ -1,7 +1,4 @@
-"""Who can be compared.
-
-Every row of OPTIMIZERS trains, and those that are not torch's own do what their authors say.
-"""
+"""Every row of OPTIMIZERS trains; those that are not torch's own do what their authors say."""
 
 from __future__ import annotations
 
@@ -14,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from lr_gym.benchmark.contestants import OPTIMIZERS, Contestant, check_installed, entrants
+from lr_gym.benchmark.contestants import Baseline, DeployedPolicy, entrants
 from lr_gym.benchmark.hypergradient import HypergradientAdam
+from lr_gym.benchmark.optimizers import OPTIMIZERS, check_installed
+from lr_gym.benchmark.recipes import TrainingLength
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.benchmark.schedulers import SCHEDULERS
 from lr_gym.policies.policy import load_policy, save_policy
@@ -34,7 +33,7 @@ LRS = {
 def test_every_optimizer_learns_and_repeats_itself(name):
     lr = OPTIMIZERS[name].lr or LRS.get(name, 0.01)
     horizon = 240 if name == "prodigy" else 60  # it first has to find its scale
-    cell = Cell(Contestant(name, lr), "digits-mlp", 0, test=True, horizon=horizon)
+    cell = Cell(Baseline(name), lr, "digits-mlp", 0, test=True, horizon=horizon)
     outcome = run_cell(cell)
     assert outcome.test_loss < 0.9 * outcome.curve[0]
     assert outcome.curve[0] == pytest.approx(
@@ -63,7 +62,7 @@ def test_schedules_are_those_of_the_environment(name):
 
 def test_plateau_halves_only_where_the_loss_stands_still():
     cells = [
-        Cell(Contestant("adam-plateau", lr), "digits-mlp", 0, test=True, horizon=200)
+        Cell(Baseline("adam-plateau"), lr, "digits-mlp", 0, test=True, horizon=200)
         for lr in (1e-3, 0.3)
     ]
     rates = [[row[0] for row in run_cell(cell).lr] for cell in cells]
@@ -107,10 +106,10 @@ def test_hypergradient_zero_is_adam():
 
 
 def test_muon_has_the_hidden_matrices_and_convolutions():
-    """And steps on them as torch's own does on matrices, at the rate that a scheduler sets."""
+    """It steps on them as torch's own does on matrices, at the rate that a scheduler sets."""
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 2))
     twin = copy.deepcopy(model)
-    optimizer = OPTIMIZERS["muon"].make(model, 0.02, 10)
+    optimizer = OPTIMIZERS["muon"].make(model, 0.02, TrainingLength(10, 1.0))
     flat = nn.Parameter(twin[0].weight.detach().view(3, -1))
     matrices, options = (
         [flat, twin[2].weight],
@@ -137,7 +136,7 @@ def test_muon_gets_hidden_matrices_only():
     model = nn.Sequential(
         nn.Embedding(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2)
     )
-    optimizer = OPTIMIZERS["muon"].make(model, 0.01, 10)
+    optimizer = OPTIMIZERS["muon"].make(model, 0.01, TrainingLength(10, 1.0))
     assert [id(p) for p in optimizer.parts[0].param_groups[0]["params"]] == [
         id(model[1].weight),
         id(model[3].weight),
@@ -164,7 +163,7 @@ def test_schedule_free_is_scored_at_its_average(monkeypatch):
             mode,
             lambda self, mode=mode, original=original: (calls.append(mode), original(self)),
         )
-    run_cell(Cell(Contestant("schedule-free", 0.01), "digits-cnn", 0, test=True, horizon=5))
+    run_cell(Cell(Baseline("schedule-free"), 0.01, "digits-cnn", 0, test=True, horizon=5))
     assert calls[0] == "train"
     assert calls[1:] == ["eval", "train"] * (len(calls) // 2)
     assert len(calls) == 1 + 2 * (6 + 2)  # the curve's points, and both splits at the end
@@ -197,7 +196,11 @@ def test_entrants_of_policies_come_twice():
         ("adam", 1e-3),
         ("adam-cosine", None),
     ]
-    assert rows[1].at(0.1) == Contestant("", 0.1, "builtin:default")
+    assert [row.contestant for row in rows[1:3]] == [
+        DeployedPolicy("builtin:default"),
+        Baseline("adam"),
+    ]
+    assert [row.policy for row in rows] == ["builtin:default", "builtin:default", None, None]
 
 
 def test_policies_of_the_same_name_are_told_apart(tmp_path):

@@ -13,8 +13,9 @@ from tiny import random_policy
 from torch import nn
 
 import train_agent
-from lr_gym.benchmark.contestants import OPTIMIZERS
-from lr_gym.benchmark.run import Cell, Contestant, run_cell
+from lr_gym.benchmark.contestants import Baseline, DeployedPolicy
+from lr_gym.benchmark.optimizers import OPTIMIZERS
+from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.control.action import action_table
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -120,11 +121,11 @@ def test_deployed_policy_does_not_wait(no_waiting, kind, fused, dtype):
     "name", ["builtin:muon", "adam-wsd", "muon-wsd", "gradient-agreement", "adaptive-upgd"]
 )
 def test_cell_of_the_benchmark_on_a_gpu(name):
-    contestant = Contestant(name, 1e-3) if name in OPTIMIZERS else Contestant("", 1e-3, name)
+    contestant = Baseline(name) if name in OPTIMIZERS else DeployedPolicy(name)
     losses = []
     for place in ("cpu", "cuda"):
         task = dataclasses.replace(TASKS["digits-cnn"], device=place)
-        losses.append(run_cell(Cell(contestant, task, 0, test=True, horizon=12)).test_loss)
+        losses.append(run_cell(Cell(contestant, 1e-3, task, 0, test=True, horizon=12)).test_loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 

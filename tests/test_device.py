@@ -17,9 +17,10 @@ from tiny import TINY, random_policy
 from torch import nn
 
 import train_agent
-from lr_gym.benchmark import run
-from lr_gym.benchmark.contestants import OPTIMIZERS
-from lr_gym.benchmark.run import Cell, Contestant
+from lr_gym.benchmark import loop
+from lr_gym.benchmark.contestants import Baseline, DeployedPolicy
+from lr_gym.benchmark.optimizers import OPTIMIZERS
+from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import (
@@ -251,12 +252,12 @@ def test_cell_of_the_benchmark_on_a_device(device, monkeypatch, name):
     monkeypatch.setattr(
         torch.__future__, "_swap_module_params_on_conversion", True
     )  # for a tensor's subclass
-    contestant = Contestant(name, 1e-3) if name in OPTIMIZERS else Contestant("", 1e-3, name)
+    contestant = Baseline(name) if name in OPTIMIZERS else DeployedPolicy(name)
     losses = []
     for place in ("cpu", NAME):
-        monkeypatch.setattr(run, "device_of", lambda task, place=place: torch.device(place))
+        monkeypatch.setattr(loop, "device_of", lambda task, place=place: torch.device(place))
         losses.append(
-            run.run_cell(Cell(contestant, "digits-cnn", 0, test=True, horizon=12)).test_loss
+            run_cell(Cell(contestant, 1e-3, "digits-cnn", 0, test=True, horizon=12)).test_loss
         )
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 

@@ -1,13 +1,12 @@
-"""evaluate.py: the same results twice, after a kill too; errors that name value and fix.
-
-A report worth opening.
-"""
+"""evaluate.py: the same results twice, after a kill too; errors that name value and fix."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,50 +17,35 @@ import pytest
 import tyro
 
 import evaluate
-from lr_gym.benchmark.cell_runs import log_cells
-from lr_gym.benchmark.contestants import OPTIMIZERS, entrants
-from lr_gym.benchmark.results import summarise
-from lr_gym.benchmark.run import Cell, Contestant, Outcome, run_cell
+from lr_gym.benchmark.contestants import entrants
+from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.optimizers import OPTIMIZERS
 from lr_gym.benchmark.significance import Comparison, winner
+from lr_gym.benchmark.summary import summarise
+from lr_gym.benchmark.terminal import print_results
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import constant_policy, save_policy
-from lr_gym.tracking import Tracker
 
 ROOT = Path(__file__).parent.parent
-GRID = [
-    *(
-        "evaluate.py",
-        "--policy",
-        "builtin:mnist1d",
-        "--optimizers",
-        "adam,sgd,adam-cosine",
-        "--task",
-        "quadratic",
-    ),
-    *(
-        "--task",
-        "logistic",
-        "--seeds",
-        "2",
-        "--budget",
-        "2",
-        "--tuning-seeds",
-        "1",
-        "--horizon",
-        "20",
-        "--misset",
-    ),
-    *("--workers", "1", "--wandb", "disabled"),
-]
+GRID = shlex.split(
+    "evaluate.py --policy builtin:mnist1d --optimizers adam,sgd,adam-cosine --task quadratic "
+    "--task logistic --seeds 2 --budget 2 --tuning-seeds 1 --horizon 20 --misset --workers 1 "
+    "--wandb disabled"
+)
 DIFFERS = ("timing", "command")
 
 
+def cache_of(folder: Path) -> Path:
+    return folder.parent / f"cache-{folder.name}"
+
+
+def cells_of(folder: Path) -> dict[str, bytes]:
+    """The stored cells of an evaluation by their keys."""
+    return {file.stem: file.read_bytes() for file in cache_of(folder).glob("cells/*/*.json")}
+
+
 def command(folder: Path, *more: str) -> tuple[list[str], dict[str, str]]:
-    environment = {
-        **os.environ,
-        "COLUMNS": "200",
-        "LR_GYM_CACHE": str(folder.parent / f"cache-{folder.name}"),
-    }
+    environment = {**os.environ, "COLUMNS": "200", "LR_GYM_CACHE": str(cache_of(folder))}
     return [sys.executable, *GRID, "--output-dir", str(folder), *more], environment
 
 
@@ -148,23 +132,36 @@ def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    file, deadline = folder / "cells.jsonl", time.monotonic() + 600
-    while not (file.exists() and file.read_bytes().count(b"\n")):
+    deadline = time.monotonic() + 600
+    while not cells_of(folder):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "results.json").exists()
-    kept = file.read_bytes()[: file.read_bytes().rindex(b"\n") + 1]
+    kept = cells_of(folder)
+    assert len(kept) < len(cells_of(whole))
     run_here(folder, "--resume")
-    assert file.read_bytes().startswith(kept)
-    keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
-    assert len(keys) == len(set(keys))
-    assert sorted(keys) == sorted(
-        json.loads(line)["key"] for line in (whole / "cells.jsonl").read_text().splitlines()
-    )
+    found = cells_of(folder)
+    assert {key: found[key] for key in kept} == kept  # their seconds would differ if run again
+    assert set(found) == set(cells_of(whole))
     assert results_of(folder) == results_of(whole)
+
+
+def test_another_evaluation_runs_only_what_is_new(whole, tmp_path, monkeypatch):
+    before = cells_of(whole)
+    ran = []
+    attempt = evaluate.complete.__globals__["attempt"]
+    monkeypatch.setitem(
+        evaluate.complete.__globals__, "attempt", lambda cell: ran.append(cell) or attempt(cell)
+    )
+    monkeypatch.setenv("LR_GYM_CACHE", str(cache_of(whole)))
+    options = {"optimizers": "adam,sgd,radam", "horizon": 20}
+    evaluate.main(args(tmp_path / "another", **options))
+    assert {str(cell.contestant) for cell in ran} == {"radam"}
+    after = cells_of(whole)
+    assert {key: after[key] for key in before} == before
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -186,7 +183,7 @@ def test_an_evaluation_that_stops_says_how_to_go_on(error, tmp_path, cache, monk
 
 
 def test_a_complete_evaluation_is_shown_and_never_overwritten(whole, capsys):
-    names = ("results.json", "report.html", "cells.jsonl", "progress.jsonl")
+    names = ("results.json", "report.html", "progress.jsonl")
     before = {name: (whole / name).read_bytes() for name in names}
     run_here(whole, "--resume")
     assert "nothing was run again" in capsys.readouterr().out
@@ -196,10 +193,11 @@ def test_a_complete_evaluation_is_shown_and_never_overwritten(whole, capsys):
 
 
 def test_one_that_raises_or_diverges_stops_nobody(tmp_path, cache, monkeypatch):
-    def broken(model, lr, horizon):
+    def broken(model, lr, length):
         raise RuntimeError("out of ideas")
 
-    monkeypatch.setitem(OPTIMIZERS, "broken", OPTIMIZERS["adam"]._replace(make=broken))
+    recipe = OPTIMIZERS["adam"]._replace(make=functools.partial(broken))
+    monkeypatch.setitem(OPTIMIZERS, "broken", recipe)
     monkeypatch.setitem(OPTIMIZERS, "wild", OPTIMIZERS["sgd"]._replace(lr=1e9))
     folder = tmp_path / "out"
     with pytest.raises(SystemExit, match=r"2 trainings raised an error.*out of ideas"):
@@ -218,6 +216,30 @@ def test_one_that_raises_or_diverges_stops_nobody(tmp_path, cache, monkeypatch):
     html = (folder / "report.html").read_text()
     assert "RuntimeError: out of ideas" in html
     assert "diverged" in html
+
+
+def test_the_ranking_says_whose_policy_an_entry_is(whole):
+    results = json.loads((whole / "results.json").read_text())
+    keys = {entry["name"]: entry["policy"] for entry in results["ranking"]}
+    assert keys["policy mnist1d"] == keys["policy mnist1d (tuned lr)"] == "builtin:mnist1d"
+    assert keys["adam"] is keys["sgd"] is None
+    assert {key for key in keys.values() if key is not None} == set(results["policies"])
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_names_are_printed_whole_where_there_is_no_terminal(whole, tasks, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    results = json.loads((whole / "results.json").read_text())
+    results["tasks"] = dict(list(results["tasks"].items())[:tasks])
+    long = "policy runs/a/very/long/path/to/a/folder/with/a/policy (tuned lr)"
+    for rows in (results["ranking"], *(task["rows"] for task in results["tasks"].values())):
+        for row in rows:
+            row["name"] = {"sgd": long}.get(row["name"], row["name"])
+    print_results(results)
+    lines = capsys.readouterr().out.splitlines()
+    for entry in results["ranking"]:
+        (line,) = (line for line in lines if line.strip().startswith(f"{entry['name']}  "))
+        assert f"{entry['score']['mean']:+.3f}" in line
 
 
 def test_suites_say_what_is_left_out(tmp_path, cache, monkeypatch, capsys):
@@ -241,87 +263,12 @@ def test_suites_say_what_is_left_out(tmp_path, cache, monkeypatch, capsys):
         ({"seeds": 0}, "seeds.*at least 1.*0"),
         ({"budget": 0}, "budget"),
         ({"horizon": 0}, "horizon"),
-        ({"reuse": ("/nowhere",)}, "--reuse /nowhere.*cells.jsonl"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, changes, words):
     with pytest.raises(SystemExit, match=words):
         evaluate.main(args(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def wandb_records(folder: Path) -> str:
-    """What the only offline run of a folder holds, a JSON object a line."""
-    (run,) = folder.glob("wandb/offline-run-*")
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    return subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=600).stdout
-
-
-def test_the_evaluation_is_a_wandb_run_with_its_table_and_files(tmp_path, cache):
-    small = {
-        "task": ("quadratic",),
-        "policy": (),
-        "optimizers": "adam,sgd",
-        "misset": False,
-        "budget": 1,
-    }
-    evaluate.main(args(tmp_path / "out", wandb="offline", **small))
-    text = wandb_records(tmp_path / "out")
-    assert "score/sgd" in text
-    (table,) = (tmp_path / "out").glob("wandb/offline-run-*/files/media/table/ranking*.json")
-    ranking = json.loads((tmp_path / "out" / "results.json").read_text())["ranking"]
-    assert [row[:2] for row in json.loads(table.read_text())["data"]] == [
-        [entry["name"], entry["score"]["mean"]] for entry in ranking
-    ]
-    for kind in ("report", "results"):
-        assert f'"type":"{kind}"' in text.replace(" ", "")
-
-
-def test_cells_are_wandb_runs_beside_that_of_the_evaluation(tmp_path, cache):
-    small = {
-        "task": ("quadratic",),
-        "policy": (),
-        "optimizers": "adam",
-        "misset": False,
-        "seeds": 2,
-    }
-    evaluate.main(args(tmp_path / "out", wandb="offline", wandb_cells=True, **small))
-    runs = [file.read_bytes() for file in (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")]
-    assert len(runs) == 1 + 2
-    assert sum(b"evaluate-out" in run for run in runs) == 1
-    assert sum(b"out-quadratic" in run for run in runs) == 2
-
-
-@pytest.mark.parametrize(
-    ("environment", "mode"), [("offline", "offline"), ("disabled", "disabled"), ("", "online")]
-)
-def test_the_users_wandb_mode_counts_where_none_is_asked_for(
-    environment, mode, tmp_path, monkeypatch
-):
-    asked = []
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_MODE", environment)
-    monkeypatch.setattr("wandb.init", lambda **options: asked.append(options["mode"]))
-    Tracker(tmp_path, {}, wandb="auto", name="run").close()
-    assert asked == [mode]
-
-
-def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
-    cell = Cell(Contestant("adam", 1e-3), "quadratic", 3, test=True, horizon=10)
-    outcome = run_cell(cell)
-    log_cells(tmp_path, {cell: outcome}, "offline")
-    text = wandb_records(tmp_path)
-    records = [json.loads(line) for line in text.splitlines()]
-    run = next(record["run"] for record in records if "run" in record)
-    assert (run["run_group"], run["display_name"]) == (
-        f"{tmp_path.name}-quadratic",
-        "adam-lr0.001-seed3",
-    )
-    assert [
-        json.dumps(outcome.test_loss) in line for line in text.splitlines() if '"history"' in line
-    ][-1]
-    assert "final_test_loss" in text
 
 
 def test_the_summary_names_losses_as_it_names_wins():
@@ -331,23 +278,23 @@ def test_the_summary_names_losses_as_it_names_wins():
     pairs = [
         Comparison("policy mnist1d", "adam", 0.5, 0.0, 0.001, "policy mnist1d"),
         Comparison("policy mnist1d", "sgd", -0.5, 0.0, 0.001, "sgd"),
-        Comparison("policy mnist1d", "radam", 0.1, 0.5, 1.0, ""),
+        Comparison("policy mnist1d", "radam", 0.1, 0.5, 1.0, None),
         Comparison("adam", "sgd", -0.5, 0.0, 0.001, "sgd"),
     ]
     across = {"ranking": [{"name": "sgd"}], "winner": winner(pairs), "pairs": pairs}
-    lines = summarise(rows, across, 2, [], {})
+    lines = summarise(rows, across, 2, 0, {})
     assert lines[0].startswith("No winner over 2 tasks: sgd ranks first")
     expected = "better than 1 (adam), worse than 1 (sgd), no difference shown to 1."
     assert lines[1] == f"policy mnist1d, of 3 baselines: {expected}"
-    won = summarise(rows, {**across, "winner": "sgd"}, 1, [], {})
+    won = summarise(rows, {**across, "winner": "sgd"}, 1, 0, {})
     assert won[0] == "sgd is the winner on this task: better on average than every other entrant."
-    split = summarise(rows, {**across, "winner": "adam"}, 1, [], {})
+    split = summarise(rows, {**across, "winner": "adam"}, 1, 0, {})
     assert split[0].endswith(
         "than every other entrant, though sgd leads the ranking by interquartile means."
     )
     assert not any("guard" in line for line in lines)
     one = summarise(
-        rows, across, 1, [], {("quadratic", "sgd"): [Outcome(1.0, 1.0, {}, [], [], [], [])]}
+        rows, across, 1, 0, {("quadratic", "sgd"): [Outcome(1.0, 1.0, {}, [], [], [], [])]}
     )
     assert "of one seed, by which nothing can be tested" in one[0]
     free = Outcome(1.0, 1.0, {}, [], [], [], [])
@@ -355,7 +302,7 @@ def test_the_summary_names_losses_as_it_names_wins():
         ("a", "policy mnist1d"): [free, free._replace(guarded=True)],
         ("b", "policy mnist1d"): [free],
     }
-    (said,) = (line for line in summarise(rows, across, 2, [], trained) if "guard" in line)
+    (said,) = (line for line in summarise(rows, across, 2, 0, trained) if "guard" in line)
     assert said.startswith("policy mnist1d: its guard acted in 1 of 3 trainings")
 
 
@@ -387,6 +334,6 @@ def test_data_dir_is_where_data_are_looked_for(tmp_path, monkeypatch):
 
 def test_a_policy_may_be_entered_untuned_only(tmp_path):
     given = args(tmp_path / "out", policy=("builtin:mnist1d",), tune_policies=False)
-    plan = evaluate.build(given)
+    plan = evaluate.make_plan(given)
     plan.folder.close()
     assert [row.name for row in plan.rows] == ["policy mnist1d", "adam", "sgd"]

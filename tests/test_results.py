@@ -11,10 +11,11 @@ import torch
 from scipy import stats
 
 from experiments import adaptive_lr
-from lr_gym.benchmark.contestants import entrants
-from lr_gym.benchmark.metrics import mean_interval
-from lr_gym.benchmark.results import assemble, costs
-from lr_gym.benchmark.run import Outcome
+from lr_gym.analysis.intervals import mean_interval
+from lr_gym.benchmark.contestants import DeployedPolicy, entrants, recipe_of
+from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.results import assemble
+from lr_gym.benchmark.summary import costs
 from lr_gym.policies.policy import load_policy
 from lr_gym.tasks import find_task
 
@@ -138,11 +139,13 @@ def test_costs_are_those_that_policies_tell():
 def test_adaptive_lr_scores_averages_where_the_policy_keeps_them():
     task, made = find_task("digits-mlp"), []
 
-    def make(model, epoch, epochs):
-        made.append((model, adaptive_lr.controlled("builtin:anytime")(model, epoch, epochs)))
+    recipe = recipe_of(DeployedPolicy("builtin:anytime"))
+
+    def make(model, lr, length):
+        made.append((model, recipe.make(model, lr, length)))
         return made[-1][1]
 
-    run = adaptive_lr.train(task, make, epochs=2, seed=0)
+    run = adaptive_lr.train(task, recipe._replace(make=make), epochs=2, seed=0)
     model, optimizer = made[0]
     trained = adaptive_lr.score(task, model, task.data().test)["loss"]
     optimizer.eval()

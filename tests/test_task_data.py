@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from lr_gym.benchmark.run import Cell, Contestant, run_cell
+from lr_gym.benchmark.contestants import Baseline
+from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optional import require
 from lr_gym.tasks import TASKS, datasets, images, tables, text
@@ -211,7 +212,7 @@ def test_resnet18_trains_in_all_three_places(cifar_files, monkeypatch):
     assert np.isfinite(observation).all()
     assert np.isfinite(reward).all()
     monkeypatch.setitem(TASKS, task.name, task)
-    outcome = run_cell(Cell(Contestant("adam", 1e-3), task.name, 0, test=True, horizon=2))
+    outcome = run_cell(Cell(Baseline("adam"), 1e-3, task.name, 0, test=True, horizon=2))
     assert np.isfinite(outcome.test_loss)
     assert 0.0 <= outcome.metrics["accuracy"] <= 1.0
 

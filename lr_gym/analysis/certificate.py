@@ -1,11 +1,12 @@
-"""Is a policy feedback, or only a schedule? It is compared with what it would be without its observations.
+"""Is a policy feedback, or only a schedule? It is compared with what it would be without observing.
 
-    replay      each run is given the mean schedule that the policy chose in the other runs of the same task, layer and
-                initial learning rate; a policy that only plays a schedule ties with this
+    replay      each run gets the mean schedule that the policy chose in the other runs of the same
+                task, layer and initial learning rate; a policy that only plays a schedule ties
     shuffled    each run is shown the observations of another run of the same initial learning rate
     untrained   no action at all: the base optimizer and its schedule
 
-All play the same seeds from the same initial learning rates, and are compared seed by seed in log loss.
+All of them train the same seeds from the same initial learning rates, and are compared seed by seed
+in log loss.
 
     python -m lr_gym.analysis.certificate builtin:default mnist1d-mlp
 """
@@ -22,27 +23,70 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.benchmark.metrics import paired_difference
+from lr_gym.analysis.intervals import paired_difference
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.rollout import controlled_env, divergence, play
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import Policy, load_policy
 from lr_gym.tasks import Task, find_task
 
 __all__ = ["COMPARED", "FIRST_SEED", "certificate", "certificate_losses", "describe"]
 
-COMPARED = ("replay", "shuffled", "untrained")
-FIRST_SEED = 1 << 41  # row seeds that no agent learns from and by which no policy is selected
+# name of a control -> how `describe` speaks of it
+CONTROLS = {
+    "replay": "its own replayed mean schedule",
+    "shuffled": "itself with another run's observations",
+    "untrained": "the untrained policy",
+}
+COMPARED = tuple(CONTROLS)
+# Seeds from here on are those of no training of an agent and of no selection of a policy.
+FIRST_SEED = 1 << 41
 
 
 def mean_of_others(offsets: Tensor, spec: ControlSpec, valid: Tensor) -> Tensor:
-    """Actions (T, B, L, A) that give each run the mean offsets of the other valid runs (B,) bool."""
-    weight = valid.to(offsets.dtype).view(1, -1, 1, 1)
+    """Actions that give each run the mean offsets of the other valid runs.
+
+    Args:
+        offsets: (T, B, L, A) offset of each control after each decision.
+        spec: how the policy acts.
+        valid: (B,) bool, the runs that did not diverge.
+
+    Returns:
+        (T, B, L, A) actions.
+    """
+    weight = valid.to(offsets.dtype).view(1, -1, 1, 1)  # (1, B, 1, 1)
     others = (weight.sum() - weight).clamp_min(1.0)
     mean = ((offsets * weight).sum(1, keepdim=True) - offsets * weight) / others
     mode = spec.mode
-    if mode.recursive:
+    if mode.recursive:  # an action changes the offset, so the change is what has to be played
         mean = torch.diff(mean, dim=0, prepend=torch.zeros_like(mean[:1]))
     return mean / mode.step
+
+
+def _final_losses(
+    policy: Policy, env: LRControlVectorEnv, seeds: Sequence[int], split: str
+) -> dict[str, NDArray[np.float64]]:
+    """Final losses (B,) of the policy and of each of `COMPARED` on the same trainings."""
+
+    def follow(observation: NDArray[np.float32], decision: int) -> Tensor:
+        return policy.predict(torch.from_numpy(observation))[0]
+
+    losses, offsets = play(env, seeds, follow, split)
+    survived = torch.from_numpy(np.isfinite(losses))
+    replayed = mean_of_others(offsets, policy.spec, survived).float()
+
+    def replay(observation: NDArray[np.float32], decision: int) -> Tensor:
+        return replayed[min(decision, len(replayed) - 1)]
+
+    def shuffled(observation: NDArray[np.float32], decision: int) -> Tensor:
+        return follow(np.roll(observation, 1, axis=0), decision)
+
+    def untrained(observation: NDArray[np.float32], decision: int) -> Tensor:
+        return torch.zeros_like(replayed[0])
+
+    controls = {"replay": replay, "shuffled": shuffled, "untrained": untrained}
+    compared = {name: play(env, seeds, act, split)[0] for name, act in controls.items()}
+    return {"policy": losses, **compared}
 
 
 def certificate_losses(
@@ -54,51 +98,50 @@ def certificate_losses(
     split: str = "selection",
     seed: int = FIRST_SEED,
 ) -> dict[str, NDArray[np.float64]]:
-    """Final losses (tasks x initial lrs, runs) of the policy and of each of `COMPARED`, paired by seed.
+    """Final losses of the policy and of each of `COMPARED`, paired by seed.
 
     Args:
-        policy: deterministic.
-        tasks: what is trained, at least one.
+        policy: a deterministic policy.
+        tasks: what is trained, at least one task.
         runs: trainings from each initial learning rate, at least 2.
-        initial_lrs: from which the policy starts.
-        horizon: inner steps, the task's own by default.
-        split: by which final losses are taken.
+        initial_lrs: initial learning rates from which the policy starts.
+        horizon: inner steps, None for the task's own.
+        split: the split by which final losses are measured.
         seed: first row seed.
+
+    Returns:
+        Name -> (tasks x initial learning rates, runs) losses.
+
+    Raises:
+        ValueError: if there are fewer than 2 runs, or no tasks.
     """
     if runs < 2:
         raise ValueError(f"runs must be at least 2, for the mean over other runs; got {runs}")
     if not tasks:
         raise ValueError("tasks is empty: name at least one")
-    spec, seeds = policy.spec, [seed + i for i in range(runs)]
-    columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("policy", *COMPARED)}
-    for task, lr in itertools.product(tasks, initial_lrs):
-        env = controlled_env(spec, task, runs, lr, horizon=horizon)
-
-        def follow(observation: NDArray[np.float32], _: int) -> Tensor:
-            return policy.predict(torch.from_numpy(observation))[0]
-
-        losses, offsets = play(env, seeds, follow, split)
-        replayed = mean_of_others(offsets, spec, torch.from_numpy(np.isfinite(losses))).float()
-        columns["policy"].append(losses)
-        columns["replay"].append(
-            play(env, seeds, lambda _, t: replayed[min(t, len(replayed) - 1)], split)[0]
+    seeds = [seed + i for i in range(runs)]
+    found = [
+        _final_losses(
+            policy, controlled_env(policy.spec, task, runs, lr, horizon=horizon), seeds, split
         )
-        columns["shuffled"].append(
-            play(env, seeds, lambda o, t: follow(np.roll(o, 1, axis=0), t), split)[0]
-        )
-        columns["untrained"].append(
-            play(env, seeds, lambda *_: torch.zeros_like(replayed[0]), split)[0]
-        )
-    limit = divergence(np.stack(columns["untrained"]))
-    return {name: np.minimum(np.stack(column), limit) for name, column in columns.items()}
+        for task, lr in itertools.product(tasks, initial_lrs)
+    ]
+    losses = {name: np.stack([row[name] for row in found]) for name in ("policy", *COMPARED)}
+    limit = divergence(losses["untrained"])
+    return {name: np.minimum(values, limit) for name, values in losses.items()}
 
 
 def certificate(policy: Policy, *tasks: str | Task, **options: Any) -> dict[str, Any]:
     """The certificate as plain JSON values, to be stored with the policy.
 
-    Its `differences` are policy minus control in log loss, the mean over seeds (each the mean over
-    tasks and initial learning rates) with its 95 % interval: below 0 the policy is better. Options
-    are `certificate_losses`'s.
+    `differences` are policy minus control in log loss, the mean over seeds with its 95 % interval.
+    The value of a seed is the mean over tasks and initial learning rates. Below 0 the policy is
+    better.
+
+    Args:
+        policy: a deterministic policy.
+        tasks: what is trained, at least one task.
+        options: keyword arguments of `certificate_losses`.
     """
     losses = certificate_losses(policy, *tasks, **options)
     log = {
@@ -116,25 +159,21 @@ def certificate(policy: Policy, *tasks: str | Task, **options: Any) -> dict[str,
 
 
 def describe(certificate: Mapping[str, Any]) -> list[str]:
-    """The certificate in words, a line per control."""
-    about = {
-        "replay": "its own replayed mean schedule",
-        "shuffled": "itself with another run's observations",
-        "untrained": "the untrained policy",
-    }
-    lines = []
-    for name, gap in certificate["differences"].items():
-        verdict = (
-            "better than" if gap["high"] < 0 else "worse than" if gap["low"] > 0 else "level with"
-        )
-        interval = f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"
-        lines.append(
-            f"The policy is {verdict} {about[name]}: log loss {interval}, {certificate['seeds']} "
-            "seeds."
-        )
+    """The certificate in words: one line for each control, and the verdict."""
+    lines = [
+        f"The policy is {_verdict(gap)} {CONTROLS[name]}: log loss {gap['mean']:+.4f} "
+        f"({gap['low']:+.4f} to {gap['high']:+.4f}), {certificate['seeds']} seeds."
+        for name, gap in certificate["differences"].items()
+    ]
     feedback = certificate["differences"]["replay"]["high"] < 0
     lines.append("It is feedback." if feedback else "It is not shown to be more than a schedule.")
     return lines
+
+
+def _verdict(gap: Mapping[str, float]) -> str:
+    if gap["high"] < 0:
+        return "better than"
+    return "worse than" if gap["low"] > 0 else "level with"
 
 
 if __name__ == "__main__":

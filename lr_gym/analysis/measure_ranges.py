@@ -1,11 +1,11 @@
-"""What a policy sees on its tasks.
+"""The ranges of what a policy sees and does on the tasks that it has learned on.
 
-The ranges by which the guard of the deployed policy tells the unknown.
+By these ranges the guard of a deployed policy recognises trainings unlike those.
 
     python -m lr_gym.analysis.measure_ranges runs/ppo mnist1d-mlp
 
-measures them for an existing policy, which has learned on the tasks that are named, and stores them
-in its file.
+measures the ranges for an existing policy, which has learned on the named tasks, and stores them in
+its file.
 """
 
 from __future__ import annotations
@@ -27,57 +27,68 @@ from lr_gym.policies.ranges import ObservedRanges
 
 __all__ = ["FIRST_SEED", "RUNS", "observed_range"]
 
-FIRST_SEED = (
-    3 << 40
-)  # row seeds that no agent learns from, by which no policy is selected or certified
-RUNS = 32  # trainings of each task, from initial learning rates of their own
+# Seeds from here on are those of no training of an agent, no selection and no certificate.
+FIRST_SEED = 3 << 40
+RUNS = 32  # trainings of each task, each from an initial learning rate of its own
+# Features whose whole range has been learned from, whatever the measured trainings show of it: how
+# far the training is, and what the policy itself did last.
+FULLY_KNOWN = ("progress", "remaining", "last_action_lr")
 
 
 def observed_range(
     policy: Policy, envs: Iterable[LRControlVectorEnv], seed: int = FIRST_SEED
 ) -> ObservedRanges:
-    """Play a deterministic policy and take the range of all that it sees and does, lowest to highest.
+    """Play a policy and take the range, lowest to highest, of all that it sees and does.
 
-    No quantiles: the rarest observations, such as the first ones from the largest learning rate, are no outliers.
-    Trainings that diverge are left out: nobody wants to trust what led there. How far the training is and what the
-    policy itself did last have been learned from in full, whatever these trainings show of it.
+    Quantiles would not do: the rarest observations, such as the first ones from the largest
+    learning rate, are no outliers. Trainings that diverge are left out, because nobody wants to
+    trust what led there.
 
     Args:
-        policy: deterministic.
-        envs: what it learned on: their tasks and initial learning rates; made with autoreset_mode=DISABLED.
+        policy: a deterministic policy.
+        envs: environments with the tasks and initial learning rates that the policy learned on,
+            made with autoreset_mode=DISABLED.
         seed: first row seed of each environment.
 
     Raises:
-        ValueError: where every training diverged.
+        ValueError: if every training diverged.
     """
-    spec = policy.spec
-    observations, offsets, lrs = [], [], []
+    features = []
+    offsets = []
+    lrs = []
     for env in envs:
-        shown: list[NDArray[np.float32]] = []
-
-        def act(
-            observation: NDArray[np.float32], _: int, shown: list[NDArray[np.float32]] = shown
-        ) -> Tensor:
-            shown.append(observation)
-            return policy.predict(torch.from_numpy(observation))[0]
-
-        losses, moved = play(env, [seed + i for i in range(env.num_envs)], act, "selection")
-        alive = np.isfinite(losses)
-        observations.append(np.stack(shown)[:, alive].reshape(-1, len(spec.features)))
-        offsets.append(moved.cpu().numpy()[:, alive].reshape(-1, len(spec.controls)))
+        seen, moved = _seen_and_done(policy, env, seed)
+        features.append(seen)
+        offsets.append(moved)
         lrs.append(env.initial_lr)
-    features = _range(np.concatenate(observations))
-    for i, name in enumerate(spec.features):
-        if name in ("progress", "remaining", "last_action_lr"):
-            features[:, i] = torch.tensor([-1.0, 1.0])
+    feature_range = _range(np.concatenate(features))  # (2, F)
+    for i, name in enumerate(policy.spec.features):
+        if name in FULLY_KNOWN:
+            feature_range[:, i] = torch.tensor([-1.0, 1.0])
     lows, highs = zip(*lrs, strict=True)
-    return ObservedRanges(
-        features, _range(np.concatenate(offsets)), torch.tensor([min(lows), max(highs)])
-    )
+    lr_range = torch.tensor([min(lows), max(highs)])
+    return ObservedRanges(feature_range, _range(np.concatenate(offsets)), lr_range)
+
+
+def _seen_and_done(
+    policy: Policy, env: LRControlVectorEnv, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
+    """Observations (R, F) and offsets (R, A) of all decisions in trainings that do not diverge."""
+    observations: list[NDArray[np.float32]] = []  # (B, L, F) each
+
+    def act(observation: NDArray[np.float32], decision: int) -> Tensor:
+        observations.append(observation)
+        return policy.predict(torch.from_numpy(observation))[0]
+
+    losses, offsets = play(env, [seed + i for i in range(env.num_envs)], act, "selection")
+    alive = np.isfinite(losses)
+    seen = np.stack(observations)[:, alive].reshape(-1, len(policy.spec.features))
+    moved = offsets.cpu().numpy()[:, alive].reshape(-1, len(policy.spec.controls))
+    return seen, moved
 
 
 def _range(rows: NDArray[np.floating]) -> Tensor:
-    """Low and high (2, N) of rows (R, N), float32."""
+    """Lowest and highest values (2, N) of rows (R, N), float32."""
     if not len(rows):
         raise ValueError("every training of the policy diverged: there is no range to trust")
     return torch.from_numpy(np.stack([rows.min(0), rows.max(0)]).astype(np.float32))
@@ -98,7 +109,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("policy", help="file or output folder of train_agent.py")
     parser.add_argument(
-        "tasks", nargs="+", help="that it has learned on, names of lr_gym.tasks.TASKS"
+        "tasks", nargs="+", help="tasks that it has learned on, names of lr_gym.tasks.TASKS"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,55 +1,53 @@
-"""Cells -> wandb: one run per cell, grouped by task."""
+"""Logging finished cells to wandb: one run for each cell, grouped by task."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from lr_gym.benchmark.run import Cell, Outcome
+from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.run import Cell
 from lr_gym.tracking import log_run
 
 __all__ = ["log_cells"]
 
 
-def _rows(outcome: Outcome) -> list[tuple[int, dict[str, float]]]:
+def _curve(outcome: Outcome) -> list[tuple[int, dict[str, float]]]:
     """(updates, figures) of each point of the curve."""
     points = zip(outcome.steps, outcome.curve, outcome.lr, strict=False)
     return [
-        (
-            step,
-            {
-                "test_loss": loss,
-                **{f"lr/{name}": lr for name, lr in zip(outcome.layers, rates, strict=True)},
-            },
-        )
-        for step, loss, rates in points
+        (step, {"test_loss": loss, **_rates(outcome.layers, rates)}) for step, loss, rates in points
     ]
 
 
+def _rates(layers: list[str], rates: list[float]) -> dict[str, float]:
+    return {f"lr/{name}": lr for name, lr in zip(layers, rates, strict=True)}
+
+
 def log_cells(folder: Path, outcomes: Mapping[Cell, Outcome], wandb: str) -> None:
-    """Log every cell, those of a task in a group of their own.
+    """Log every cell as a run; the runs of a task form a group.
 
     Args:
-        folder: `wandb/` goes into it.
-        outcomes: of the cells.
+        folder: folder of the evaluation, in which `wandb/` is made.
+        outcomes: the cells and their outcomes.
         wandb: one of lr_gym.tracking.WANDB_MODES.
     """
     for cell, outcome in outcomes.items():
-        who = cell.contestant.optimizer or cell.contestant.policy
         config = {
-            **cell.contestant._asdict(),
+            **dataclasses.asdict(cell.contestant),
+            "lr": cell.lr,
             "task": cell.task,
             "seed": cell.seed,
             "horizon": cell.horizon,
         }
         summary = {"final_test_loss": outcome.test_loss, **outcome.metrics, "error": outcome.error}
-        name = f"{who}-lr{cell.contestant.lr:g}-seed{cell.seed}"
         log_run(
             folder,
             config,
-            _rows(outcome),
+            _curve(outcome),
             summary,
             wandb=wandb,
-            name=name,
+            name=f"{cell.contestant}-lr{cell.lr:g}-seed{cell.seed}",
             group=f"{folder.name}-{cell.task}",
         )

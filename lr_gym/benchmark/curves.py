@@ -1,6 +1,7 @@
-"""Figures of one training's curve.
+"""Figures of a training's curve.
 
-The area under it, when it reaches a target, and how much sooner than another.
+They are the area under it, the updates until it reaches a target, and how much sooner it gets to a
+loss than another curve.
 """
 
 from __future__ import annotations
@@ -14,29 +15,26 @@ __all__ = ["area_under_curve", "speed_up", "steps_to_target"]
 
 
 def area_under_curve(steps: Sequence[int], losses: Sequence[float]) -> float:
-    """Mean loss along the training, by trapezoids (nats where the loss is); inf where it diverged.
+    """Mean loss along a training by the trapezoidal rule, inf where the training diverged.
 
     Args:
-        steps: updates done, from 0 to the horizon.
-        losses: at each of them; fewer where the training ended early.
+        steps: numbers of updates, from 0 to the horizon, after which the loss was read.
+        losses: loss after each of them; fewer where the training ended early.
     """
-    if (
-        len(losses) < len(steps)
-        or not steps
-        or not np.isfinite(losses).all()
-        or steps[-1] == steps[0]
-    ):
+    if len(losses) < len(steps) or not steps or steps[-1] == steps[0]:
+        return float("inf")
+    if not np.isfinite(losses).all():
         return float("inf")
     return float(trapezoid(losses, steps) / (steps[-1] - steps[0]))
 
 
 def steps_to_target(steps: Sequence[int], losses: Sequence[float], target: float) -> float:
-    """Updates after which the loss was first seen at the target or below, inf where it never was.
+    """Updates after which the loss was first seen at a target or below, inf where it never was.
 
     Args:
-        steps: updates done where the loss was read.
-        losses: at each of them.
-        target: loss.
+        steps: numbers of updates after which the loss was read.
+        losses: loss after each of them.
+        target: loss to reach.
     """
     return next(
         (float(step) for step, loss in zip(steps, losses, strict=False) if loss <= target),
@@ -45,17 +43,19 @@ def steps_to_target(steps: Sequence[int], losses: Sequence[float], target: float
 
 
 def speed_up(steps: Sequence[int], losses: Sequence[float], other: Sequence[float]) -> float:
-    """How many times fewer updates it takes to first come down to the loss at which another training ended.
+    """How many times fewer updates a training needs to reach the loss at which another one ended.
 
-    0 where it never does; at most the number of intervals of the curve, which is what is counted where the other
-    diverged.
+    The speed-up is 0 where the training never reaches that loss. It is at most the number of
+    intervals of the curve, and this is also what counts where the other training diverged.
 
     Args:
-        steps: updates done where the losses were read, from 0 to the horizon; [] where the training diverged.
-        losses: at each of them.
-        other: the other training's at the same steps; fewer where it ended early.
+        steps: numbers of updates, from 0 to the horizon, after which the losses were read; empty
+            where the training diverged.
+        losses: loss after each of them.
+        other: losses of the other training after the same updates; fewer where it ended early.
     """
     if len(steps) < 2:
         return 0.0
-    end = other[-1] if len(other) == len(steps) and np.isfinite(other[-1]) else float("inf")
+    ended = len(other) == len(steps) and np.isfinite(other[-1])
+    end = other[-1] if ended else float("inf")
     return float(steps[-1] / max(steps_to_target(steps, losses, end), steps[1]))

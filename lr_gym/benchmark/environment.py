@@ -1,4 +1,4 @@
-"""On what a result was measured."""
+"""The machine and the versions that a result was measured with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The main plots of results.json as PNG and SVG, for documents that cannot hold the report's interactive ones."""
+"""The main plots of results.json as PNG and SVG.
+
+They are for documents, which cannot hold the interactive plots of the report.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,49 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lr_gym.benchmark.plots import entrant_styles
+from lr_gym.benchmark.plots import BASELINE_COLOUR, POLICY_COLOUR, entrant_styles
 
 __all__ = ["write_figures"]
 
-_DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
+# plotly's names of dashes -> matplotlib's
+DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
 
 
-def _lines(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """How each entrant is drawn, as in the report."""
+def write_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write ranking, profiles, and misset where it was measured, each as PNG and SVG.
+
+    Args:
+        results: content of results.json.
+        folder: folder for the files; it is made where it does not exist.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"ranking": _ranking(results), "profiles": _profiles(results)}
+    if results["misset"]:
+        figures["misset"] = _misset(results)
+    return [
+        _save(figure, name, folder / f"{name}.{ending}")
+        for name, figure in figures.items()
+        for ending in ("png", "svg")
+    ]
+
+
+def _save(figure: Figure, name: str, file: Path) -> Path:
+    """Write a figure so that equal results give equal files: without date, with fixed SVG ids."""
+    metadata = {"Date": None} if file.suffix == ".svg" else None
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(file, dpi=150, metadata=metadata)
+    return file
+
+
+def _styles(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the line of each entrant is drawn, as in the report."""
     return {
         name: {
             "color": style["color"],
-            "linestyle": _DASHES[style["dash"]],
+            "linestyle": DASHES[style["dash"]],
             "linewidth": style["width"] * 0.8,
         }
         for name, style in entrant_styles(results).items()
@@ -30,12 +63,12 @@ def _lines(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _ranking(results: Mapping[str, Any]) -> Figure:
     """Interquartile mean of each entrant with its interval."""
-    entries = results["ranking"][::-1]
+    entries = results["ranking"][::-1]  # the best on top
     figure = Figure(figsize=(7.0, 1.2 + 0.28 * len(entries)), layout="constrained")
     axes = figure.add_subplot(
         xlabel=f"log of {results['reference']}'s test loss over one's own (right is better)"
     )
-    for kind, colour in (("policy", "#d55e00"), ("baseline", "#0072b2")):
+    for kind, colour in (("policy", POLICY_COLOUR), ("baseline", BASELINE_COLOUR)):
         rows = [(i, entry["score"]) for i, entry in enumerate(entries) if entry["kind"] == kind]
         means = [score["mean"] for _, score in rows]
         ends = [[s["mean"] - s["low"] for _, s in rows], [s["high"] - s["mean"] for _, s in rows]]
@@ -47,14 +80,14 @@ def _ranking(results: Mapping[str, Any]) -> Figure:
 
 
 def _profiles(results: Mapping[str, Any]) -> Figure:
-    """Fraction of trainings at least so good, within +-1 nat."""
+    """Fraction of trainings that score at least so much, for scores within +-1 nat."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot(
         xlabel="score", ylabel="fraction of trainings with at least this score", xlim=(-1, 1)
     )
-    lines = _lines(results)
+    styles = _styles(results)
     for name, fractions in results["profiles"]["fractions"].items():
-        axes.plot(results["profiles"]["thresholds"], fractions, label=name, **lines[name])
+        axes.plot(results["profiles"]["thresholds"], fractions, label=name, **styles[name])
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure
@@ -64,36 +97,11 @@ def _misset(results: Mapping[str, Any]) -> Figure:
     """Score of each entrant at a learning rate that is off."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="times its learning rate", ylabel="score", xscale="log")
-    lines = _lines(results)
+    styles = _styles(results)
     for row in results["misset"]:
-        points = row["points"]
-        axes.plot([p["factor"] for p in points], [p["score"]["mean"] for p in points], label=row["name"],
-                  **lines[row["name"]])  # fmt: skip
+        factors = [point["factor"] for point in row["points"]]
+        means = [point["score"]["mean"] for point in row["points"]]
+        axes.plot(factors, means, label=row["name"], **styles[row["name"]])
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure
-
-
-def write_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ranking, profiles, and misset where it was measured, each as PNG and SVG.
-
-    Args:
-        results: as in results.json.
-        folder: made where it does not exist.
-
-    Returns:
-        The files.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {"ranking": _ranking(results), "profiles": _profiles(results)}
-    if results["misset"]:
-        figures["misset"] = _misset(results)
-    files = []
-    for name, figure in figures.items():
-        for ending in ("png", "svg"):
-            files.append(folder / f"{name}.{ending}")
-            with rc_context({"svg.hashsalt": name}):  # the same file for the same results
-                figure.savefig(
-                    files[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None
-                )
-    return files

@@ -1,7 +1,4 @@
-"""Hypergradient descent.
-
-The learning rate follows the angle between this gradient and the last update.
-"""
+"""Hypergradient descent: the learning rate follows the angle between gradient and last update."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ __all__ = ["HypergradientAdam"]
 class HypergradientAdam(Optimizer):
     """Adam-HD with the multiplicative rule of Baydin et al. (ICLR 2018, section 3).
 
-    With u the last Adam direction and g the gradient that followed it, lr <- lr (1 + hyper_lr
-    cos(g, u)): the loss fell along u where g still points the same way. The scale-free form needs
-    no hyper_lr of the gradient's size.
+    Let u be the last Adam direction and g the gradient that followed it. Then
+    lr <- lr (1 + hyper_lr cos(g, u)): where g still points along u, the step was too short. The
+    cosine has no scale, so that hyper_lr need not fit the size of the gradients.
     """
 
     def __init__(
@@ -35,7 +32,18 @@ class HypergradientAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        """Start at `lr`; hyper_lr 0 is Adam."""
+        """Start at a learning rate.
+
+        Args:
+            params: parameters or parameter groups.
+            lr: initial learning rate.
+            hyper_lr: how fast the learning rate changes; 0 gives Adam.
+            betas: decay rates of the first and the second moment.
+            eps: number added to the root of the second moment.
+
+        Raises:
+            ValueError: if `lr`, `hyper_lr` or `eps` is below 0.
+        """
         for name, value in (("lr", lr), ("hyper_lr", hyper_lr), ("eps", eps)):
             if not value >= 0.0:
                 raise ValueError(f"{name} must be at least 0; got {value!r}")
@@ -45,7 +53,7 @@ class HypergradientAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every group's learning rate, then its parameters."""
+        """Change every group's learning rate, then its parameters; return the closure's loss."""
         loss = evaluate(closure)
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
@@ -56,7 +64,7 @@ class HypergradientAdam(Optimizer):
         return loss
 
     def _cosine(self, params: list[Tensor]) -> float:
-        """Cosine between the gradients and the last directions, 0 before there are any."""
+        """Cosine between all gradients and the last directions, 0 at the first step."""
         pairs = [
             (p.grad, self.state[p]["direction"]) for p in params if "direction" in self.state[p]
         ]
@@ -69,7 +77,9 @@ class HypergradientAdam(Optimizer):
 
     def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """Adam's step at lr 1 (Kingma & Ba 2015, algorithm 1), kept for the next hypergradient."""
-        state, (beta1, beta2), t = self.state[p], group["betas"], group["step"]
+        state = self.state[p]
+        beta1, beta2 = group["betas"]
+        t = group["step"]
         grad = p.grad
         assert grad is not None
         for name in ("m", "v"):

@@ -8,12 +8,37 @@ from typing import Any
 __all__ = ["tables"]
 
 
+def tables(results: Mapping[str, Any]) -> str:
+    """Summary, ranking, every task, and the sensitivity to the learning rate where it was measured.
+
+    Args:
+        results: content of results.json.
+    """
+    parts = [
+        "\n".join(f"- {line}" for line in results["summary"]),
+        f"Score: log of {results['reference']}'s test loss over one's own, same seed; "
+        "interquartile mean and interval.",
+        _ranking(results),
+        " ".join(results["cost"]),
+    ]
+    for policy in results["probability_of_improvement"]:
+        parts += _against_baselines(results, policy)
+    for task, entry in results["tasks"].items():
+        parts += [f"### {task}", _task(entry)]
+    if results["misset"]:
+        parts += ["### Score at a learning rate that is off", _misset(results)]
+    if results["skipped"]:
+        left_out = [f"- left out: {name}: {reason}" for name, reason in results["skipped"].items()]
+        parts.append("\n".join(left_out))
+    return "\n\n".join([*parts, f"    {results['command']}"]) + "\n"
+
+
 def _figure(value: float | None, pattern: str = ".4g") -> str:
     return "-" if value is None else format(value, pattern)
 
 
 def _interval(interval: Mapping[str, Any], pattern: str = ".4g") -> str:
-    """Mean, and its two ends."""
+    """A mean with the two ends of its interval."""
     mean, low, high = (_figure(interval[key], pattern) for key in ("mean", "low", "high"))
     return mean if mean == low == high else f"{mean} ({low} to {high})"
 
@@ -23,13 +48,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def tables(results: Mapping[str, Any]) -> str:
-    """Summary, ranking, every task, and sensitivity where it was measured.
-
-    Args:
-        results: as in results.json.
-    """
-    ranking = [
+def _ranking(results: Mapping[str, Any]) -> str:
+    rows = [
         [
             row["name"],
             _interval(row["score"], "+.3f"),
@@ -38,47 +58,42 @@ def tables(results: Mapping[str, Any]) -> str:
         ]
         for row in results["ranking"]
     ]
-    parts = [
-        "\n".join(f"- {line}" for line in results["summary"]),
-        f"Score: log of {results['reference']}'s test loss over one's own, same seed; "
-        "interquartile mean and interval.",
-        _table(["contestant", "score", "diverged", "better than (Holm)"], ranking),
-        *([" ".join(results["cost"])] if "cost" in results else []),  # not told by older versions
+    return _table(["contestant", "score", "diverged", "better than (Holm)"], rows)
+
+
+def _against_baselines(results: Mapping[str, Any], policy: str) -> list[str]:
+    """Heading and table of a policy against each baseline; nothing where there are none."""
+    speed_up = results["speed_up"][policy]
+    rows = [
+        [other, _interval(chance, ".2f"), _interval(speed_up[other], ".2f")]
+        for other, chance in results["probability_of_improvement"][policy].items()
     ]
-    for policy, chances in results["probability_of_improvement"].items():
-        against = [
-            [other, _interval(chance, ".2f"), _interval(results["speed_up"][policy][other], ".2f")]
-            for other, chance in chances.items()
+    head = ["against", "probability of a lower test loss", "speed-up to where it ended"]
+    return [f"### {policy} against each baseline", _table(head, rows)] if rows else []
+
+
+def _task(entry: Mapping[str, Any]) -> str:
+    metrics = entry["metrics"]
+    rows = [
+        [
+            row["name"],
+            f"{row['lr']:.3g}",
+            _interval(row["test_loss"]),
+            *(
+                _interval(row["metrics"][name], ".3f") if name in row["metrics"] else "-"
+                for name in metrics
+            ),
+            str(row["diverged"] + row["raised"]),
         ]
-        if against:
-            head = ["against", "probability of a lower test loss", "speed-up to where it ended"]
-            parts += [f"### {policy} against each baseline", _table(head, against)]
-    for task, entry in results["tasks"].items():
-        metrics = entry["metrics"]
-        rows = [
-            [
-                row["name"],
-                f"{row['lr']:.3g}",
-                _interval(row["test_loss"]),
-                *(
-                    _interval(row["metrics"][m], ".3f") if m in row["metrics"] else "-"
-                    for m in metrics
-                ),
-                str(row["diverged"] + row["raised"]),
-            ]
-            for row in entry["rows"]
-        ]
-        parts += [
-            f"### {task}",
-            _table(["contestant", "lr", "test loss", *metrics, "diverged"], rows),
-        ]
-    if results["misset"]:
-        factors = [f"{point['factor']:g} x" for point in results["misset"][0]["points"]]
-        off = [
-            [entry["name"], *(_figure(point["score"]["mean"], "+.2f") for point in entry["points"])]
-            for entry in results["misset"]
-        ]
-        parts += ["### Score at a learning rate that is off", _table(["contestant", *factors], off)]
-    left_out = [f"- left out: {name}: {reason}" for name, reason in results["skipped"].items()]
-    parts += ["\n".join(left_out)] if left_out else []
-    return "\n\n".join([*parts, f"    {results['command']}"]) + "\n"
+        for row in entry["rows"]
+    ]
+    return _table(["contestant", "lr", "test loss", *metrics, "diverged"], rows)
+
+
+def _misset(results: Mapping[str, Any]) -> str:
+    factors = [f"{point['factor']:g} x" for point in results["misset"][0]["points"]]
+    rows = [
+        [entry["name"], *(_figure(point["score"]["mean"], "+.2f") for point in entry["points"])]
+        for entry in results["misset"]
+    ]
+    return _table(["contestant", *factors], rows)

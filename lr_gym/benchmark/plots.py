@@ -1,4 +1,4 @@
-"""Figures of the report: content of results.json -> plotly."""
+"""Plots of the report: content of results.json -> plotly."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-__all__ = ["Plot", "entrant_styles", "plots_of", "task_plots"]
+__all__ = [
+    "BASELINE_COLOUR",
+    "POLICY_COLOUR",
+    "Plot",
+    "entrant_styles",
+    "plots_of",
+    "task_plots",
+]
 
-_COLOURS = (
+POLICY_COLOUR = "#d55e00"
+BASELINE_COLOUR = "#0072b2"
+# Colours that are told apart by colour-blind readers too; after the last one, dashes change.
+COLOURS = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -22,11 +32,17 @@ _COLOURS = (
     "#8c510a",
     "#5e4fa2",
 )
-_DASHES = ("solid", "dot", "dash", "dashdot")
+DASHES = ("solid", "dot", "dash", "dashdot")
 
 
 class Plot(NamedTuple):
-    """A figure with its heading and one sentence on how to read it."""
+    """A figure with a heading.
+
+    Attributes:
+        title: heading.
+        about: one sentence on how to read the figure.
+        figure: plotly figure.
+    """
 
     title: str
     about: str
@@ -34,12 +50,12 @@ class Plot(NamedTuple):
 
 
 def _styles(names: Sequence[str], bold: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """A colour and a dash for each name, the same in every plot, and thick lines for some."""
-    count = len(_COLOURS)
+    """A colour and a dash for each name, which depend on its place; bold names have thick lines."""
+    count = len(COLOURS)
     return {
         name: {
-            "color": _COLOURS[i % count],
-            "dash": _DASHES[i // count % len(_DASHES)],
+            "color": COLOURS[i % count],
+            "dash": DASHES[i // count % len(DASHES)],
             "width": 4.0 if name in bold else 1.8,
         }
         for i, name in enumerate(names)
@@ -47,7 +63,11 @@ def _styles(names: Sequence[str], bold: Collection[str] = ()) -> dict[str, dict[
 
 
 def entrant_styles(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`_styles` of all entrants by rank, policies thick."""
+    """How the line of each entrant is drawn in every plot; policies have thick lines.
+
+    Args:
+        results: content of results.json.
+    """
     entries = results["ranking"]
     policies = {entry["name"] for entry in entries if entry["kind"] == "policy"}
     return _styles([entry["name"] for entry in entries], policies)
@@ -68,9 +88,9 @@ def _layout(title_x: str, title_y: str, rows: int = 0, **options: Any) -> go.Lay
 
 def _ranking(results: Mapping[str, Any]) -> go.Figure:
     """Interquartile mean of each entrant with its interval."""
-    entries = results["ranking"][::-1]
+    entries = results["ranking"][::-1]  # the best on top
     figure = go.Figure(layout=_layout("score (right is better)", ""))
-    for kind, colour in (("policy", "#d55e00"), ("baseline", "#0072b2")):
+    for kind, colour in (("policy", POLICY_COLOUR), ("baseline", BASELINE_COLOUR)):
         chosen = [entry for entry in entries if entry["kind"] == kind]
         figure.add_scatter(
             x=[entry["score"]["mean"] for entry in chosen],
@@ -94,11 +114,12 @@ def _ranking(results: Mapping[str, Any]) -> go.Figure:
 
 
 def _profiles(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
-    """Fraction of trainings at or above each score."""
+    """Fraction of trainings at or above each score, where these fractions change."""
     figure = go.Figure(
         layout=_layout("score", "fraction of trainings at least as good", rows=len(styles))
     )
-    at, fractions = np.array(results["profiles"]["thresholds"]), results["profiles"]["fractions"]
+    at = np.array(results["profiles"]["thresholds"])
+    fractions = results["profiles"]["fractions"]
     values = np.array([fractions[name] for name in styles])
     moving = np.nonzero(((values > 0.0) & (values < 1.0)).any(0))[0]
     inside = slice(max(0, moving.min() - 2), moving.max() + 3) if len(moving) else slice(None)
@@ -114,7 +135,7 @@ def _profiles(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figur
 
 
 def _misset(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
-    """Score against the factor by which the learning rate is off."""
+    """Score of each entrant against the factor by which its learning rate is off."""
     options = {"x": {"type": "log", "tickvals": [0.01, 0.1, 1, 10, 100]}}
     figure = go.Figure(
         layout=_layout("learning rate, times its own", "score", rows=len(styles), **options)
@@ -131,7 +152,7 @@ def _misset(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
 
 
 def _band(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Any]) -> go.Figure:
-    """Mean test loss of each entrant's seeds, with the range of their quartiles."""
+    """Mean test loss of each entrant's seeds, with a band between their quartiles."""
     figure = go.Figure(layout=_layout("updates", "test loss", rows=len(rows), y={"type": "log"}))
     for row in rows:
         curves = np.array(row["curves"])
@@ -177,7 +198,11 @@ def _rates(row: Mapping[str, Any]) -> go.Figure:
 
 
 def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
-    """Plots over all tasks by name: ranking, profiles, and misset where it was measured."""
+    """Plots over all tasks by name: ranking, profiles, and misset where it was measured.
+
+    Args:
+        results: content of results.json.
+    """
     styles = entrant_styles(results)
     bars = "Interquartile mean of all tasks and seeds, with its 95 % interval."
     plots = {
@@ -195,9 +220,16 @@ def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
 
 
 def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
-    """Plots of one task: losses of all, and the learning rates that each policy set."""
+    """Plots of one task: the losses of all entrants, and the learning rates that each policy set.
+
+    Args:
+        results: content of results.json.
+        task: name of the task.
+    """
     styles = entrant_styles(results)
     rows = [row for row in results["tasks"][task]["rows"] if row["curves"]]
+    if not rows:  # every training diverged
+        return []
     plots = [
         Plot(
             "Test loss while training",
@@ -209,4 +241,4 @@ def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
         if row["kind"] == "policy":
             title = f"Learning rates set by {row['name']} from lr {row['lr']:g}"
             plots.append(Plot(title, "Geometric mean over seeds, per layer.", _rates(row)))
-    return plots if rows else []
+    return plots

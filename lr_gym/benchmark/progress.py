@@ -1,14 +1,16 @@
-"""A progress bar over cells whose remaining time knows that tasks cost differently."""
+"""A progress bar over cells that knows that tasks take different times."""
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Self
 
 import rich.console
-import rich.progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from lr_gym.benchmark.run import Cell, Outcome
+from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.run import Cell
 
 __all__ = ["CellProgress", "remaining"]
 
@@ -18,34 +20,39 @@ def remaining(
 ) -> float:
     """Seconds until the pending cells are done.
 
-    Tasks not seen yet count like the mean of the others.
+    A task of which no cell has run counts like the mean of the others.
 
     Args:
-        pending: task -> cells to come.
-        spent: task -> seconds of each cell that ran.
-        workers: processes.
+        pending: task -> number of cells to come.
+        spent: task -> seconds of each cell that has run.
+        workers: number of processes.
     """
     means = {task: sum(seconds) / len(seconds) for task, seconds in spent.items() if seconds}
     typical = sum(means.values()) / len(means) if means else 0.0
-    return sum(count * means.get(task, typical) for task, count in pending.items()) / max(
-        1, workers
-    )
+    total = sum(count * means.get(task, typical) for task, count in pending.items())
+    return total / max(1, workers)
 
 
 class CellProgress:
-    """The bar; a context manager on the standard error stream."""
+    """The bar: a context manager that writes to the standard error stream."""
 
-    def __init__(self, title: str, cells: list[Cell], workers: int) -> None:
+    def __init__(self, title: str, cells: Sequence[Cell], workers: int) -> None:
+        """Count the cells.
+
+        Args:
+            title: word before the bar.
+            cells: distinct cells to come.
+            workers: number of processes.
+        """
         self._pending = collections.Counter(cell.task for cell in cells)
         self._spent: dict[str, list[float]] = {}
         self._workers = workers
-        self._bar = rich.progress.Progress(
-            *("[progress.description]{task.description}", rich.progress.BarColumn()),
-            *(
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TimeElapsedColumn(),
-                "{task.fields[left]}",
-            ),
+        self._bar = Progress(
+            "[progress.description]{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            "{task.fields[left]}",
             console=rich.console.Console(stderr=True),
         )
         self._line = self._bar.add_task(title, total=len(cells), left="")
@@ -58,7 +65,7 @@ class CellProgress:
         self._bar.stop()
 
     def __call__(self, cell: Cell, outcome: Outcome) -> None:
-        """Count a cell."""
+        """Count a finished cell."""
         self._pending[cell.task] -= 1
         self._spent.setdefault(cell.task, []).append(outcome.seconds)
         minutes = remaining(self._pending, self._spent, self._workers) / 60.0

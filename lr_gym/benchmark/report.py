@@ -13,36 +13,15 @@ from lr_gym.files import write_atomically
 
 __all__ = ["write_report"]
 
-_OPTIONS = {"responsive": True, "displaylogo": False}
-
-
-def _number(value: float | None, pattern: str = ".4f", missing: str = "diverged") -> str:
-    """A figure of results.json, in which null stands for what is not finite."""
-    return missing if value is None else format(value, pattern)
-
-
-def _interval(interval: dict[str, float | None], pattern: str = ".4f") -> str:
-    """The two ends of an interval."""
-    if (
-        interval["low"] is None or interval["low"] == interval["high"]
-    ):  # nothing to tell a spread by
-        return "-"
-    return f"{_number(interval['low'], pattern)} to {_number(interval['high'], pattern)}"
-
-
-def _html(plot: Plot, name: str) -> dict[str, str]:
-    figure = plot.figure.to_html(
-        full_html=False, include_plotlyjs=False, config=_OPTIONS, div_id=f"plot-{name}"
-    )
-    return {"title": plot.title, "about": plot.about, "html": figure}
+PLOT_OPTIONS = {"responsive": True, "displaylogo": False}
 
 
 def write_report(results: dict[str, Any], path: Path) -> None:
-    """Write the report, readable without a network and, as tables, without JavaScript.
+    """Write the report, which needs no network; its tables need no JavaScript.
 
     Args:
-        results: as in results.json.
-        path: of the HTML file.
+        results: content of results.json.
+        path: the HTML file.
     """
     plots = {name: _html(plot, name) for name, plot in plots_of(results).items()}
     per_task = {
@@ -61,3 +40,22 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         results=results, plots=plots, task_plots=per_task, plotlyjs=get_plotlyjs()
     )
     write_atomically(path, html.encode())
+
+
+def _number(value: float | None, pattern: str = ".4f", missing: str = "diverged") -> str:
+    """A figure of results.json, in which null stands for a value that is not finite."""
+    return missing if value is None else format(value, pattern)
+
+
+def _interval(interval: dict[str, float | None], pattern: str = ".4f") -> str:
+    """The two ends of an interval, "-" where it has no width."""
+    if interval["low"] is None or interval["low"] == interval["high"]:
+        return "-"
+    return f"{_number(interval['low'], pattern)} to {_number(interval['high'], pattern)}"
+
+
+def _html(plot: Plot, name: str) -> dict[str, str]:
+    figure = plot.figure.to_html(
+        full_html=False, include_plotlyjs=False, config=PLOT_OPTIONS, div_id=f"plot-{name}"
+    )
+    return {"title": plot.title, "about": plot.about, "html": figure}

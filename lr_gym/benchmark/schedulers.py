@@ -1,4 +1,4 @@
-"""SCHEDULERS: learning-rate schedules of the baselines, torch's own where there is one."""
+"""SCHEDULERS: the learning-rate schedules of the baselines, torch's own where there is one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _wsd(optimizer: Optimizer, lr: float, horizon: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: float(schedule(step / horizon)))
 
 
-# name -> (optimizer, peak learning rate, inner steps of the training) -> scheduler
+# name -> function of (optimizer, peak learning rate, inner steps of the training)
 SCHEDULERS: dict[str, Callable[[Optimizer, float, int], LRScheduler | None]] = {
     "constant": lambda optimizer, lr, horizon: None,
     "cosine": lambda optimizer, lr, horizon: CosineAnnealingLR(optimizer, T_max=horizon),
@@ -38,14 +38,15 @@ SCHEDULERS: dict[str, Callable[[Optimizer, float, int], LRScheduler | None]] = {
 
 
 def advance(scheduler: LRScheduler | None, losses: list[float], point: bool) -> None:
-    """Take one step.
+    """Step a scheduler.
 
-    A plateau scheduler takes one at every point of the curve, on the mean training loss since.
+    A plateau scheduler steps only at points of the curve, with the mean training loss since the
+    last one.
 
     Args:
-        scheduler: None is constant.
+        scheduler: the scheduler, None for a constant learning rate.
         losses: training losses since the last point; emptied at a point.
-        point: whether the curve is read at this step.
+        point: whether this step is a point of the curve.
     """
     if isinstance(scheduler, ReduceLROnPlateau):
         if point:

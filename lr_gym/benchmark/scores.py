@@ -1,10 +1,8 @@
-"""Figures across tasks.
-
-Normalised scores, interquartile mean, probability of improvement, performance profiles.
+"""Figures across tasks: scores, interquartile mean, probability of improvement, profiles.
 
 After Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice"
-(NeurIPS 2021). Scores have shape (T, S): tasks, seeds; losses likewise, inf where a training
-diverged.
+(NeurIPS 2021). Scores and losses have shape (T, S): T tasks, S seeds. A loss is inf where the
+training diverged.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from lr_gym.benchmark.metrics import LEVEL, RESAMPLES, Interval
+from lr_gym.analysis.intervals import LEVEL, RESAMPLES, Interval
 
 __all__ = [
     "BOUND",
@@ -33,20 +31,18 @@ OFFSET = 1e-8  # added to both losses: the score stays finite at a known optimum
 
 
 def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
-    """How much lower than the reference a loss is.
+    """How much lower than the reference a loss is: the log of their ratio, in nats within +-BOUND.
 
-    Log of the ratio, seed by seed, in nats within +-BOUND.
-
-    0.1 is a loss about 10 % lower than the reference's with the same initial weights and
-    minibatches. Both diverged is 0. Ours, because a difference of losses means nothing across
-    tasks, and a scale from random to best lacks a best.
+    A score of 0.1 is a loss about 10 % lower than the reference's with the same initial weights and
+    minibatches. Where both diverged the score is 0. The score is ours: a difference of losses means
+    nothing across tasks, and for a scale from random to best no best is known.
 
     Args:
-        losses: (T, S).
-        reference: (T, S), of the entrant that the scores are relative to.
+        losses: (T, S) losses.
+        reference: (T, S) losses of the entrant that the scores are relative to.
 
     Returns:
-        (T, S).
+        (T, S) scores.
     """
     mine, other = (np.asarray(array, dtype=float) + OFFSET for array in (losses, reference))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -63,13 +59,13 @@ def iqm(values: ArrayLike) -> float:
 
 
 def relative_loss(losses: ArrayLike, before: ArrayLike) -> float:
-    """By what factor losses stand to each task's median loss before.
+    """The factor between losses and each task's median loss before.
 
-    The ranking's statistic, back from the logarithm.
+    This is the statistic of the ranking, turned back from the logarithm.
 
     Args:
-        losses: (T, S).
-        before: (T, S') without what is judged, as without learning or without a policy.
+        losses: (T, S) losses.
+        before: (T, S') losses without what is judged, for example without a policy.
     """
     mine = np.asarray(losses, dtype=float)
     middle = np.median(np.asarray(before, dtype=float), axis=1, keepdims=True)
@@ -77,13 +73,20 @@ def relative_loss(losses: ArrayLike, before: ArrayLike) -> float:
 
 
 def _stratified(values: Array, statistic: Any, seed: int, resamples: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of statistic(*rows, axis), seeds resampled within each row (T, S).
+    """Percentile bootstrap interval of a statistic; seeds are resampled within each task.
 
-    The spread of resampled means is too small by sqrt((S - 1) / S), since resamples vary about the sample's own mean;
-    the interval is widened by that factor about the estimate (Hesterberg 2015, section 4.1), but not beyond the values.
+    Resampled means spread too little, by the factor sqrt((S - 1) / S), because resamples vary about
+    the sample's own mean. The interval is widened by that factor about the estimate (Hesterberg
+    2015, section 4.1), but not beyond the values.
+
+    Args:
+        values: (T, S) scores.
+        statistic: function of (*rows, axis).
+        seed: seed of the resampling.
+        resamples: number of resamples.
     """
+    point = float(statistic(*values, axis=-1))
     if values.shape[1] < 2 or np.ptp(values, axis=1).max() == 0.0:
-        point = float(statistic(*values, axis=-1))
         return point, point
     result = stats.bootstrap(
         tuple(values),
@@ -94,7 +97,6 @@ def _stratified(values: Array, statistic: Any, seed: int, resamples: int) -> tup
         batch=2000,
         rng=np.random.default_rng(seed),
     )
-    point = float(statistic(*values, axis=-1))
     widen = np.sqrt(values.shape[1] / (values.shape[1] - 1))
     ends = point + widen * (np.array(result.confidence_interval) - point)
     low, high = ends.clip(min(point, values.min()), max(point, values.max()))
@@ -102,48 +104,56 @@ def _stratified(values: Array, statistic: Any, seed: int, resamples: int) -> tup
 
 
 def iqm_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Interquartile mean of scores (T, S) and its stratified bootstrap 95 % interval."""
+    """Interquartile mean of scores and its stratified bootstrap 95 % interval.
+
+    Args:
+        values: (T, S) scores.
+        seed: seed of the resampling.
+        resamples: number of resamples.
+    """
     array = np.atleast_2d(np.asarray(values, dtype=float))
 
     def statistic(*tasks: Array, axis: int) -> Array:
-        pooled: Array = stats.trim_mean(
-            np.concatenate(np.broadcast_arrays(*tasks), axis=axis), 0.25, axis=axis
-        )
+        everything = np.concatenate(np.broadcast_arrays(*tasks), axis=axis)
+        pooled: Array = stats.trim_mean(everything, 0.25, axis=axis)
         return pooled
 
     return Interval(iqm(array), *_stratified(array, statistic, seed, resamples))
 
 
 def probability_of_improvement(losses: ArrayLike, other: ArrayLike) -> Interval:
-    """How often the first loses less than the second with the same seed, mean over tasks (T, S).
+    """How often the first loses less than the second with the same seed, mean over tasks.
 
-    Ties count half.
+    Ties count half. Agarwal et al. compare all pairs of runs; here runs share weights and
+    minibatches, so each is compared with its twin. The interval is Wilson's (1927) over all pairs:
+    a bootstrap of ten wins in ten would claim certainty.
 
-    Agarwal et al. compare all pairs of runs; runs that share weights and minibatches are compared
-    with their own twin. The interval is Wilson's (1927) over all pairs: a bootstrap of ten wins in
-    ten would claim certainty.
+    Args:
+        losses: (T, S) losses of the first.
+        other: (T, S) losses of the second.
     """
     mine, theirs = (np.atleast_2d(np.asarray(array, dtype=float)) for array in (losses, other))
     wins = (mine < theirs) + 0.5 * (mine == theirs)
-    p, n, z = float(wins.mean()), wins.size, float(stats.norm.ppf(0.5 + LEVEL / 2.0))
-    centre, half = p + z**2 / (2 * n), z * float(np.sqrt(p * (1.0 - p) / n + z**2 / (4 * n**2)))
-    return Interval(
-        p,
-        max(0.0, (centre - half) / (1.0 + z**2 / n)),
-        min(1.0, (centre + half) / (1.0 + z**2 / n)),
-    )
+    p = float(wins.mean())
+    n = wins.size
+    z = float(stats.norm.ppf(0.5 + LEVEL / 2.0))
+    centre = p + z**2 / (2 * n)
+    half = z * float(np.sqrt(p * (1.0 - p) / n + z**2 / (4 * n**2)))
+    scale = 1.0 + z**2 / n
+    return Interval(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
 def performance_profile(values: ArrayLike, thresholds: ArrayLike) -> Array:
     """Fraction of all trainings whose score is at least each threshold, mean over tasks.
 
     Args:
-        values: scores (T, S).
-        thresholds: (K,).
+        values: (T, S) scores.
+        thresholds: (K,) scores.
 
     Returns:
-        (K,), falling.
+        (K,) fractions, falling where the thresholds rise.
     """
-    array, at = np.asarray(values, dtype=float), np.asarray(thresholds, dtype=float)
+    array = np.asarray(values, dtype=float)
+    at = np.asarray(thresholds, dtype=float)
     fractions: Array = (array[:, :, None] >= at).mean((0, 1))
     return fractions

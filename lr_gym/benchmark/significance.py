@@ -1,4 +1,4 @@
-"""Who is better: paired tests over seeds, corrected for how many pairs are compared."""
+"""Who is better: paired tests over seeds, corrected for the number of pairs that are compared."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from scipy import stats
 
 __all__ = ["ALPHA", "Comparison", "compare_all", "holm", "paired_test", "winner"]
 
-ALPHA = 0.05  # chance of a single false verdict in a whole table
+ALPHA = 0.05  # highest chance of a single false verdict in a whole table
 
 
 class Comparison(NamedTuple):
-    """A pair.
+    """The comparison of two entrants.
 
     Attributes:
-        first: name.
-        second: name.
-        difference: mean over tasks and seeds of how much better the first is, nats; above 0 it is
-            better.
-        p: of the test alone.
-        p_holm: corrected for all pairs of the table.
-        better: name of the better one where p_holm is below ALPHA, else "".
+        first: name of the first entrant.
+        second: name of the second entrant.
+        difference: mean over tasks and seeds of how much better the first is, in nats; above 0 the
+            first is better.
+        p: p-value of this test alone.
+        p_holm: p-value corrected for all pairs of the table.
+        better: name of the better one where p_holm is below ALPHA, else None.
     """
 
     first: str
@@ -33,20 +33,20 @@ class Comparison(NamedTuple):
     difference: float
     p: float
     p_holm: float
-    better: str
+    better: str | None
 
 
 def paired_test(differences: ArrayLike) -> float:
-    """Two-sided p-value of mean difference 0, tasks being strata.
+    """Two-sided p-value of the hypothesis that the mean difference is 0; tasks are strata.
 
-    T with Welch and Satterthwaite's degrees of freedom.
-
-    The estimate is the mean over tasks of the mean over seeds; its variance is sum_t s_t^2 / S over
-    T^2 (Satterthwaite 1946). One task gives the paired t-test. Differences that are all alike have
-    no variance: p is the sign test's. Without two seeds nothing can be said: p is 1.
+    The test is a t-test with the degrees of freedom of Welch and Satterthwaite. The estimate is the
+    mean over tasks of the mean over seeds, and its variance is sum_t s_t^2 / S over T^2
+    (Satterthwaite 1946). With one task it is the paired t-test. Where all differences are equal
+    there is no variance, and p is that of the sign test. With a single seed nothing can be said,
+    and p is 1.
 
     Args:
-        differences: (T, S), of scores with the same seed.
+        differences: (T, S) differences between scores with the same seed.
     """
     array = np.atleast_2d(np.asarray(differences, dtype=float))
     seeds = array.shape[1]
@@ -61,23 +61,24 @@ def paired_test(differences: ArrayLike) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): adjusted p-values, in the order given."""
+    """P-values adjusted by Holm's step-down method (1979), in the order given."""
     order = np.argsort(p, kind="stable")
-    factors = len(p) - np.arange(len(p))
-    steps = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, dtype=float)[order] * factors))
+    factors = len(p) - np.arange(len(p))  # the smallest p-value is multiplied by the largest factor
+    scaled = np.asarray(p, dtype=float)[order] * factors
     adjusted = np.empty(len(p))
-    adjusted[order] = steps
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
     return [float(value) for value in adjusted]
 
 
 def compare_all(
     names: Sequence[str], difference_of: Callable[[str, str], NDArray[np.float64]]
 ) -> list[Comparison]:
-    """Every pair of entrants.
+    """Compare every pair of entrants.
 
     Args:
-        names: of the entrants.
-        difference_of: (first, second) -> (T, S), how much better the first is with the same seed.
+        names: names of the entrants.
+        difference_of: function of the names of two entrants that returns (T, S) how much better the
+            first is with the same seed.
     """
     pairs = list(itertools.combinations(names, 2))
     differences = [difference_of(first, second) for first, second in pairs]
@@ -87,13 +88,14 @@ def compare_all(
         pairs, differences, ps, holm(ps), strict=True
     ):
         mean = float(np.mean(difference))
-        better = "" if corrected >= ALPHA else first if mean > 0 else second
+        leader = first if mean > 0 else second
+        better = leader if corrected < ALPHA else None
         rows.append(Comparison(first, second, mean, p, corrected, better))
     return rows
 
 
-def winner(comparisons: Sequence[Comparison]) -> str:
-    """The entrant that is better than every other one, "" where there is none."""
+def winner(comparisons: Sequence[Comparison]) -> str | None:
+    """The entrant that is better than every other one, None where there is none."""
     names = {name for row in comparisons for name in (row.first, row.second)}
-    wins = [row.better for row in comparisons if row.better]
-    return next((name for name in sorted(names) if wins.count(name) == len(names) - 1), "")
+    wins = [row.better for row in comparisons]
+    return next((name for name in sorted(names) if wins.count(name) == len(names) - 1), None)

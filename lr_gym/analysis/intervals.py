@@ -1,4 +1,4 @@
-"""Statistics over seeds: means with bootstrap intervals, paired differences."""
+"""Means over seeds with bootstrap intervals, and paired differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-__all__ = ["Interval", "mean_interval", "paired_difference"]
+__all__ = ["LEVEL", "RESAMPLES", "Interval", "mean_interval", "paired_difference"]
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -25,11 +25,15 @@ class Interval(NamedTuple):
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     """Mean over seeds with a bias-corrected and accelerated bootstrap interval (Efron 1987).
 
-    Infinite where a value is; without width where there is one value or all are equal.
+    The mean is infinite where a value is. The interval has no width where there is one value, or
+    where all are equal.
 
     Args:
-        values: one per seed.
-        seed: of the resampling.
+        values: one value for each seed.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: if there are no values.
     """
     array = np.asarray(values, dtype=float)
     if array.size == 0:
@@ -45,17 +49,24 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
         method="BCa",
         rng=np.random.default_rng(seed),
     )
-    return Interval(
-        mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
-    )
+    low, high = result.confidence_interval
+    return Interval(mean, float(low), float(high))
 
 
 def paired_difference(
     values: Sequence[float], baseline: Sequence[float], seed: int = 0
 ) -> Interval:
-    """Mean of values - baseline, seed by seed, with its interval.
+    """Mean of values minus baseline, seed by seed, with its interval.
 
-    Below 0 is better where lower is better.
+    Below 0 the values are better where lower is better.
+
+    Args:
+        values: one value for each seed.
+        baseline: the values to compare with, for the same seeds.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: if the numbers of seeds differ.
     """
     if len(values) != len(baseline):
         raise ValueError(f"pairs need equal seeds; got {len(values)} and {len(baseline)} values")

@@ -1,0 +1,257 @@
+"""The ordinary training loop that every contestant runs in.
+
+Trainings with the same seed start from the same weights and see the same minibatches. The selection
+split chooses learning rates. The test split is looked at only where a training is reported: its
+loss along the training is drawn as a curve, and nothing is chosen by it.
+
+This file knows recipes, not contestants: it must not import the table of optimizers, since then
+every training would have to be run again whenever one of the optimizers changes (see
+`fingerprint`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lr_gym.benchmark.evaluation_mode import BATCH_NORM_BATCHES, averaged_weights
+from lr_gym.benchmark.recipes import Recipe, TrainingLength
+from lr_gym.benchmark.schedulers import SCHEDULERS, advance
+from lr_gym.envs.reward import loss_limit
+from lr_gym.rng import Stream, random_bits
+from lr_gym.tasks.initial import plain_model
+from lr_gym.tasks.task import Split, Task, check_data
+from lr_gym.training.inner_loop import minibatch
+from lr_gym.types import check_count
+
+__all__ = ["Outcome", "device_of", "evaluation_seed", "score", "train"]
+
+CURVE_POINTS = 25
+# Examples of the test split that a point of the curve is measured on. All of them would cost the
+# language model more than its training.
+CURVE_EXAMPLES = 512
+
+
+class Outcome(NamedTuple):
+    """What came out of a training.
+
+    Losses are inf where the training diverged, and nan where they were not looked at.
+
+    Attributes:
+        selection_loss: loss on the selection split at the end.
+        test_loss: loss on the test split at the end.
+        metrics: the task's metrics on the test split at the end.
+        steps: numbers of updates after which the curve was read; empty without test split.
+        curve: for each entry of `steps` the loss of the first CURVE_EXAMPLES test examples.
+        lr: for each entry of `steps` the effective learning rate of each layer, or of all.
+        layers: names of the layers in an entry of `lr`.
+        updates: updates that were made.
+        seconds: duration of the whole training, data and scores included.
+        error: the exception that was raised, None for none.
+        guarded: whether the guard of a policy acted.
+        training: seconds of the updates alone.
+    """
+
+    selection_loss: float
+    test_loss: float
+    metrics: dict[str, float]
+    steps: list[int]
+    curve: list[float]
+    lr: list[list[float]]
+    layers: list[str]
+    updates: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    guarded: bool = False
+    training: float = 0.0
+
+
+def evaluation_seed(index: int) -> Tensor:
+    """Run seed (1,) of an evaluation.
+
+    No environment ever hands it out: the seeds of environments clear the top bit, these set it.
+    """
+    return random_bits(torch.tensor([index]), Stream.EPISODE, 0, 1).squeeze(-1) | (-(2**63))
+
+
+def device_of(task: Task) -> torch.device:
+    """The device that a task asks for, or the CPU on a machine without a GPU."""
+    return torch.device(task.device if torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str, float]]:
+    """Mean loss and metrics of a model in evaluation mode; it is left in training mode."""
+    model.eval()
+    outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
+    model.train()
+    loss = float(task.loss(outputs, split.targets).mean())
+    metrics = {name: float(metric(outputs, split.targets)) for name, metric in task.metrics.items()}
+    return (loss if math.isfinite(loss) else math.inf), metrics
+
+
+class _Training:
+    """A model with its data, optimizer and scheduler."""
+
+    def __init__(self, recipe: Recipe, lr: float, task: Task, seed: int, horizon: int) -> None:
+        self.recipe = recipe
+        self.task = task
+        self.horizon = horizon
+        device = device_of(task)
+        self.data = check_data(task.name, task.data()).to(device, torch.float32)
+        run_seed = evaluation_seed(seed)
+        self.model = plain_model(task, run_seed).to(device)
+        examples = len(self.data.gradient.inputs)
+        length = TrainingLength(horizon, examples / task.batch_size)
+        self.optimizer = recipe.make(self.model, lr, length)
+        self.scheduler = SCHEDULERS[recipe.schedule](self.optimizer, lr, horizon)
+        batches = minibatch(
+            run_seed.expand(horizon), torch.arange(horizon), task.batch_size, examples
+        )
+        self.batches = batches.to(device)  # (horizon, batch size) indices of examples
+        if recipe.averages:
+            self.optimizer.train()  # type: ignore[attr-defined]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a minibatch."""
+        rows = self.batches[step]
+        return self.data.gradient.inputs[rows], self.data.gradient.targets[rows]
+
+    def loss_at(self, step: int) -> Tensor:
+        """Loss of a minibatch; its gradient is left in the parameters."""
+        inputs, targets = self.batch(step)
+        loss = self.task.loss(self.model(inputs), targets).mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def score(self, split: Split) -> tuple[float, dict[str, float]]:
+        """Loss and metrics at the weights at which the optimizer wants to be evaluated."""
+        with self._evaluated():
+            return score(self.task, self.model, split)
+
+    def _evaluated(self) -> AbstractContextManager[None]:
+        if not self.recipe.averages:
+            return nullcontext()
+        batches = (self.batch(step)[0] for step in range(min(BATCH_NORM_BATCHES, self.horizon)))
+        return averaged_weights(self.model, self.optimizer, batches)
+
+
+class _Curve:
+    """Test loss and learning rates along a training; nothing is read without test split."""
+
+    def __init__(self, training: _Training, test: bool) -> None:
+        self.training = training
+        self.test = test
+        self.split = Split(*(tensor[:CURVE_EXAMPLES] for tensor in training.data.test))
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self.rates: list[dict[str, float]] = []
+
+    def read_loss(self, updates: int) -> None:
+        if self.test:
+            self.steps.append(updates)
+            self.losses.append(self.training.score(self.split)[0])
+
+    def read_rates(self) -> None:
+        if self.test:
+            self.rates.append(self.training.recipe.rates(self.training.optimizer))
+
+
+def train(
+    recipe: Recipe,
+    lr: float,
+    task: Task,
+    seed: int,
+    *,
+    test: bool = False,
+    horizon: int | None = None,
+) -> Outcome:
+    """Train once: a plain module, a plain loop, the optimizer of the recipe.
+
+    Args:
+        recipe: how the optimizer is made and used.
+        lr: learning rate; the peak of a schedule, or the initial one of a policy.
+        task: what is trained.
+        seed: index of the evaluation seed.
+        test: whether the test split is looked at.
+        horizon: inner steps, None for the task's own.
+    """
+    begin = time.perf_counter()
+    steps = check_count("horizon", task.horizon if horizon is None else horizon)
+    training = _Training(recipe, lr, task, seed, steps)
+    curve = _Curve(training, test)
+    curve.read_loss(0)
+    curve.read_rates()
+    updates = _update_all(training, curve)
+    scores: tuple[float, float, dict[str, float]] = (math.inf, math.inf, {})
+    if not updates.diverged:
+        scores = _final_scores(training, curve)
+    return Outcome(
+        *scores,
+        curve.steps,
+        curve.losses,
+        lr=[list(rates.values()) for rates in curve.rates],
+        layers=list(curve.rates[0]) if curve.rates else [],
+        updates=updates.number,
+        seconds=time.perf_counter() - begin,
+        guarded=recipe.guarded(training.optimizer),
+        training=updates.seconds,
+    )
+
+
+class _Updates(NamedTuple):
+    """What making the updates of a training came to."""
+
+    number: int
+    seconds: float
+    diverged: bool
+
+
+def _update_all(training: _Training, curve: _Curve) -> _Updates:
+    """Make every update of a training, or stop where it diverges."""
+    horizon = training.horizon
+    every = max(1, horizon // CURVE_POINTS)
+    losses: list[float] = []  # training losses since the last point of the curve
+    limit = math.inf
+    seconds = 0.0
+    for done in range(1, horizon + 1):
+        begin = time.perf_counter()
+        loss = training.loss_at(done - 1)
+        first = done == 1
+        last = done == horizon
+        point = done % every == 0 and not last
+        if first:
+            limit = float(loss_limit(loss))
+        # On a GPU every float() waits for the device, so losses are not read at every step.
+        if first or point or last or training.scheduler is not None:
+            losses.append(float(loss))
+        # Divergence is looked for at the same steps for every contestant, with a scheduler or
+        # without: a loss that rises above the limit and comes down again is no divergence.
+        if (first or point or last) and not losses[-1] <= limit:
+            return _Updates(done, seconds, diverged=True)
+        if last:
+            curve.read_rates()  # after the last update a schedule has ended
+        training.recipe.step(training.optimizer, loss)
+        seconds += time.perf_counter() - begin
+        if point:
+            curve.read_loss(done)
+            curve.read_rates()
+        if not last:
+            advance(training.scheduler, losses, point)
+    return _Updates(horizon, seconds, diverged=False)
+
+
+def _final_scores(training: _Training, curve: _Curve) -> tuple[float, float, dict[str, float]]:
+    """Selection loss, test loss and test metrics of a finished training."""
+    selection, _ = training.score(training.data.selection)
+    if not curve.test:
+        return selection, math.nan, {}
+    tested, metrics = training.score(training.data.test)
+    curve.read_loss(training.horizon)
+    return (selection, tested, metrics) if math.isfinite(selection) else (selection, math.inf, {})

@@ -1,0 +1,110 @@
+"""OPTIMIZERS: the table of baselines that policies are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+
+from lr_gym.benchmark.hypergradient import HypergradientAdam
+from lr_gym.benchmark.muon import make_muon
+from lr_gym.benchmark.recipes import (
+    EXTRA,
+    SGD_RANGE,
+    Recipe,
+    packaged,
+    plain,
+    schedule_free,
+    step_with_closure,
+    wrapped,
+)
+from lr_gym.optim import (
+    AdaptiveUPGD,
+    EnhancedSGD,
+    GlobalAdaptiveSGD,
+    GradientAgreementOptimizer,
+)
+from lr_gym.optional import require
+
+__all__ = ["OPTIMIZERS", "check_installed"]
+
+SGD = partial(plain, torch.optim.SGD)
+MOMENTUM = partial(plain, torch.optim.SGD, momentum=0.9)
+ADAM = partial(plain, torch.optim.Adam)
+ADAMW = partial(plain, torch.optim.AdamW)
+MUON = partial(make_muon)
+
+# Prodigy (Mishchenko & Defazio 2024): its authors advise a learning rate of 1, a cosine schedule,
+# and these two options for it.
+PRODIGY = partial(
+    packaged, "prodigyopt", "Prodigy", use_bias_correction=True, safeguard_warmup=True
+)
+# D-Adaptation (Defazio & Mishchenko 2023) with Adam's own bias correction
+D_ADAPTATION = partial(packaged, "pytorch_optimizer", "DAdaptAdam", bias_correction=True)
+TRAINED_GARO = partial(plain, GlobalAdaptiveSGD, weights="builtin:garo", layerwise=True)
+
+OPTIMIZERS: dict[str, Recipe] = {
+    "sgd": Recipe("SGD, constant", SGD, space=SGD_RANGE),
+    "sgd-momentum": Recipe("SGD, momentum 0.9, constant", MOMENTUM, space=SGD_RANGE),
+    "sgd-momentum-cosine": Recipe("SGD, momentum 0.9, cosine", MOMENTUM, "cosine", space=SGD_RANGE),
+    "adam": Recipe("Adam, lr 1e-3", ADAM, lr=1e-3),
+    "adam-constant": Recipe("Adam, constant", ADAM),
+    "adam-cosine": Recipe("Adam, cosine", ADAM, "cosine"),
+    "adam-linear": Recipe("Adam, linear decay", ADAM, "linear"),
+    "adam-wsd": Recipe("Adam, stable, then decay (WSD without warmup)", ADAM, "wsd"),
+    "adam-one-cycle": Recipe("Adam, one cycle", ADAM, "one-cycle"),
+    "adam-plateau": Recipe("Adam, halved on plateaus", ADAM, "plateau"),
+    "adamw": Recipe("AdamW, constant", ADAMW),
+    "adamw-cosine": Recipe("AdamW, cosine", ADAMW, "cosine"),
+    "adamw-wsd": Recipe("AdamW, stable, then decay (WSD without warmup)", ADAMW, "wsd"),
+    "radam": Recipe("RAdam, constant", partial(plain, torch.optim.RAdam)),
+    "nadam": Recipe("NAdam, constant", partial(plain, torch.optim.NAdam)),
+    "muon": Recipe("Muon on hidden matrices, AdamW on the rest, cosine", MUON, "cosine"),
+    "muon-wsd": Recipe("Muon on hidden matrices, AdamW on the rest, WSD", MUON, "wsd"),
+    "schedule-free": Recipe(
+        "Schedule-free AdamW", partial(schedule_free), package="schedulefree", averages=True
+    ),
+    "prodigy": Recipe("Prodigy, lr 1, cosine", PRODIGY, "cosine", lr=1.0, package="prodigyopt"),
+    "d-adaptation": Recipe(
+        "D-Adaptation of Adam, lr 1", D_ADAPTATION, lr=1.0, package="pytorch_optimizer"
+    ),
+    "hypergradient": Recipe("Adam, hypergradient descent", partial(plain, HypergradientAdam)),
+    "gradient-agreement": Recipe(
+        "Gradient Agreement of Adam", partial(wrapped, GradientAgreementOptimizer, torch.optim.Adam)
+    ),
+    "adaptive-upgd": Recipe("AdaptiveUPGD", partial(plain, AdaptiveUPGD)),
+    "garo": Recipe(
+        "GARO (GlobalAdaptiveSGD), random cell", partial(plain, GlobalAdaptiveSGD), space=SGD_RANGE
+    ),
+    "garo-trained": Recipe(
+        "GARO with the trained cell of builtin:garo", TRAINED_GARO, space=SGD_RANGE
+    ),
+    "enhanced-sgd": Recipe(
+        "EnhancedSGD",
+        partial(plain, EnhancedSGD),
+        space=SGD_RANGE,
+        step=step_with_closure,  # the reward of its Q-learning is computed from the loss
+    ),
+}
+
+
+def check_installed(optimizers: Iterable[str]) -> None:
+    """Check that what some optimizers need is installed.
+
+    Args:
+        optimizers: names of rows of OPTIMIZERS.
+
+    Raises:
+        ImportError: naming the missing package and its extra, or the version of torch that is
+            needed.
+    """
+    for name in optimizers:
+        recipe = OPTIMIZERS[name]
+        if recipe.package is not None:
+            require(recipe.package, EXTRA)
+        if recipe.make is MUON and not hasattr(torch.optim, "Muon"):
+            raise ImportError(
+                f"the optimizer {name} needs torch>=2.9, and torch {torch.__version__} is "
+                "installed: upgrade torch or leave the optimizer out"
+            )

@@ -1,0 +1,71 @@
+"""How a saved policy trains in the benchmark: as a PolicyOptimizer with its default options."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lr_gym.benchmark.recipes import ADAM_RANGE, SGD_RANGE, Recipe, TrainingLength
+from lr_gym.layers import muon_groups
+from lr_gym.optim.policy_optimizer import PolicyOptimizer
+from lr_gym.policies.policy import SavedPolicy, load_policy
+
+__all__ = ["POLICY_LR", "policy_optimizer", "policy_recipe"]
+
+# PolicyOptimizer's own default: the initial learning rate of a policy that nobody has tuned
+POLICY_LR = 1e-3
+
+
+def policy_optimizer(
+    policy: SavedPolicy, model: nn.Module, lr: float, length: TrainingLength
+) -> Optimizer:
+    """Make the optimizer that deploys a policy.
+
+    A policy that looks at no end of the training (`spec.endless`) is not told its length.
+    """
+    groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
+    steps = None if policy.spec.endless else length.steps
+    return PolicyOptimizer(groups, policy, lr, steps, steps_per_epoch=length.steps_per_epoch)
+
+
+def observe_and_step(optimizer: Any, loss: Tensor) -> None:
+    """Show the loss to the policy, then step."""
+    optimizer.observe(loss)
+    optimizer.step()
+
+
+def layer_rates(optimizer: Any) -> dict[str, float]:
+    """Effective learning rate of each layer."""
+    metrics: dict[str, float] = optimizer.metrics()
+    return {
+        name.removeprefix("lr/"): value for name, value in metrics.items() if name.startswith("lr/")
+    }
+
+
+def guard_acted(optimizer: Any) -> bool:
+    """Whether the policy's guard has acted."""
+    return bool(optimizer.guarded)
+
+
+def policy_recipe(path: str) -> Recipe:
+    """Read a policy and say how it trains.
+
+    Args:
+        path: a policy file, an output folder of train_agent.py, or builtin:NAME.
+
+    Raises:
+        PolicyFileError: if the policy cannot be read.
+    """
+    policy = load_policy(path)
+    return Recipe(
+        about=path,
+        make=functools.partial(policy_optimizer, policy),
+        space=SGD_RANGE if policy.spec.base == "sgd" else ADAM_RANGE,
+        averages=policy.spec.average is not None,
+        step=observe_and_step,
+        rates=layer_rates,
+        guarded=guard_acted,
+    )
