@@ -107,7 +107,7 @@ def train(task: Task, recipe: Recipe, epochs: int, seed: int) -> Run:
         for rows in batches(epoch * steps_per_epoch, steps_per_epoch):
             loss = task.loss(model(inputs[rows]), targets[rows]).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             recipe.step(optimizer, loss.detach())
         history.append(figures(data.selection)["accuracy"])
     return Run(history, figures(data.test))

@@ -38,7 +38,6 @@ PENDING_SIZE: set[str] = {
     "lr_gym/control/observation.py",
     "lr_gym/envs/vector_env.py",
     "lr_gym/optim/policy_optimizer.py",
-    "tests/test_benchmark_cells.py",
 }
 PENDING_CLASSES: set[str] = {
     "lr_gym/envs/vector_env.py",
@@ -50,14 +49,6 @@ PENDING_DOCSTRINGS: set[str] = {
     "experiments/noise_to_signal.py",
 }
 PENDING_FRAGMENTS: set[str] = {
-    "lr_gym/benchmark/cell_runs.py",
-    "lr_gym/benchmark/metrics.py",
-    "lr_gym/benchmark/report.py",
-    "lr_gym/benchmark/results.py",
-    "lr_gym/benchmark/run.py",
-    "lr_gym/benchmark/significance.py",
-    "lr_gym/benchmark/store.py",
-    "lr_gym/benchmark/tuning.py",
     "lr_gym/control/observation.py",
     "lr_gym/control/spec.py",
     "lr_gym/envs/env.py",
@@ -67,7 +58,6 @@ PENDING_FRAGMENTS: set[str] = {
     "lr_gym/optim/controlled_model.py",
     "lr_gym/optim/policy_optimizer.py",
     "lr_gym/optim/state.py",
-    "lr_gym/tracking.py",
 }
 
 
