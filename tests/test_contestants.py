@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import math
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from lr_gym.benchmark.contestants import Baseline, DeployedPolicy, entrants
 from lr_gym.benchmark.hypergradient import HypergradientAdam
-from lr_gym.benchmark.optimizers import OPTIMIZERS, check_installed
+from lr_gym.benchmark.optimizers import OPTIMIZERS, check_available
 from lr_gym.benchmark.recipes import TrainingLength
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.benchmark.schedulers import SCHEDULERS
@@ -179,13 +179,24 @@ def test_a_missing_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ImportError, match=r"prodigyopt.*lr-gym\[benchmark\]"):
-        check_installed(["adam", "prodigy"])
+        check_available(["adam", "prodigy"])
+
+
+@pytest.mark.parametrize("package", ["lr_gym.benchmark", "lr_gym.analysis"])
+def test_the_extra_of_a_package_is_named(package, monkeypatch):
+    module = importlib.import_module(package)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "scipy" else find(name)
+    )
+    with pytest.raises(ImportError, match=r"scipy.*lr-gym\[benchmark\]"):
+        exec(compile(Path(module.__file__).read_text(), package, "exec"), {})
 
 
 def test_muon_is_refused_where_torch_is_too_old(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ImportError, match=r"muon-wsd .*torch>=2.9"):
-        check_installed(["adam", "muon-wsd"])
+        check_available(["adam", "muon-wsd"])
 
 
 def test_entrants_of_policies_come_twice():

@@ -1,1 +1,5 @@
 """The benchmark: contestants in plain training loops, statistics, and the report."""
+
+from lr_gym.optional import check_installed
+
+check_installed("benchmark", "filelock", "jinja2", "matplotlib", "plotly", "rich", "scipy", "tyro")

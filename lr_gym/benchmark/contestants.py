@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lr_gym.benchmark.optimizers import OPTIMIZERS, check_installed
+from lr_gym.benchmark.optimizers import OPTIMIZERS, check_available
 from lr_gym.benchmark.policy_recipe import POLICY_LR, policy_recipe
 from lr_gym.benchmark.recipes import Recipe
 
@@ -111,7 +111,7 @@ def entrants(
     _check_distinct(optimizers)
     _check_distinct(paths)
     baselines = [_baseline_row(name) for name in optimizers]
-    check_installed(optimizers)
+    check_available(optimizers)
     rows = []
     for path, short_name in zip(paths, _short_names(paths), strict=True):
         rows += _policy_rows(path, f"policy {short_name}")

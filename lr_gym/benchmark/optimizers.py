@@ -27,7 +27,7 @@ from lr_gym.optim import (
 )
 from lr_gym.optional import require
 
-__all__ = ["OPTIMIZERS", "check_installed"]
+__all__ = ["OPTIMIZERS", "check_available"]
 
 SGD = partial(plain, torch.optim.SGD)
 MOMENTUM = partial(plain, torch.optim.SGD, momentum=0.9)
@@ -89,7 +89,7 @@ OPTIMIZERS: dict[str, Recipe] = {
 }
 
 
-def check_installed(optimizers: Iterable[str]) -> None:
+def check_available(optimizers: Iterable[str]) -> None:
     """Check that what some optimizers need is installed.
 
     Args:

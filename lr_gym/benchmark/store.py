@@ -29,7 +29,7 @@ __all__ = ["cell_file", "complete", "load_outcome", "save_outcome"]
 def cell_file(cell: Cell) -> Path:
     """Where the outcome of a cell is kept."""
     key = fingerprint(cell)
-    # a folder with hundred thousands of files would be slow to list
+    # subfolders, since a folder with hundreds of thousands of files is slow to list
     return cache_folder() / "cells" / key[:2] / f"{key}.json"
 
 
