@@ -93,22 +93,25 @@ WRONG = {
         {"model": nn.Linear(5, 3)},
         r"model is a module \(Linear\), .* write model=lambda: ",
     ),
-    "data is no function": ({"data": tiny_data()}, "data is a Data, and must be a function"),
-    "loss is no function": ({"loss": "mse"}, "loss is a str, and must be a function"),
-    "metrics are no dict": ({"metrics": [accuracy]}, "metrics is a list, .* write metrics={}"),
-    "metric is no function": ({"metrics": {"a": 1}}, r"metrics\['a'\] is a int"),
+    "data is no function": ({"data": tiny_data()}, "data is of type Data, and must be a function"),
+    "loss is no function": ({"loss": "mse"}, "loss is of type str, and must be a function"),
+    "metrics are no dict": (
+        {"metrics": [accuracy]},
+        "metrics is of type list, .* write metrics={}",
+    ),
+    "metric is no function": ({"metrics": {"a": 1}}, r"metrics\['a'\] is of type int"),
     "data fail": ({"data": lambda: 1 / 0}, r"data\(\) fails: ZeroDivisionError"),
     "data are a tuple": (
         {"data": lambda: tuple(tiny_data())},
-        r"data\(\) returns a tuple, .*Data\(gradient, reward, selection, test\)",
+        r"data\(\) returns type tuple, .*Data\(gradient, reward, selection, test\)",
     ),
     "split is a tuple": (
         {"data": lambda: tiny_data()._replace(reward=(INPUTS, TARGETS))},
-        r"the reward split is a tuple, .*Split\(inputs, targets\)",
+        r"the reward split is of type tuple, .*Split\(inputs, targets\)",
     ),
     "inputs are an array": (
         with_split("test", inputs=INPUTS.numpy()),
-        "the inputs of the test split are a ndarray, .*torch.as_tensor",
+        "the inputs of the test split are of type ndarray, .*torch.as_tensor",
     ),
     "targets are a number": (
         with_split("test", targets=torch.tensor(1)),
@@ -142,7 +145,7 @@ WRONG = {
     "model fails": ({"model": lambda: nn.Linear(5, 3, odd=1)}, r"model\(\) fails: TypeError"),
     "model is a function": (
         {"model": lambda: torch.tanh},
-        r"model\(\) returns a builtin_function_or_method",
+        r"model\(\) returns type builtin_function_or_method",
     ),
     "no parameters": ({"model": Listed}, "no parameters to train: .*nn.ModuleList"),
     "frozen": ({"model": frozen}, "parameters 0.weight are frozen"),
@@ -169,7 +172,7 @@ WRONG = {
     ),
     "several outputs": (
         {"model": lambda: Net(lambda x: (x, x))},
-        "the model returns a tuple, and must return a tensor",
+        "the model returns type tuple, and must return a tensor",
     ),
     "mean of the examples": (
         {"model": lambda: Net(lambda x: x.mean(0))},
@@ -179,7 +182,7 @@ WRONG = {
         {"loss": lambda x, y: x - y},
         r"the loss fails on float32 of shape \(7, 3\) and int64 of shape \(7,\)",
     ),
-    "loss is a number": ({"loss": lambda x, y: 1.0}, "the loss is a float, .* a tensor"),
+    "loss is a number": ({"loss": lambda x, y: 1.0}, "the loss is of type float, .* a tensor"),
     "loss is a mean": (
         {"loss": nn.functional.cross_entropy},
         r"the loss has shape \(\) for 7 examples, .* shape \(7,\): give it reduction='none'",
@@ -198,7 +201,7 @@ WRONG = {
     ),
     "metric is a number": (
         {"metrics": {"a": lambda x, y: float(accuracy(x, y))}},
-        "the metric 'a' returns a float",
+        "the metric 'a' returns type float",
     ),
     "metric of each example": (
         {"metrics": {"a": lambda x, y: x.argmax(1) == y}},

@@ -70,7 +70,7 @@ def test_environments_take_the_place_of_a_task(products):
         ("products/TASK:x", "write it as my_package.my_module:TASK"),
         ("products:", "write it as my_package.my_module:TASK"),
         ("products:task", r"task is missing in .*products.py, .* Tasks there are: TASK"),
-        ("products:data", r"data is a _lru_cache_wrapper in .*Tasks there are: TASK"),
+        ("products:data", r"data is of type _lru_cache_wrapper in .*Tasks there are: TASK"),
         ("random:TASK", r"TASK is missing in .*random.py, .*Tasks there are: none"),
     ],
 )

@@ -95,14 +95,14 @@ def _check_functions(task: Task) -> None:
     metrics: Any = task.metrics
     if not isinstance(metrics, Mapping):
         raise ValueError(
-            f"metrics is a {type(metrics).__name__}, and must be a dict of functions by name: "
-            "write metrics={} if there are none"
+            f"metrics is of type {type(metrics).__name__}, and must be a dict of functions by "
+            "name: write metrics={} if there are none"
         )
     functions: dict[str, Any] = {"model": task.model, "data": task.data, "loss": task.loss}
     functions |= {f"metrics[{name!r}]": metric for name, metric in metrics.items()}
     for name, function in functions.items():
         if not callable(function):
-            raise ValueError(f"{name} is a {type(function).__name__}, and must be a function")
+            raise ValueError(f"{name} is of type {type(function).__name__}, and must be a function")
 
 
 def _checked_data(task: Task) -> Data:
@@ -110,7 +110,7 @@ def _checked_data(task: Task) -> Data:
     data = _call("data()", task.data)
     if not isinstance(data, Data):
         raise ValueError(
-            f"data() returns a {type(data).__name__}, and must return "
+            f"data() returns type {type(data).__name__}, and must return "
             f"lr_gym.tasks.Data({', '.join(SPLITS)})"
         )
     for name, split in zip(SPLITS, data, strict=True):
@@ -136,15 +136,15 @@ def _check_split(name: str, split: Any) -> None:
     """A split is two tensors of finite numbers, whose first dimension counts the examples."""
     if not isinstance(split, Split):
         raise ValueError(
-            f"the {name} split is a {type(split).__name__}, and must be "
+            f"the {name} split is of type {type(split).__name__}, and must be "
             "lr_gym.tasks.Split(inputs, targets)"
         )
     for part, values in split._asdict().items():
         where = f"the {part} of the {name} split"
         if not isinstance(values, Tensor):
             raise ValueError(
-                f"{where} are a {type(values).__name__}, and must be a tensor: convert them by "
-                "torch.as_tensor"
+                f"{where} are of type {type(values).__name__}, and must be a tensor: "
+                "convert them by torch.as_tensor"
             )
         if values.ndim == 0:
             raise ValueError(
@@ -163,7 +163,7 @@ def _checked_model(task: Task) -> nn.Module:
     model = _call("model()", build_model, task)
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"model() returns a {type(model).__name__}, and must return a torch.nn.Module"
+            f"model() returns type {type(model).__name__}, and must return a torch.nn.Module"
         )
     named = dict(model.named_parameters())
     if not named:
@@ -230,7 +230,9 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
             "lr_gym.tasks.modules.Dropout, which is seeded by run, and no other random numbers"
         )
     if not isinstance(outputs, Tensor):
-        raise ValueError(f"the model returns a {type(outputs).__name__}, and must return a tensor")
+        raise ValueError(
+            f"the model returns type {type(outputs).__name__}, and must return a tensor"
+        )
     if outputs.ndim == 0 or len(outputs) != len(inputs):
         raise ValueError(
             f"the model returns {_shape(outputs)} for {len(inputs)} examples, and its first "
@@ -243,7 +245,7 @@ def _losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     """(n,) loss of each example."""
     losses = _call("the loss", task.loss, outputs, targets)
     if not isinstance(losses, Tensor):
-        raise ValueError(f"the loss is a {type(losses).__name__}, and must be a tensor")
+        raise ValueError(f"the loss is of type {type(losses).__name__}, and must be a tensor")
     count = len(targets)
     if losses.shape != (count,):
         remedy = (
@@ -266,7 +268,7 @@ def _check_metrics(task: Task, outputs: Tensor, targets: Tensor) -> None:
     for name, metric in task.metrics.items():
         value = _call(f"the metric {name!r}", metric, outputs, targets)
         if not isinstance(value, Tensor) or value.ndim:
-            kind = _shape(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            kind = _shape(value) if isinstance(value, Tensor) else f"type {type(value).__name__}"
             raise ValueError(
                 f"the metric {name!r} returns {kind}, and must return a tensor of one number, "
                 "without dimensions: take the mean of the examples"

@@ -59,7 +59,7 @@ def _own_task(place: str) -> Task:
     if isinstance(found, Task):
         return check_task(found)
     tasks = [name for name, value in vars(module).items() if isinstance(value, Task)]
-    what = "is missing" if found is None else f"is a {type(found).__name__}"
+    what = "is missing" if found is None else f"is of type {type(found).__name__}"
     raise ValueError(
         f"task {place!r}: {attribute} {what} in {module.__file__}, and must be an "
         f"lr_gym.tasks.Task; Tasks there are: {', '.join(tasks) or 'none'}"
