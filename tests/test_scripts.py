@@ -1,4 +1,4 @@
-"""train_agent.py as a user runs it: in processes of its own, at a small size."""
+"""train_agent.py as a user runs it, at a small size."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ from lr_gym.envs.vector_env import INITIAL_LR
 from lr_gym.policies.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
-TRAIN = [
-    *("train_agent.py", "--horizon", "20", "--decisions", "4"),
-    *("--certificate-runs", "0", "--guard-runs", "0"),
-    *("--num-envs", "4", "--selection-runs", "2", "--selection-every", "2", "--wandb", "disabled"),
-]
-AGENTS = ("dqn", "q_learning", "es", "garo")  # besides PPO, which `trained` holds
+SMALL = "--horizon 20 --decisions 4 --num-envs 4 --selection-runs 2 --selection-every 2"
+QUICK = "--certificate-runs 0 --guard-runs 0 --wandb disabled"
+TRAIN = ["train_agent.py", *SMALL.split(), *QUICK.split()]
+AGENTS = ("dqn", "q_learning", "es", "garo")  # besides PPO, which the fixture `trained` holds
 
 
 class Done(NamedTuple):
@@ -40,8 +38,10 @@ class Done(NamedTuple):
 
 
 def run(*command: str, check: bool = True) -> Done:
-    """train_agent.py in this process, which spares its imports."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    """Run train_agent.py in this process, which has imported everything already."""
+    out = io.StringIO()
+    err = io.StringIO()
+    code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             train_agent.main(list(command[1:]))
@@ -54,7 +54,7 @@ def run(*command: str, check: bool = True) -> Done:
 
 
 def process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The script in a process of its own."""
+    """Run the script in a process of its own."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -68,6 +68,7 @@ def process(*command: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
+    """The figures of every update, without times."""
     rows = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
@@ -111,7 +112,7 @@ def kill_after(updates: int, command: list[str], folder: Path) -> None:
 
 
 def test_a_killed_training_resumes_bit_for_bit(trained, tmp_path):
-    """Killed twice, at different points."""
+    """The training is killed twice, at different points."""
     folder = tmp_path / "killed"
     command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "96"]
     kill_after(1, command, folder)
@@ -126,7 +127,8 @@ def test_a_killed_training_resumes_bit_for_bit(trained, tmp_path):
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_agent_resumes_bit_for_bit(agent, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
     command = [*TRAIN, "--agent", agent, "--timesteps", "80"]
     run(*command, "--output-dir", str(whole))
     command += ["--output-dir", str(killed)]
@@ -158,10 +160,7 @@ def test_two_processes_on_one_folder_one_wins(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
-    """A limit on the size of files stands for it.
-
-    The copy is resumed under the limit, then without.
-    """
+    """A limit on the size of files stands for a full disk. The run is resumed with and without it."""
     folder = tmp_path / "full"
     command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "96"]
     kill_after(2, command, folder)
@@ -180,38 +179,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
 
 def test_a_suite_is_learned_at_once(tmp_path):
     folder = tmp_path / "suite"
-    command = [
-        *TRAIN,
-        "--suite",
-        "train",
-        "--num-envs",
-        "28",
-        "--selection-runs",
-        "14",
-        "--timesteps",
-        "112",
-    ]
-    run(*command, "--output-dir", str(folder))
+    options = "--suite train --num-envs 28 --selection-runs 14 --timesteps 112"
+    run(*TRAIN, *options.split(), "--output-dir", str(folder))
     about = load_policy(folder).about
     assert about["tasks"] == "train"
     assert {"quadratic", "random-0"} <= set(about["selection_tasks"])
 
 
 def test_random_tasks_resume_bit_for_bit(tmp_path):
-    """New tasks at every update, selected by tasks that stay."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [
-        *TRAIN,
-        "--agent",
-        "es",
-        "--suite",
-        "random",
-        "--slots",
-        "2",
-        "--selection-suite",
-        "validation",
-    ]
-    command += ["--selection-runs", "3", "--timesteps", "64"]
+    """The tasks are new at every update; the policy is selected by tasks that stay."""
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
+    options = "--agent es --suite random --slots 2 --selection-suite validation"
+    command = [*TRAIN, *options.split(), "--selection-runs", "3", "--timesteps", "64"]
     run(*command, "--output-dir", str(whole))
     command += ["--output-dir", str(killed)]
     kill_after(2, command, killed)
@@ -224,16 +204,8 @@ def test_random_tasks_resume_bit_for_bit(tmp_path):
 
 def test_a_look_at_the_policy(tmp_path):
     folder = tmp_path / "look"
-    done = run(
-        *TRAIN,
-        "--output-dir",
-        str(folder),
-        "--timesteps",
-        "16",
-        "--certificate-runs",
-        "2",
-        "--tensorboard",
-    )
+    options = "--timesteps 16 --certificate-runs 2 --tensorboard"
+    done = run(*TRAIN, *options.split(), "--output-dir", str(folder))
     assert "replayed mean schedule" in done.stdout
     assert set(load_policy(folder).about["certificate"]["differences"]) == {
         "replay",
@@ -313,16 +285,8 @@ def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):
     folder = tmp_path / "ppo"
     command = [part for part in TRAIN if part not in ("--wandb", "disabled")]
     clean = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
-    process(
-        *command,
-        "--certificate-runs",
-        "2",
-        "--output-dir",
-        str(folder),
-        "--timesteps",
-        "16",
-        **clean,
-    )
+    options = ["--certificate-runs", "2", "--timesteps", "16", "--output-dir", str(folder)]
+    process(*command, *options, **clean)
     (run_folder,) = folder.glob("wandb/offline-run-*")
     assert list(run_folder.glob("*.wandb"))
     assert list(run_folder.glob("files/media/images/layer_lr*.png"))
@@ -330,7 +294,7 @@ def test_wandb_runs_offline_where_nobody_is_logged_in(tmp_path):
 
 
 def test_a_wandb_that_cannot_be_reached_or_imported_stops_nothing(trained, tmp_path):
-    """The curve is that of a training without it."""
+    """The curves are those of a training without wandb."""
     command = [part for part in TRAIN if part != "disabled"]
     nobody = {
         "WANDB_API_KEY": "0" * 40,
@@ -352,7 +316,7 @@ def test_a_wandb_that_cannot_be_reached_or_imported_stops_nothing(trained, tmp_p
 
 
 class Judged:
-    """A learner of which only the selection losses are known."""
+    """A learner that only has selection losses."""
 
     def __init__(self, losses):
         self.losses = np.array(losses)
@@ -368,7 +332,8 @@ def test_selection_on_one_task_is_the_mean_loss():
 
 
 def test_where_losses_are_large_a_divergence_is_worse_than_they_are():
-    before, other = np.array([[1e4, 3e4]]), np.array([[1e4, 3e4], [1.0, 1.0]])
+    before = np.array([[1e4, 3e4]])
+    other = np.array([[1e4, 3e4], [1.0, 1.0]])
     assert train_agent.select(Judged([[2e4, np.inf]]), before) == (2e4 + 2e5) / 2
     assert train_agent.select(Judged([[np.inf] * 2]), before) > train_agent.select(
         Judged([[5e4] * 2]), before
@@ -385,7 +350,7 @@ def test_selection_on_several_tasks_is_what_the_benchmark_ranks_by():
 
     assert judge([[2.0] * 4, [1.0] * 4]) == pytest.approx(1.0)
     assert judge([[1.8] * 4, [0.9] * 4]) == pytest.approx(0.9)
-    assert judge([[1.8] * 4, [1.0] * 4]) == pytest.approx(0.9**0.5)  # both tasks count alike
-    assert judge([[2.0, 2.0, 2.0, np.inf], [1e-9, 1.0, 1.0, 1.0]]) == pytest.approx(
-        1.0
-    )  # extremes do not decide
+    # both tasks count the same
+    assert judge([[1.8] * 4, [1.0] * 4]) == pytest.approx(0.9**0.5)
+    # extremes do not decide
+    assert judge([[2.0, 2.0, 2.0, np.inf], [1e-9, 1.0, 1.0, 1.0]]) == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""One small learner of every agent, by name: what the contract is run over."""
+"""A small learner of every agent, by name: the contract's tests run over them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Defaults, preset, config file, command line.
-
-The later over the earlier, and errors that name what is wrong.
-"""
+"""Preset, config file and command line override one another, and errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -81,7 +78,7 @@ def test_a_file_may_name_the_preset(tmp_path):
 
 
 def test_a_number_without_a_dot_is_a_number(tmp_path):
-    """YAML 1.1 takes 1e-3 for a word."""
+    """YAML 1.1 reads 1e-3 as a word."""
     file = tmp_path / "mine.yml"
     file.write_text("ppo:\n  learning_rate: 1e-3\n")
     assert parse([*BASE, "--config", str(file)]).ppo.learning_rate == 1e-3

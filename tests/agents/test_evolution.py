@@ -1,4 +1,4 @@
-"""The strategy against what it is known to be: an unbiased gradient, whole or in windows."""
+"""The gradient of the strategy is unbiased, over whole trainings and in windows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from agents.evolved_policy import initial_theta, unflatten
 
 
 class Accumulator:
-    """A 'training' of 4 decisions: s += w . c_t, gain = decrease of (s - 1)^2.
+    """A stand-in for a training of 4 decisions: s += w . c_t; the gain is the decrease of (s - 1)^2.
 
-    What a window sees hangs on the past.
+    What happens in a window depends on what happened before it.
     """
 
     decisions = 4

@@ -1,7 +1,4 @@
-"""What every agent promises.
-
-It resumes bit for bit, does not depend on sharing, and saves what it is judged by.
-"""
+"""What every agent promises: it resumes bit for bit, and it saves the policy that was judged."""
 
 from __future__ import annotations
 
@@ -25,10 +22,7 @@ SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]
 @pytest.mark.parametrize("stop", [1, 3])
 @pytest.mark.parametrize("agent", AGENTS)
 def test_continues_bit_for_bit(agent, stop):
-    """Against one that was never stopped.
-
-    The other has learned something else before, and runs diverge.
-    """
+    """The learner that is resumed has learned something else before, and runs diverge."""
     options = {} if agent.startswith("garo") else {"base": "sgd", "initial_lr": (1e-2, 1e4)}
     learner = make_learner(agent, **options)
     for _ in range(stop):
@@ -126,21 +120,9 @@ def test_enhanced_sgd_goes_on_with_what_its_preset_learned(tmp_path):
     from agents.table import build_learner
     from lr_gym.optim.contrib.environment_table import controller_of
 
-    words = [
-        "--agent",
-        "q_learning",
-        "--preset",
-        "enhanced_sgd",
-        "--horizon",
-        "8",
-        "--decisions",
-        "4",
-        "--num-envs",
-        "4",
-    ]
-    learner, _ = build_learner(
-        parse([*words, "--selection-runs", "1", "--output-dir", str(tmp_path)])
-    )
+    words = "--agent q_learning --preset enhanced_sgd --horizon 8 --decisions 4 --num-envs 4"
+    args = parse([*words.split(), "--selection-runs", "1", "--output-dir", str(tmp_path)])
+    learner, _ = build_learner(args)
     learner.update()
     learner.save(tmp_path / "policy.safetensors", {})
     controller = controller_of(load_policy(tmp_path / "policy.safetensors"))

@@ -1,7 +1,4 @@
-"""The endless suite.
-
-Slots keep their layers, everything else changes, and the same number is the same batch.
-"""
+"""The endless suite: slots keep their number of layers, and everything else changes."""
 
 from __future__ import annotations
 

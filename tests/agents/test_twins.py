@@ -1,7 +1,4 @@
-"""Twins.
-
-Trainings that differ in nothing but what the agent does, and rewards relative to one another.
-"""
+"""Twins differ only in what the agent does, and are rewarded relative to one another."""
 
 from __future__ import annotations
 
@@ -28,10 +25,7 @@ def together(rewards):
 
 
 def test_a_training_after_a_divergence_is_compared_with_none(rewards):
-    """Of three twins of two layers one restarts.
-
-    The rest is judged as if there were two from there on.
-    """
+    """One of three twins restarts. From then on, the others are judged as if there were two."""
     rewards = rewards[:, :6]
     restarted = together(rewards)
     restarted[1:, 4:] = True
