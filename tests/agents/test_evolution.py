@@ -11,7 +11,7 @@ from agents.evolved_policy import initial_theta, unflatten
 
 
 class Accumulator:
-    """A stand-in for a training of 4 decisions: s += w . c_t; the gain is the decrease of (s - 1)^2.
+    """A stand-in for a training of 4 decisions: s += w . c_t; the gain is the fall of (s - 1)^2.
 
     What happens in a window depends on what happened before it.
     """
