@@ -68,6 +68,7 @@ def main(command: list[str]) -> None:
                 os.environ["LR_GYM_DATA"] = str(args.data_dir)
             engine = stack.enter_context(local_engine(args.workers))
             learner, updates, folder, config = build(args, engine)
+            stack.callback(folder.close)
         except (ValueError, ImportError, OSError) as error:
             sys.exit(f"error: {error}")
         try:
@@ -106,7 +107,7 @@ def build(args: Args, engine: Engine = run_here) -> tuple[Learner, int, RunFolde
 def train(
     args: Args, learner: Learner, updates: int, folder: RunFolder, config: dict[str, Any]
 ) -> None:
-    """Make the updates; select, save and measure the policy.
+    """Make the updates, then measure the policy that was selected.
 
     Args:
         args: The arguments.
@@ -115,7 +116,7 @@ def train(
         folder: The output folder.
         config: The arguments as plain values, for wandb.
     """
-    # the same again after a resume, since nothing has been learned yet
+    # a resumed run gets the same losses again, since nothing has been learned yet
     before = selection_losses(learner, selection_runs(args))
     progress: dict[str, Any] = {"updates": 0, "best": math.inf, "seconds": 0.0}
     checkpoint = folder.load_checkpoint() if args.resume else None
@@ -130,11 +131,43 @@ def train(
         name=f"{args.agent}-{args.suite or args.task}",
         resume_step=progress["updates"] if args.resume else None,
     )
-    file = args.output_dir / POLICY_FILE
+    with contextlib.closing(tracker):
+        make_updates(args, learner, updates, folder, tracker, progress, before)
+        file = args.output_dir / POLICY_FILE
+        if AGENTS[args.agent].saves_policy and args.guard_runs:
+            store_ranges(file, args)
+        if AGENTS[args.agent].saves_policy and args.certificate_runs:
+            store_certificate(file, args)
+            task = selection_tasks(args)[0]
+            policy = load_policy(file)
+            tracker.save_pictures(draw(policy, task, args.output_dir, horizon=args.horizon))
+        tracker.save_file(file, "policy")
+    print(f"best selection loss {progress['best']:.4f}; policy saved to {file}")
+
+
+def make_updates(
+    args: Args,
+    learner: Learner,
+    updates: int,
+    folder: RunFolder,
+    tracker: Tracker,
+    progress: dict[str, Any],
+    before: NDArray[np.float64],
+) -> None:
+    """Make the updates that are missing; select and save the policy on the way.
+
+    Args:
+        args: The arguments.
+        learner: The agent.
+        updates: Number of updates of the whole run.
+        folder: Keeps the checkpoint, which is written after every update.
+        tracker: Logs the figures of every update.
+        progress: Updates made, best selection loss and seconds until now; changed in place.
+        before: (tasks, runs) losses of the trainings that select, before anything was learned.
+    """
     first_update = progress["updates"] + 1
     earlier_seconds = progress["seconds"]
     start = time.monotonic()
-
     for update in range(first_update, updates + 1):
         row = learner.update()
         elapsed = time.monotonic() - start
@@ -143,23 +176,15 @@ def train(
             row["selection_loss"] = select(learner, before)
             if row["selection_loss"] < progress["best"]:
                 progress["best"] = row["selection_loss"]
-                learner.save(file, about(args, update, row["selection_loss"], progress["seconds"]))
+                learner.save(
+                    args.output_dir / POLICY_FILE,
+                    about(args, update, row["selection_loss"], progress["seconds"]),
+                )
         folder.save_checkpoint({"learner": learner.state_dict(), "progress": dict(progress)})
         tracker.log(row, update)
         left = (time.monotonic() - start) / (update - first_update + 1) * (updates - update)
         shown = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in SHOWN if key in row]
         print(f"update {update}/{updates}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
-
-    if AGENTS[args.agent].saves_policy and args.guard_runs:
-        store_ranges(file, args)
-    if AGENTS[args.agent].saves_policy and args.certificate_runs:
-        store_certificate(file, args)
-        task = selection_tasks(args)[0]
-        tracker.save_pictures(draw(load_policy(file), task, args.output_dir, horizon=args.horizon))
-    tracker.save_file(file, "policy")
-    tracker.close()
-    folder.close()
-    print(f"best selection loss {progress['best']:.4f}; policy saved to {file}")
 
 
 def selection_losses(learner: Learner, runs: int) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.learner import PolicyLearner
 from agents.sweep.rate_network import RateNetwork, learn, policy_of, regret_at
-from agents.sweep.sweeps import KNOWN, PEAK, MakeEnv, SweepConfig, Sweeps, play_sweep
+from agents.sweep.sweeps import KNOWN, PEAK, MakeEnv, SweepConfig, Sweeps, play_slot
 from lr_gym.control.spec import ControlSpec
 from lr_gym.engine import Engine, run_here
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -78,7 +78,7 @@ class SweepLearner(PolicyLearner):
     def update(self) -> dict[str, float]:
         """Sweep each task, remember the sweeps, and learn from all that are remembered."""
         first_seed = (self._seed << 44) + (self._done << 12)  # above every seed that selects
-        play = functools.partial(play_sweep, self._make, self._done, self._config, first_seed)
+        play = functools.partial(play_slot, self._make, self._done, self._config, first_seed)
         # an engine yields slots in the order in which they finish
         played = dict(self._engine(play, range(self._slots)))
         new = [played[slot][0] for slot in range(self._slots)]

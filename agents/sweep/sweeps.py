@@ -24,6 +24,7 @@ __all__ = [
     "SweepConfig",
     "Sweeps",
     "known_columns",
+    "play_slot",
     "play_sweep",
     "regret_curve",
 ]
@@ -122,25 +123,38 @@ def regret_curve(log_loss: Tensor, worst: Tensor) -> Tensor:
     return (smooth - smooth.min()).clamp_max(WORST)
 
 
-@torch.no_grad()
-def play_sweep(
+def play_slot(
     make: MakeEnv, update: int, config: SweepConfig, first_seed: int, slot: int
 ) -> tuple[Sweeps, dict[str, float]]:
-    """Train one sweep to its end.
+    """Make the environment of a slot and play its sweep: a job of an engine.
 
     Args:
         make: Makes the environment of an update and a slot, see `SweepLearner`.
         update: First argument of `make`.
         config: Hyperparameters.
-        first_seed: Seed of slot 0. The seed of a slot decides on its trainings, and on which of
-            their decisions are remembered.
+        first_seed: Seed of slot 0; the seeds of the others are counted up from it.
         slot: Second argument of `make`.
+
+    Returns:
+        See `play_sweep`.
+    """
+    return play_sweep(make(update, slot), config, first_seed + slot)
+
+
+@torch.no_grad()
+def play_sweep(
+    env: LRControlVectorEnv, config: SweepConfig, seed: int
+) -> tuple[Sweeps, dict[str, float]]:
+    """Train one sweep to its end.
+
+    Args:
+        env: Environment of `config.rates` runs, autoreset DISABLED.
+        config: Hyperparameters.
+        seed: Seed of the trainings, and of which of their decisions are remembered.
 
     Returns:
         What was known, with its curve; and figures.
     """
-    seed = first_seed + slot
-    env = make(update, slot)
     lr = config.log_rates.double().exp().numpy()
     generator = torch.Generator().manual_seed(seed)
     observation, _ = env.reset(seed=[seed] * config.rates, options={"initial_lr": lr})

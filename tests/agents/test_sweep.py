@@ -59,7 +59,7 @@ def test_a_sweep_is_the_trainings_at_its_rates(highest):
     """The curve is that of single trainings at each rate, whether or not others diverge."""
     config = dataclasses.replace(SWEEP, highest=highest)
     setting = {**SETTINGS, "base": "sgd"}
-    seen, figures = play_sweep(functools.partial(sweep_env, setting), 0, config, 5, 0)
+    seen, figures = play_sweep(sweep_env(setting, 0, 0), config, 5)
     losses = []
     for rate in config.log_rates.double().exp():
         env = LRControlVectorEnv(TINY, num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **setting)
