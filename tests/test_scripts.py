@@ -160,7 +160,7 @@ def test_two_processes_on_one_folder_one_wins(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
-    """A limit on the size of files stands for a full disk; the run is resumed with it, then without."""
+    """A limit on the size of files stands for a full disk: resumed with it, then without it."""
     folder = tmp_path / "full"
     command = [*TRAIN, "--output-dir", str(folder), "--timesteps", "96"]
     kill_after(2, command, folder)
