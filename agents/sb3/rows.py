@@ -101,6 +101,7 @@ class LayerRowsVecEnv(VecEnv):
         return True
 
     def _make(self, generation: int) -> None:
+        """Replace the environments by those of a generation."""
         if self._renew is None:
             raise ValueError("these environments keep their tasks: make LayerRowsVecEnv with renew")
         envs = list(self._renew(generation))
@@ -109,7 +110,8 @@ class LayerRowsVecEnv(VecEnv):
             raise ValueError(
                 "renewed environments must have the runs, layers and control spec of those before"
             )
-        self.envs, self.generation = envs, generation
+        self.envs = envs
+        self.generation = generation
 
     def reset(self) -> np.ndarray:
         """Start a new training in every run, from row seeds that no other generation has."""
@@ -124,7 +126,8 @@ class LayerRowsVecEnv(VecEnv):
             observations.append(env.reset(seed=list(row_seeds[begin : begin + env.num_envs]))[0])
             begin += env.num_envs
         for returns, lengths in zip(self._returns, self._lengths, strict=True):
-            returns[:], lengths[:] = 0.0, 0
+            returns[:] = 0.0
+            lengths[:] = 0
         return as_rows(observations)
 
     def seed(self, seed: int | None = None) -> list[None]:
@@ -185,7 +188,8 @@ class LayerRowsVecEnv(VecEnv):
         rows: list[dict[str, Any]] = [{} for _ in range(self.envs[i].num_envs * layers)]
         for run in np.flatnonzero(terminated):
             episode = {"r": float(self._returns[i][run]), "l": int(self._lengths[i][run])}
-            self._returns[i][run], self._lengths[i][run] = 0.0, 0
+            self._returns[i][run] = 0.0
+            self._lengths[i][run] = 0
             self.episodes.append(
                 {
                     "return": episode["r"],
