@@ -66,7 +66,8 @@ class Args:
     They are names of lr_gym.benchmark.optimizers.OPTIMIZERS.
     """
     task: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """What is trained, a name of lr_gym.tasks.TASKS; give the option once for each.
+    """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, or a Task of your own as
+    my_package.my_module:TASK. Give the option once for each task.
 
     By default it is mnist1d-mlp, unless --suite is given.
     """
