@@ -71,6 +71,7 @@ def _net(*widths: int) -> Callable[[int], nn.Module]:
 
 
 def tasks() -> dict[str, Task]:
+    """Make the small tasks of the ablation, by name."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1024, 16, generator=generator)
     labels = (x @ torch.randn(16, 1, generator=generator) > 0).float()

@@ -73,6 +73,7 @@ def tune(method: str, data: Any, seed: int, trials: int) -> float:
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draw the test loss of each method over the epochs, with its 95 % interval."""
     mpl.use("Agg")
     _, axes = plt.subplots(figsize=(7, 4))
     for method, rows in results.items():

@@ -61,6 +61,7 @@ class Recorder:
 
 
 def record(variant: str, alpha: float | None, epochs: int, seed: int, data: Any) -> Recorder:
+    """Train once with one kind of noise; `alpha` None leaves the VarianceGradientScaler out."""
     model = mlp(seed)
     optimizer = AdaptiveUPGD(model.parameters(), seed=seed, **VARIANTS[variant])
     scaler = (
@@ -74,6 +75,7 @@ def record(variant: str, alpha: float | None, epochs: int, seed: int, data: Any)
 
 
 def per_layer(epochs: int, seed: int, data: Any) -> None:
+    """Print how the ratio of noise to gradient varies over a training, for each tensor."""
     print(
         "\nRange over the run of noise std / gradient rms in percent, by elements of the tensor:\n"
     )
@@ -107,6 +109,7 @@ def per_layer(epochs: int, seed: int, data: Any) -> None:
 
 
 def amplification(epochs: int, seeds: int, data: Any) -> None:
+    """Print how much a VarianceGradientScaler amplifies fixed noise relative to the gradient."""
     print(
         "\nFixed noise under VGS, after its warm-up: factor and amplification 1/factor, mean "
         "[range]:\n"
@@ -124,6 +127,7 @@ def amplification(epochs: int, seeds: int, data: Any) -> None:
 
 
 def decay() -> None:
+    """Print whether each kind of noise shrinks together with a shrinking gradient."""
     print(
         "\nQuadratic whose gradient is made to shrink 1000 times over 300 steps, n = 1000, sigma "
         "0.05:\n"
@@ -152,6 +156,7 @@ def decay() -> None:
 
 
 def start_up() -> None:
+    """Print how the moving average of a gradient norm starts, here and in the source."""
     print("\nEMA of a constant gradient norm 0.01, beta 0.999, over its true value:\n")
     print(
         "| step | started at 1 and divided by 1 - beta^t (source) | started at 0 (ours) "

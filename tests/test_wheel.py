@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -131,3 +132,32 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
 def test_an_optimizer_trains_where_only_the_wheel_is_installed(python, tmp_path):
     done = run([python, "-W", "error::UserWarning", "-c", TRAIN], tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+# What a user does who lacks an extra, and the extra.
+LACKING = [
+    ("import lr_gym.benchmark.scores", "benchmark"),
+    ("import lr_gym.analysis.certificate", "benchmark"),
+    ("from lr_gym.tasks import find_task; find_task('mnist1d-mlp').data()", "tasks"),
+    ("from lr_gym.tasks import find_task; find_task('digits-mlp').data()", "tasks"),
+    ("from lr_gym.tasks import find_task; find_task('titanic-mlp').data()", "tasks"),
+    ("from lr_gym.tasks import find_task; find_task('imdb-head').data()", "tasks"),
+    ("from lr_gym.tasks import find_task; find_task('cifar10-resnet18').model()", "tasks"),
+]
+TRY = """
+import json, sys
+for code in json.loads(sys.argv[1]):
+    try:
+        exec(code)
+    except ImportError as error:
+        print(error)
+    else:
+        print("no error")
+"""
+
+
+def test_a_missing_extra_is_named(python, tmp_path):
+    done = run([python, "-c", TRY, json.dumps([code for code, _ in LACKING])], tmp_path)
+    assert done.returncode == 0, done.stderr
+    for (code, extra), said in zip(LACKING, done.stdout.splitlines(), strict=True):
+        assert f'is missing: pip install "lr-gym[{extra}]"' in said, (code, said)

@@ -2,4 +2,4 @@
 
 from lr_gym.optional import check_installed
 
-check_installed("benchmark", "filelock", "jinja2", "matplotlib", "plotly", "rich", "scipy", "tyro")
+check_installed("benchmark", "jinja2", "matplotlib", "plotly", "rich", "scipy")
