@@ -1,14 +1,13 @@
-"""Inner steps per second on a GPU.
-
-Eager, compiled, captured as one graph, beside what its memory allows at best.
+"""Inner steps per second on a GPU: eager, compiled, and compiled as one CUDA graph.
 
     PYTHONPATH=. python benchmarks/gpu.py
     PYTHONPATH=. python benchmarks/gpu.py --task mnist1d-gru --runs 64 1024
 
-Adam, statistics every 10 steps, contestants in turns, median and quartiles over rounds. The floor
-is the traffic that no implementation avoids: gradient, moments and parameters read and written once
-a step, at the bandwidth of a copy of 1 GiB that is measured beside. Activations are not counted;
-where all of it fits the cache, more than 1 can be reached.
+The optimizer is Adam, with statistics every 10 steps. The contestants take turns; the table shows
+medians and quartiles over rounds. The last column compares with what the GPU's memory allows: no
+implementation can avoid to read and write gradient, moments and parameters once a step, at the
+bandwidth of a copy of 1 GiB, measured in the same run. Activations are not counted. Where all
+tensors fit the cache, the ratio can exceed 1.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
 INTERVAL = 10
-TOUCHED = 8  # gradient written and read, parameters and both moments read and written
+# Accesses of memory in a step: gradient, parameters and both moments are each read and written.
+TOUCHED = 8
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Of a call, until the device is done."""
+    """Seconds of a call, until the device has finished."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     function()
@@ -42,36 +42,34 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def contestant(task: Task, runs: int, compile: bool, capture: bool) -> Callable[[], float]:
-    """A call gives inner steps per second of all runs."""
+    """Trainings; each call of the result returns inner steps per second of all runs together."""
     loop = Executor(task, base="adam", device="cuda", compile=compile)
     if not capture:
         loop._graph = None
     state = loop.init(torch.arange(runs))
     ones = torch.ones(runs, loop.layout.num_layers, device="cuda")
-    hyper, factor = (
-        Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0),
-        ones.new_ones(INTERVAL, runs),
-    )
+    hyper = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)
+    factor = ones.new_ones(INTERVAL, runs)
 
     def interval() -> None:
         nonlocal state
         state, _ = loop.advance(state, hyper, factor)
         loop.stats(state, hyper)
 
-    for _ in range(3):  # compiles, captures
+    for _ in range(3):  # compiles and captures
         interval()
     return lambda: INTERVAL * runs / seconds(interval)
 
 
 def bandwidth() -> float:
-    """Bytes per second of a copy, read and written."""
+    """Bytes read and written per second by a copy."""
     source, target = (torch.empty(2**28, dtype=torch.float32, device="cuda") for _ in range(2))
     target.copy_(source)
     return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(9))
 
 
 def shown(values: list[float], digits: int = 2) -> str:
-    """Median and quartiles."""
+    """Median and quartiles as text."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -116,7 +114,7 @@ def main() -> None:
             shown([values[2] / floor for values in rounds], 3),
         )
         del measures
-        gc.collect()  # loops hold functions that hold them
+        gc.collect()  # an executor and its functions refer to each other
         torch.cuda.empty_cache()
     rich.console.Console(width=120).print(table)
 

@@ -1,11 +1,12 @@
-"""Inner steps per second of the batched loop against a plain loop, in one interleaved run of one thread.
+"""Inner steps per second of the batched loop against a plain loop, on one thread.
 
     python benchmarks/inner_loop.py
     python benchmarks/inner_loop.py --all
 
-The plain loop trains one nn.Module with torch.optim.Adam on data in memory, minibatches by index: nothing in it
-is slower than it has to be. The batched loop, eager and compiled, makes the same steps for B runs and measures every
-layer each 10 steps. Times are processor time, in which the turns of other programs do not count.
+The plain loop trains one nn.Module with torch.optim.Adam on data in memory, with minibatches by
+index: nothing in it is slower than it has to be. The batched loop, eager and compiled, makes the
+same steps for B runs and measures every layer each 10 steps. All contestants are measured in turns
+in one process. Times are processor time, so other programs on the machine do not count.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from lr_gym.tasks.initial import plain_model
 from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
-INTERVAL = 10
-ROW_BY_ROW = ("bert", "resnet")  # families that batching cannot help on a CPU
+INTERVAL = 10  # inner steps between two measurements of the layers
+# Families of tasks whose models run row by row, so that batching cannot help on a CPU.
+ROW_BY_ROW = ("bert", "resnet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,23 +38,24 @@ class Args:
     task: str = "mnist1d-mlp"
     """A name of lr_gym.tasks.TASKS."""
     all: bool = False
-    """A table of every task whose data are there, at its own batch size.
+    """Measure every task whose data are on this machine instead, each at its own batch size.
 
-    B = 1, 16, 64, or 1 where no more can help.
+    B is 1, 16 and 64, or only 1 for models that run row by row.
     """
     batch_size: int = 32
     """Examples per minibatch."""
     compile: bool = True
-    """The compiled loop beside the eager one."""
+    """Whether the compiled loop is measured beside the eager one."""
     runs: tuple[int, ...] = (1, 16, 64)
-    """Batch sizes B of the batched loop."""
+    """Numbers of runs B of the batched loop."""
     repeats: int = 7
-    """Rounds; each measures every contestant once, and medians over rounds are reported."""
+    """Rounds. Each measures every contestant once; the table shows medians over rounds."""
 
 
 def plain(task: Task, fused: bool) -> Callable[[], float]:
-    """Steps of one module in a plain loop; each call gives steps per second of processor time."""
-    data, model = task.data().gradient, plain_model(task, torch.tensor([0]))
+    """A plain loop; each call of the result returns its steps per second of processor time."""
+    data = task.data().gradient
+    model = plain_model(task, torch.tensor([0]))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     generator = torch.Generator().manual_seed(0)
 
@@ -70,7 +73,10 @@ def plain(task: Task, fused: bool) -> Callable[[], float]:
 
 
 def batched(task: Task, runs: int, compile: bool) -> Callable[[], float]:
-    """Steps of all runs together, statistics every INTERVAL steps included."""
+    """The batched loop; each call of the result returns the steps per second of all runs together.
+
+    Statistics every INTERVAL steps are included.
+    """
     start = time.perf_counter()
     loop = Executor(task, base="adam", compile=compile)
     state = loop.init(torch.arange(runs))
@@ -86,28 +92,30 @@ def batched(task: Task, runs: int, compile: bool) -> Callable[[], float]:
             loop.stats(state, hyper)
         return intervals * INTERVAL * runs / (time.process_time() - start)
 
-    measure()
+    measure()  # compiles, and fills caches
     if compile:
         print(f"B = {runs}: ready after {time.perf_counter() - start:.0f} s", flush=True)
     return measure
 
 
 def step_time(task: Task, runs: int, seconds: float) -> float:
-    """Processor seconds of one step of all runs, median, `runs` = 0 for the plain loop.
+    """Median processor seconds of one step of all runs, without statistics.
 
-    Statistics not included.
+    Args:
+        task: what is trained.
+        runs: B of the batched loop; 0 for the plain loop.
+        seconds: processor time to measure for.
     """
-    data, indices = task.data().gradient, torch.arange(runs)
+    data = task.data().gradient
     if runs:
         loop = Executor(task, base="adam")
-        state = loop.init(indices)
+        state = loop.init(torch.arange(runs))
         ones = torch.ones(runs, loop.layout.num_layers)
-        hyper, factor = (
-            Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0),
-            torch.ones(1, runs),
-        )
+        hyper = Hyperparams(ones * 1e-3, ones * 0.9, ones * 0.0, ones * 0.0)
+        factor = torch.ones(1, runs)
     else:
-        model, generator = plain_model(task, torch.tensor([0])), torch.Generator().manual_seed(0)
+        model = plain_model(task, torch.tensor([0]))
+        generator = torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     times: list[float] = []
     end = time.process_time() + seconds
@@ -126,10 +134,7 @@ def step_time(task: Task, runs: int, seconds: float) -> float:
 
 
 def every_task(seconds: float = 0.7) -> None:
-    """Batched over plain loop for every task, in processor time.
-
-    Other programs take turns, they are not counted.
-    """
+    """Print the ratio of the batched to the plain loop for every task, in processor time."""
     table = rich.table.Table(title="batched over plain loop, inner steps/s, 1 thread")
     for heading in ("task", "batch", "plain steps/s", "B = 1", "B = 16", "B = 64"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
@@ -146,7 +151,7 @@ def every_task(seconds: float = 0.7) -> None:
 
 
 def main(args: Args) -> None:
-    """Measure in rounds, print medians and ratios."""
+    """Measure in rounds and print medians and ratios."""
     torch.set_num_threads(1)
     if args.all:
         every_task()

@@ -1,17 +1,19 @@
-"""The compiled inner loop beside JAX's jit(vmap + scan), and the environment beside DACBench's, on the same work.
+"""The compiled inner loop beside JAX's jit(vmap + scan), the environment beside DACBench's.
 
     python benchmarks/peers.py jax
     python benchmarks/peers.py dacbench
 
-Each peer is installed in a venv of its own, which the script makes (or takes, --python). Both sides run on the same
-core and take turns; ratios are taken within rounds, medians and quartiles.
+The script makes a venv for the peer and installs it there, unless --python names one. Both sides do
+the same work on the same core and take turns; ratios are taken within rounds, and medians and
+quartiles over rounds are printed.
 
-jax: the MNIST-1D MLP, batch 32, B runs with their own data order, Adam with one learning rate a layer, and at every
-tenth step the norms of each layer's gradient, first and second moment, weights and update.
+jax: the MNIST-1D MLP, batch 32, B runs with their own data order, Adam with one learning rate for
+each layer, and at every tenth step the norms of each layer's gradient, first and second moment,
+weights and update.
 
-dacbench: models of DACBENCH, AdamW, batch 32. An environment step is 50 inner steps and the loss of 500 validation
-examples; ours observes its statistics as well. DACBench trains one run, ours one and many at once. Examples are
-random, and in memory for both.
+dacbench: models of DACBENCH, AdamW, batch 32. An environment step is 50 inner steps and the loss of
+500 validation examples; ours observes its statistics as well. DACBench trains one run, ours one and
+many at once. Examples are random, and in memory for both.
 """
 
 from __future__ import annotations
@@ -42,10 +44,13 @@ from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
 PROGRAMS = Path(__file__).parent / "peer_programs"
-INTERVAL, INTERVALS = 10, 5
-BATCH, BATCHES, VALIDATION = 32, 50, 500  # of an environment step
+INTERVAL = 10  # inner steps between statistics
+INTERVALS = 5  # intervals in one measurement against JAX
+BATCH = 32  # examples in a minibatch
+BATCHES = 50  # minibatches in an environment step
+VALIDATION = 500  # validation examples in an environment step
 
-Layers = list[tuple[str, dict[str, Any]]]  # as DACBench writes a model
+Layers = list[tuple[str, dict[str, Any]]]  # how DACBench describes a model
 
 
 def dense(*widths: int) -> Layers:
@@ -101,9 +106,9 @@ MODULES = {
 
 
 def environment(folder: Path, packages: list[str]) -> Path:
-    """Make a venv that holds the packages; its python.
+    """Make a venv that holds the packages, and return the path of its Python.
 
-    What pip says goes to the error, where it fails.
+    If pip fails, the script ends with pip's error output.
     """
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -119,7 +124,7 @@ def environment(folder: Path, packages: list[str]) -> Path:
 
 
 class Peer:
-    """A program of PROGRAMS in a process of its own, which answers each line with a figure."""
+    """A program of PROGRAMS in a process of its own, which answers each line with a number."""
 
     def __init__(self, python: Path, program: str, *args: object) -> None:
         environ = {
@@ -139,21 +144,21 @@ class Peer:
         return line
 
     def figure(self) -> float:
-        """Let it measure once."""
+        """Let the peer measure once."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         return float(self._read())
 
     def close(self) -> None:
-        """End it."""
+        """End the peer."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
 
 class Compiled:
-    """Our side of JAX: the compiled loop on mnist1d-mlp."""
+    """Our side against JAX: the compiled trainings of mnist1d-mlp."""
 
     def __init__(self, runs: int) -> None:
         self.loop = Executor(
@@ -174,7 +179,7 @@ class Compiled:
 
 
 class Env:
-    """Our side of DACBench: an environment of B runs."""
+    """Our side against DACBench: an environment of B runs."""
 
     def __init__(self, layers: Layers, shape: tuple[int, ...], runs: int, compile: bool) -> None:
         def split(count: int) -> Split:
@@ -208,13 +213,13 @@ class Env:
 
 
 def quartiles(figures: list[float], form: str) -> str:
-    """Median and quartiles."""
+    """Median and quartiles as text."""
     low, middle, high = statistics.quantiles(figures, n=4)
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def against_jax(python: Path, rounds: int) -> None:
-    """One line of B = 64 runs."""
+    """Print one line for B = 64 runs."""
     runs = 64
     jax = Peer(python, "jax_steps.py", runs, BATCH, INTERVAL, INTERVALS)
     ours = Compiled(runs)
@@ -231,7 +236,7 @@ def against_jax(python: Path, rounds: int) -> None:
 
 
 def against_dacbench(python: Path, rounds: int) -> None:
-    """One table row for each model and number of runs; a ratio above 1 says that ours is faster."""
+    """Print a table row for each model and number of runs; where the ratio is over 1, ours wins."""
     print(
         "| model | ours | ms of a step: DACBench | ours | inner steps/s: DACBench | ours | ratio "
         "of inner steps/s |"
@@ -269,7 +274,7 @@ def against_dacbench(python: Path, rounds: int) -> None:
     print(f"DACBench {peer.version}, torch {torch.__version__}, one thread")
 
 
-# Name -> (what its venv holds, how it is measured).
+# Name -> (packages in its venv, function that measures it).
 PEERS: dict[str, tuple[list[str], Callable[[Path, int], None]]] = {
     "jax": (["jax"], against_jax),
     "dacbench": (
@@ -285,7 +290,7 @@ def main() -> None:
     )
     parser.add_argument("peer", choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--python", type=Path, help="of a venv that already holds the peer")
+    parser.add_argument("--python", type=Path, help="Python of a venv that already holds the peer")
     args = parser.parse_args()
     torch.set_num_threads(1)
     # inherited by the peer, whose thread pools then have one thread

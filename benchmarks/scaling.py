@@ -1,12 +1,11 @@
 """How the cost of an inner step grows with runs, width, layers, batch and horizon.
 
-Measured, tabled, plotted.
-
     python benchmarks/scaling.py --output-dir docs/results
 
-Fully connected networks 40-w-...-w-10 on MNIST-1D, AdamW, statistics every 10 steps, one thread,
-processor time, median over rounds in which all points take turns. One variable moves at a time from
-B = 64, w = 100, 3 layers, batch 32, horizon 500. Writes scaling.png and scaling.json.
+Fully connected networks 40-w-...-w-10 are trained on MNIST-1D by AdamW, with statistics every 10
+steps, on one thread. One variable at a time is changed from B = 64, w = 100, 3 layers, batch 32,
+horizon 500. Times are processor time; all points take turns, and medians over rounds are reported.
+The script writes scaling.png and scaling.json.
 """
 
 from __future__ import annotations
@@ -47,17 +46,17 @@ class Args:
     """How the cost of an inner step grows."""
 
     output_dir: Path
-    """Where scaling.png and scaling.json go."""
+    """Folder for scaling.png and scaling.json."""
     rounds: int = 5
-    """Rounds; medians are reported."""
+    """Number of rounds; medians over rounds are reported."""
     compile: bool = False
-    """Compiled trainings; each of the points takes its time to compile."""
+    """Whether the trainings are compiled, which takes time for each point."""
 
 
 def contestant(point: dict[str, int], compile: bool) -> Callable[[], float]:
-    """An environment.
+    """An environment; each call of the result takes one decision.
 
-    A call is one decision, which gives seconds per inner step of one run, reward included.
+    The call returns seconds per inner step of one run, the reward included.
     """
     widths = (40, *[point["width"]] * (point["layers"] - 1), 10)
     task = dataclasses.replace(
@@ -83,7 +82,7 @@ def contestant(point: dict[str, int], compile: bool) -> Callable[[], float]:
 
 
 def main(args: Args) -> None:
-    """Measure, write, plot."""
+    """Measure, print, plot and write the results."""
     torch.set_num_threads(1)
     points = {
         (axis, value): BASE | {axis: value} for axis, values in AXES.items() for value in values

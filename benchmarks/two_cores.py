@@ -1,13 +1,11 @@
-"""What a second worker adds.
-
-Inner steps per second of two workers over one, as threads and as processes.
+"""Inner steps per second of two workers over one, as threads and as processes.
 
     python benchmarks/two_cores.py
     python benchmarks/two_cores.py --no-compile
 
-Each worker trains its own half of the runs in an Executor of its own. A round measures one worker,
-two threads and two processes in turn, wall clock, and ratios are taken within rounds. The last
-rows, the same with two intra-op threads, show why one a worker is the default.
+Each worker trains runs of its own in an Executor of its own. A round measures one worker, two
+threads and two processes in turn, by the wall clock, and ratios are taken within rounds. The last
+rows repeat this with two intra-op threads for each worker; they show why the default is one.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ INTERVAL = 10
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """What a second worker adds."""
+    """Inner steps per second of two workers over one."""
 
     task: str = "mnist1d-mlp"
     """A name of lr_gym.tasks.TASKS."""
@@ -44,15 +42,15 @@ class Args:
     intervals: int = 12
     """Intervals of 10 steps that each worker makes in a measurement."""
     rounds: int = 9
-    """Rounds; medians are reported."""
+    """Number of rounds; the table shows medians and quartiles over rounds."""
     compile: bool = True
-    """Compiled loops."""
+    """Whether the trainings are compiled."""
     intra_op: tuple[int, ...] = (1, 2)
-    """Intra-op threads of each worker."""
+    """Numbers of intra-op threads of each worker, measured one after the other."""
 
 
 class Worker:
-    """An inner loop under way."""
+    """B trainings under way."""
 
     def __init__(self, args: Args, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -64,13 +62,13 @@ class Worker:
         self.train(1)
 
     def train(self, intervals: int) -> None:
-        """Train with statistics after every interval."""
+        """Train for some intervals, with statistics after each."""
         for _ in range(intervals):
             self.state, _ = self.loop.advance(self.state, self.hyper, self.factor)
             self.loop.stats(self.state, self.hyper)
 
 
-_own: dict[str, Worker] = {}  # of a process
+_own: dict[str, Worker] = {}  # the worker of this process, if it is a process of the pool
 
 
 def _begin(args: Args, threads: int) -> None:
@@ -112,7 +110,7 @@ def rounds_of(args: Args, threads: int) -> dict[str, list[float]]:
 
 
 def main(args: Args) -> None:
-    """Measure in rounds, print medians and ratios."""
+    """Measure in rounds and print medians and ratios."""
     table = rich.table.Table(
         title=f"{args.task}, {args.runs} runs a worker, {os.cpu_count()} cores"
     )

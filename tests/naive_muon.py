@@ -1,31 +1,31 @@
-"""Muon in plain Python, matrix by matrix through its singular values, and AdamW for what is no hidden matrix."""
+"""Muon written naively: matrix by matrix, through singular values; AdamW for other tensors."""
 
 from __future__ import annotations
 
 import torch
 
 
-def bent(value: torch.Tensor) -> torch.Tensor:
-    """What five steps of Newton and Schulz make of a singular value."""
+def iterated(value: torch.Tensor) -> torch.Tensor:
+    """A singular value after five steps of Newton and Schulz."""
     for _ in range(5):
         value = 3.4445 * value - 4.7750 * value**3 + 2.0315 * value**5
     return value
 
 
 def direction(matrix: torch.Tensor) -> torch.Tensor:
-    """Of an update, for a tensor (rows, ...)."""
+    """Direction of the update of a tensor (rows, ...)."""
     flat = matrix.flatten(1)
     if flat.numel() == 0:
         return matrix
     left, values, right = torch.linalg.svd(
         flat.double() / max(float(flat.double().norm()), 1e-7), full_matrices=False
     )
-    way = left @ torch.diag(bent(values)) @ right
+    way = left @ torch.diag(iterated(values)) @ right
     return (0.2 * max(flat.shape) ** 0.5 * way).to(matrix.dtype).reshape(matrix.shape)
 
 
 class NaiveMuon(torch.optim.Optimizer):
-    """One group; the last matrix is none of its own unless `last` is said."""
+    """One parameter group; the last matrix, the readout, is left to AdamW unless `last` is set."""
 
     def __init__(self, params, lr=0.01, weight_decay=0.01, maximize=False, beta1=0.9, last=False):
         super().__init__(

@@ -1,10 +1,8 @@
-"""A device that is none.
+"""A pretended device, for tests on machines without a GPU.
 
-Its tensors lie in the host's memory and compute there, and behave as if they did not.
-
-They refuse to be mixed with tensors of the host or to become arrays, as a GPU's do, and whatever
-would make the host wait for a GPU is noted. So what runs here stays on its device, and where it
-waits is known, on a machine without one.
+Its tensors lie in the host's memory and are computed there, but behave like a GPU's: they refuse to
+be mixed with tensors of the host or to become arrays. Whatever would make the host wait for a GPU
+is noted. So tests can show that a training stays on its device and does not wait.
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
 aten = torch.ops.aten
-NAME = "meta"  # of the devices that torch knows, one that autograd takes for the host's
+NAME = "meta"  # a device that torch knows and that autograd treats like the host
 
 
 class Remote(torch.Tensor):
-    """A tensor of the pretended device, around one of the host's."""
+    """A tensor of the pretended device; `inner` is the tensor of the host that holds its values."""
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Remote:
@@ -43,7 +41,7 @@ class Remote(torch.Tensor):
 
 
 class _Python(TorchFunctionMode):
-    """What would not come by below: numbers that become tensors, and tensors that become lists."""
+    """Handles what does not reach the dispatcher: `torch.tensor(numbers)` and `tolist`."""
 
     def __init__(self, waits: list[str]) -> None:
         super().__init__()
@@ -60,9 +58,9 @@ class _Python(TorchFunctionMode):
 
 
 class PretendDevice(TorchDispatchMode):
-    """While it lasts, tensors are made on NAME and moved there and back.
+    """While this mode is active, tensors can be made on NAME and moved there and back.
 
-    `waits` has what the host waited for.
+    `waits` lists what the host waited for.
     """
 
     def __init__(self) -> None:

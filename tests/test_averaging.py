@@ -1,7 +1,4 @@
-"""Averaged weights.
-
-The formula, the environment that is judged by them, and the optimizer that shows them.
-"""
+"""Averaged weights: the formula, the environment's rewards, and `PolicyOptimizer.eval`."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ HORIZON = 12
 
 
 def naive_average(snapshots, power=POWER):
-    """Of tensors, oldest first: by the weights that unrolling the recursion gives each."""
+    """Average of tensors, oldest first, with the weights that unrolling the recursion gives."""
     total = len(snapshots)
     weights = [
         snapshot_weight(power, t)
@@ -63,10 +60,7 @@ def test_power_0_is_the_mean_and_a_large_one_the_last():
 
 
 def test_the_environment_is_judged_by_the_mean_of_its_snapshots():
-    """A shorter last interval counts as one.
-
-    The weights that are trained are those of an environment without.
-    """
+    """A shorter last interval counts as one, and averaging does not change the training."""
     env, plain = make_env(POWER), make_env(None)
     still = np.zeros((2, env.num_layers, 1))
     first = [env.reset(seed=[3, 4])[0], plain.reset(seed=[3, 4])[0]]
@@ -118,7 +112,7 @@ def test_the_environment_goes_on_with_its_average():
 
 
 def test_running_statistics_are_averaged_too():
-    """Integers, which count batches, are those of the last."""
+    """Integers, which count batches, are taken from the last snapshot."""
     env = make_env(
         POWER, tiny_task(lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
     )
@@ -167,7 +161,7 @@ def test_eval_and_train_go_there_and_back_bit_for_bit():
     optimizer = make_optimizer(model)
     trace = train(optimizer, model, loss_at, range(5))
     optimizer.eval()
-    optimizer.eval()  # twice is once
+    optimizer.eval()  # a second call changes nothing
     averages = [p.detach().clone() for p in model.parameters()]
     assert not all(torch.equal(p, q) for p, q in zip(averages, trace[-1], strict=True))
     with pytest.raises(RuntimeError, match=r"optimizer\.train\(\)"):
@@ -214,7 +208,7 @@ def test_any_policy_leaves_the_averages_that_another_has_shown():
 
 
 def test_a_layer_frozen_in_mid_training_is_averaged_as_it_is():
-    """Else its last average would be shown for good."""
+    """Otherwise its last average would be shown for the rest of the training."""
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = make_optimizer(model, total_steps=400)
     train(optimizer, model, loss_at, range(10))
@@ -288,7 +282,7 @@ def test_the_benchmark_judges_the_average(tmp_path):
     ("constant", ("peak_lr", "progress_known"), False),
 ])  # fmt: skip
 def test_the_benchmark_tells_the_end_to_those_who_ask(tmp_path, schedule, features, endless):
-    """Else it would measure something else than what a script without total_steps gets."""
+    """Otherwise it would measure another policy than a script without total_steps gets."""
     spec = ControlSpec(schedule=schedule, features=features, average=POWER)
     assert spec.endless == endless
     file = tmp_path / "policy.safetensors"

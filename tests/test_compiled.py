@@ -1,4 +1,4 @@
-"""The compiled inner loop against the loop as it stands."""
+"""Compiled trainings against eager ones."""
 
 import functools
 import shutil
@@ -33,7 +33,7 @@ RUNS = 4
 
 
 class Pretend(Compiler):
-    """Compiles nothing, and counts what would have been compiled and called."""
+    """A compiler that compiles nothing, and counts compiled functions and their calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Pretend(Compiler):
 
 @pytest.fixture
 def in_blocks(monkeypatch):
-    """From now on loops are compiled for two runs."""
+    """Executors made from now on compile blocks of two runs."""
     monkeypatch.setattr(executor, "_working_set", lambda *_: BLOCK // 2)
 
 
@@ -62,7 +62,7 @@ def loop_of(compile: bool) -> Executor:
 
 @pytest.fixture(scope="module")
 def loops() -> tuple[Executor, Executor]:
-    """As it stands, and compiled for four runs."""
+    """An eager executor, and one compiled for four runs."""
     pair = loop_of(False), loop_of(True)
     pair[1].init(torch.arange(RUNS))
     return pair
@@ -75,7 +75,7 @@ def hyperparams(runs: int = RUNS) -> Hyperparams:
 
 
 def train(loop: Executor, seeds, hyper, limit=None, steps: int = 6):
-    """All that a training gives: state, losses, statistics, loss on the reward split."""
+    """Return all results of a training: state, losses, statistics, loss on the reward split."""
     factor = (
         torch.linspace(1.0, 0.5, steps, dtype=torch.float64)
         .unsqueeze(1)
@@ -136,8 +136,8 @@ def test_blocks_train_as_the_whole(in_blocks, monkeypatch, limit):
     )
 
 
-def test_nothing_that_could_be_compiled_runs_as_it_stands(in_blocks, monkeypatch):
-    """Gradients of convolutions come out permuted, and strides of dimensions of size 1 as they like."""
+def test_all_calls_in_a_training_use_the_compiled_form(in_blocks, monkeypatch):
+    """Other strides would fall back: gradients of convolutions are permuted before `gradient`."""
     monkeypatch.setattr(executor, "Compiler", Pretend)
     loop, ones = Executor(CONVOLUTION, compile=True), torch.ones(RUNS, 2)
     hyper = Hyperparams(0.01 * ones, 0.9 * ones, 0.0 * ones, 0.0 * ones)
@@ -161,10 +161,7 @@ def test_block_divides_the_runs_and_is_near_the_cache(monkeypatch, runs, need, b
 
 
 def test_working_set_holds_state_gradients_and_activations(monkeypatch):
-    """Of one run of a network without hidden layer.
-
-    Inputs (8, 5), weights (3, 5) and (3,), outputs (8, 3).
-    """
+    """One run of a linear model: inputs (8, 5), weights (3, 5) and (3,), outputs (8, 3)."""
     monkeypatch.setattr(executor, "Compiler", Pretend)
     seen = []
     measured = executor._working_set
@@ -217,9 +214,9 @@ def test_threads_compile_and_step_loops_of_their_own(loops):
 
 @needs_compiler
 def test_compiled_random_bits_are_the_same_bits():
-    """Indices times 64-bit constants overflow.
+    """Indices times 64-bit constants overflow, which is undefined in C++.
 
-    Undefined in C++ unless the compiler is kept from folding them.
+    `random_bits` keeps the compiler from folding them into one signed index.
     """
     count, seed, step = 1003, torch.arange(5) * 7919, torch.arange(5)
     bits = lambda seed, step: (
@@ -247,8 +244,8 @@ def test_environment_compiled_equals_environment(loops):
     assert not compiled.inner._compiler.failed
 
 
-def test_other_numbers_of_runs_run_as_they_stand():
-    """Neither compiled nor wrong: the compiled form is for the first shapes only."""
+def test_other_numbers_of_runs_are_computed_eagerly():
+    """The compiled form is for the shapes of the first call only."""
     compiler = Pretend()
     double = CompiledFunction(compiler, lambda x: x * 2)
     for runs in (3, 2, 3):

@@ -1,7 +1,4 @@
-"""What only a real GPU can show.
-
-Captured graphs, their results, and that torch itself sees no waiting either.
-"""
+"""Tests that need a real GPU: CUDA graphs, equal results, and no waiting that torch itself sees."""
 
 import dataclasses
 import warnings
@@ -32,13 +29,13 @@ RUNS, STEPS = 8, 5
 
 @pytest.fixture
 def no_waiting():
-    """torch raises an error wherever the host would wait for the device, where a test says so."""
+    """A function that makes torch raise an error wherever the host would wait for the device."""
     yield lambda mode="error": torch.cuda.set_sync_debug_mode(mode)
     torch.cuda.set_sync_debug_mode("default")
 
 
 def trained(name: str, device: str, compile: bool, calls: int = 3):
-    """State and losses after a few `advance`."""
+    """Executor, state and losses after a few calls of `advance`."""
     loop = Executor(
         TASKS[name], base="muon", noise=True, dtype=torch.float64, device=device, compile=compile
     )
@@ -59,7 +56,7 @@ def trained(name: str, device: str, compile: bool, calls: int = 3):
 def test_gpu_equals_cpu(name, compile):
     _, expected, losses = trained(name, "cpu", compile=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing falls back
+        warnings.simplefilter("error")  # a fallback would warn
         loop, state, found = trained(name, "cuda", compile)
     assert (loop._graph is not None) == compile
     torch.testing.assert_close(found.cpu(), losses, rtol=1e-6, atol=1e-9)
@@ -85,7 +82,7 @@ def test_captures_are_few_over_many_episodes():
     env.reset(seed=0)
     for _ in range(23):
         env.step(np.zeros(env.action_space.shape, np.float32))
-    assert len(env.inner._graph._graphs) <= 2  # of a whole interval and of the last one
+    assert len(env.inner._graph._graphs) <= 2  # one of a whole interval, one of the last
 
 
 POLICIES = {
@@ -131,10 +128,9 @@ def test_cell_of_the_benchmark_on_a_gpu(name):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_training_on_a_gpu(tmp_path, workers):
-    """Two workers are threads that capture on one device."""
-    options = "--task mnist1d-mlp --num-envs 8 --timesteps 64 --decisions 4 --horizon 40 --wandb disabled --device cuda"
-    options += (
-        f" --selection-runs 4 --guard-runs 4 --certificate-runs 2 --compile --workers {workers}"
-    )
+    """Two workers are two threads that capture graphs on one device."""
+    options = "--task mnist1d-mlp --num-envs 8 --timesteps 64 --decisions 4 --horizon 40"
+    options += " --wandb disabled --device cuda --selection-runs 4 --guard-runs 4"
+    options += f" --certificate-runs 2 --compile --workers {workers}"
     train_agent.main([*options.split(), "--output-dir", str(tmp_path)])
     assert (tmp_path / "policy.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""The steps of an `advance` as a CUDA graph, its memory and its constants imitated on the CPU."""
+"""The steps of an `advance` as a CUDA graph, imitated on the CPU by replaying operations."""
 
 import warnings
 
@@ -28,10 +28,7 @@ NAMES = (
 
 
 class Tape(TorchDispatchMode):
-    """As a CUDA graph.
-
-    Records operations, and repeats them on the same memory with the same constants.
-    """
+    """Records operations, and repeats them on the same memory with the same constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +49,7 @@ class Tape(TorchDispatchMode):
 
 
 def taped(run):
+    """Capture a function as `CudaGraphCapture` does, on a tape."""
     run()  # warms up
     with Tape() as tape:
         run()
@@ -59,7 +57,7 @@ def taped(run):
 
 
 def pair(task, base: str = "adamw") -> tuple[Executor, Executor]:
-    """As it stands, and captured."""
+    """An eager executor, and one whose steps are captured on a tape."""
     loops = [
         Executor(task, base=base, noise=True, weight_decay=True, dtype=torch.float64)
         for _ in range(2)
@@ -88,9 +86,8 @@ def test_captured_steps_equal_the_loop(name, base):
         states = [state for state, _ in results]
         for found, expected in zip(leaves_of(results[1]), leaves_of(results[0]), strict=True):
             torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
-        assert [
-            x.data_ptr() for x in leaves_of(states[1])
-        ] == addresses  # or nothing would ever be replayed
+        # A state in other memory would be captured again and never replayed.
+        assert [x.data_ptr() for x in leaves_of(states[1])] == addresses
     assert len(captured._graph._graphs) == 1
 
 
@@ -140,15 +137,14 @@ def test_runs_that_stop_early_are_not_captured():
     assert not captured._graph._graphs
 
 
-def test_what_cannot_be_captured_runs_as_it_stands():
+def test_what_cannot_be_captured_is_computed_eagerly():
     def refused(run):
         run()
         try:
             raise RuntimeError("operation not permitted when stream is capturing")
         finally:
-            raise RuntimeError(
-                "operation failed due to a previous error during capture"
-            )  # as torch ends it
+            # torch ends a broken capture with a second error
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     plain, captured = pair(TINY)
     captured._graph = CudaGraphFunction(captured._advance_block, refused)
@@ -157,7 +153,7 @@ def test_what_cannot_be_captured_runs_as_it_stands():
         states[1], _ = captured.advance(states[1], *given(captured, 1.0))
     states[0], _ = plain.advance(states[0], *given(plain, 1.0))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # once
+        warnings.simplefilter("error")  # the warning comes once
         states = [
             loop.advance(state, *given(loop, 0.5))[0]
             for loop, state in zip((plain, captured), states, strict=True)
@@ -166,7 +162,7 @@ def test_what_cannot_be_captured_runs_as_it_stands():
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("horizon", [20, 18])  # in whole intervals, and with a shorter last one
+@pytest.mark.parametrize("horizon", [20, 18])  # whole intervals; a shorter last interval
 def test_restarts_need_no_new_graphs(horizon):
     envs = [
         LRControlVectorEnv(

@@ -1,8 +1,6 @@
-"""Trainings on a device that is not the host.
+"""Trainings on a device that is not the host: all tensors stay there, and the host does not wait.
 
-Nothing is left behind, and nothing waits that need not.
-
-What only a real GPU can show is in test_cuda.py.
+Tests that need a real GPU are in test_cuda.py.
 """
 
 import dataclasses
@@ -114,7 +112,7 @@ ENVIRONMENTS = {
 
 @pytest.mark.parametrize("kind", list(ENVIRONMENTS))
 def test_environment_on_a_device(device, kind):
-    """Through two episodes and their restarts, and on from a saved state."""
+    """Two episodes, their restarts, and a continuation from a saved state equal the CPU's."""
     envs = [
         LRControlVectorEnv(
             TINY,
@@ -160,13 +158,10 @@ def test_a_decision_does_not_wait(device, kind):
 def trained(
     device, place: str, make, steps: int, *, closure: bool = False
 ) -> tuple[torch.Tensor, ...]:
-    """Weights after some steps of `make(model)`.
-
-    What was waited for is noted from the second step on.
-    """
+    """Weights after some steps of `make(model)`; waits are noted from the second step on."""
     kind = {"dtype": torch.float64}
     layers = nn.Linear(8, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 4)
-    model = nn.Sequential(*layers)  # of the middle matrix PolicyOptimizer measures a part
+    model = nn.Sequential(*layers)  # PolicyOptimizer samples the middle matrix
     model = load_parameters(model, initial_parameters(model, torch.tensor([0]), **kind))
     model = model if place == "cpu" else on_device(model)
     optimizer = make(model)
@@ -194,10 +189,7 @@ def on_device(model: nn.Module) -> nn.Module:
 @pytest.mark.filterwarnings("ignore:PolicyOptimizer. the policy has learned from nothing like")
 @pytest.mark.parametrize("base", BASES)
 def test_deployed_policy_on_a_device(device, base):
-    """Guarded, and trained until it hands back.
-
-    What it does is the same, and nothing waits once it is set up.
-    """
+    """The same weights as on the CPU, guard included, and no wait after the first step."""
     guarded = load_policy("builtin:default")
     spec = dataclasses.replace(guarded.spec, base=base)
     policies = [
@@ -245,9 +237,9 @@ def test_older_optimizers_on_a_device(device, monkeypatch, name):
     "name", ["builtin:muon", "builtin:anytime", "sgd-momentum-cosine", "garo", "enhanced-sgd"]
 )
 def test_cell_of_the_benchmark_on_a_device(device, monkeypatch, name):
-    """With batch norm and schedules.
+    """A task with batch norm, and optimizers with schedules.
 
-    Torch's Adam asks the driver what it captures, and so is left to test_cuda.py.
+    Torch's Adam asks the CUDA driver whether it is capturing, so test_cuda.py tests it.
     """
     monkeypatch.setattr(
         torch.__future__, "_swap_module_params_on_conversion", True
@@ -264,11 +256,11 @@ def test_cell_of_the_benchmark_on_a_device(device, monkeypatch, name):
 
 @pytest.mark.parametrize("agent", ["ppo", "dqn", "q_learning", "es", "sweep"])
 def test_training_of_an_agent_on_a_device(device, tmp_path, monkeypatch, agent):
-    monkeypatch.setattr(
-        ThreadPoolExecutor, "map", lambda self, *args: map(*args)
-    )  # the device knows this thread only
-    options = "--num-envs 4 --timesteps 64 --decisions 4 --horizon 16 --workers 1 --wandb disabled --selection-runs 4"
-    options += f" --guard-runs 4 --certificate-runs 0 --task quadratic --agent {agent} --sweep.rates 3 --sweep.steps 2"
+    # the mode of the pretended device is active in this thread only
+    monkeypatch.setattr(ThreadPoolExecutor, "map", lambda self, *args: map(*args))
+    options = f"--task quadratic --agent {agent} --num-envs 4 --timesteps 64 --decisions 4"
+    options += " --horizon 16 --workers 1 --wandb disabled --selection-runs 4 --guard-runs 4"
+    options += " --certificate-runs 0 --sweep.rates 3 --sweep.steps 2"
     for place in ("cpu", NAME):
         train_agent.main(
             [*options.split(), "--device", place, "--output-dir", str(tmp_path / place)]

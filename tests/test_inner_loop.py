@@ -1,7 +1,4 @@
-"""B trainings at once against B plain loops.
-
-Gradients, schedules, independence of rows, initial parameters.
-"""
+"""B trainings at once against B plain loops: gradients, schedules, independence of rows."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def ones_for_unknown_modules(monkeypatch):
-    """Scale starts at 1."""
+    """`Scale`, a module that the tables do not know, starts at 1."""
     from lr_gym.tasks.initial import Initial
 
     monkeypatch.setitem(INITIAL, Scale, lambda module, name: Initial("constant", 1.0))
@@ -115,10 +112,7 @@ def test_training_equals_a_plain_loop(base, model):
     ],
 )
 def test_zero_action_in_residual_mode_is_torch_optim_with_that_schedule(task, base, schedule):
-    """Contract (c).
-
-    Environment in float64, 30 steps, against a plain loop with torch's LambdaLR.
-    """
+    """Contract (c): the environment in float64 against a plain loop with torch's LambdaLR."""
     horizon = 30
     env = LRControlVectorEnv(
         task,
@@ -154,8 +148,8 @@ def test_zero_action_in_residual_mode_is_torch_optim_with_that_schedule(task, ba
 
 @pytest.mark.parametrize(("base", "diverge"), [("adamw", False), ("adamw", True), ("sgd", True)])
 def test_rows_of_a_batch_equal_rows_alone_to_the_bit(base, diverge):
-    """Contract (b) of the inner loop: B = 64, float32, 20 steps, 16 rows forced to NaN."""
-    noise = not diverge  # drawing it costs more than the rest
+    """Contract (b) of the inner loop, in float32, also when 16 of 64 rows are forced to NaN."""
+    noise = not diverge  # drawing noise costs more than the rest of the step
     loop = Executor(TASKS["mnist1d-mlp"], base=base, noise=noise, weight_decay=True)
     runs, layers = 64, loop.layout.num_layers
     seeds = torch.arange(100, 100 + runs)
@@ -239,10 +233,7 @@ def test_unknown_split_lists_the_valid_ones():
 
 @pytest.mark.parametrize("task", [name for name in SMALL if TASKS[name].source not in TABLES])
 def test_splits_are_disjoint(task):
-    """Rows of tables are told apart by their number, not by what is known of them.
-
-    See test_task_data.py.
-    """
+    """Tables are left out: their rows may be equal, so test_task_data.py compares row numbers."""
     inputs = torch.cat([split.inputs.flatten(1) for split in TASKS[task].data()])
     assert len(inputs.unique(dim=0)) == len(inputs)
 
@@ -252,9 +243,8 @@ def test_minibatches_are_uniform_with_replacement():
     indices = minibatch(torch.zeros_like(steps), steps, 10, 20)
     assert indices.shape == (2000, 10)
     counts = torch.bincount(indices.flatten(), minlength=20)
-    assert (
-        (counts - 1000).square().sum() / 1000
-    ).item() < 46  # chi-square, 19 degrees of freedom, p = 0.0005
+    chi_square = ((counts - 1000).square().sum() / 1000).item()
+    assert chi_square < 46  # 19 degrees of freedom, p = 0.0005
     assert any(len(row.unique()) < 10 for row in indices)
 
 
@@ -275,9 +265,8 @@ def test_initial_parameters_have_torchs_distribution(module):
         assert value.shape == (20, *param.shape)
         assert value.abs().max() <= fan_in**-0.5 * (1 + 1e-6)
         assert value.abs().max() > 0.97 * fan_in**-0.5
-        assert param.abs().max() <= fan_in**-0.5 * (
-            1 + 1e-6
-        )  # torch's own, which is what these bounds imitate
+        # torch's own initial values, which these bounds imitate
+        assert param.abs().max() <= fan_in**-0.5 * (1 + 1e-6)
         torch.testing.assert_close(
             value.std(), torch.tensor((3 * fan_in) ** -0.5), rtol=0.06, atol=0
         )
@@ -308,14 +297,14 @@ def test_load_parameters_copies_one_run():
 
 
 def test_models_outside_the_table_take_the_fallback():
-    """Otherwise the comparisons above would not have tested it."""
+    """Otherwise the comparisons above would not have tested the fallback."""
     assert Scale not in STACKED
 
 
 def test_global_generators_stay_as_they_were():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     loop = Executor(TASKS["mnist1d-mlp"], noise=True)
-    TASKS["mnist1d-mlp"].data.__wrapped__()  # loads afresh
+    TASKS["mnist1d-mlp"].data.__wrapped__()  # around the cache, so the data are loaded again
     loop.advance(
         loop.init(torch.tensor([0])),
         hyperparams(0.1, 1, 3, torch.float32),

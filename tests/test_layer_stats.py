@@ -1,4 +1,4 @@
-"""The statistics of each layer against a loop over runs and layers that concatenates everything."""
+"""The statistics of each layer against a loop over runs and layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def draw(seed):
 
 
 def trained(base, steps):
-    """Arguments of `measure` after some steps with a momentum that differs between runs, layers and steps."""
+    """Arguments of `measure` after some steps.
+
+    The momentum differs between runs, layers and steps.
+    """
     rules = [base_rule(base).for_tensor(len(shape) > 1) for shape in SHAPES]
     params, firsts = draw(0), [torch.zeros_like(p) for p in draw(0)]
     seconds = [
@@ -143,7 +146,7 @@ def test_a_run_that_diverged_touches_no_other(base):
         assert torch.equal(value[1:], clean)
 
 
-def test_muons_update_is_about_as_large_as_is_told_and_not_a_number_stays_none():
+def test_muons_update_is_about_as_large_as_measured_and_nan_stays_nan():
     rule, draw_one = (
         base_rule("muon"),
         torch.randn(1, 30, 50, generator=torch.Generator().manual_seed(0)),

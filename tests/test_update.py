@@ -1,4 +1,4 @@
-"""Every rule of RULES against torch.optim, a changing beta1 against products of betas, and the gradient noise."""
+"""Every rule of RULES against torch.optim; a changing beta1; the gradient noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw(*shape, seed=0):
 
 
 def start(rule: BaseRule, param: torch.Tensor):
-    """First moment, second moment and masses before the first step of B runs."""
+    """First moment, second moment and masses of B runs before the first step."""
     second = torch.zeros_like(param) if rule.family == "adam" else None
     zeros = param.new_zeros(len(param))
     return torch.zeros_like(param), second, MomentMasses(zeros, zeros.clone())
@@ -57,8 +57,8 @@ def test_rule_equals_torch_optim(base, weight_decay, shape):
 
 
 @pytest.mark.parametrize("shape", [(8, 5), (5, 8), (64, 64)])
-def test_muon_is_torchs_but_for_its_precision(shape):
-    """Torch iterates in bfloat16."""
+def test_muon_equals_torchs_up_to_precision(shape):
+    """Torch iterates in bfloat16, ours in the precision of the tensor."""
     rule, param = base_rule("muon"), draw(1, *shape)
     twin, start_at = torch.nn.Parameter(param[0].clone()), param.clone()
     optimizer = torch.optim.Muon(
@@ -101,8 +101,8 @@ def test_orthogonal_brings_all_singular_values_near_one():
 
 @pytest.mark.parametrize("shape", [(8, 32), (40, 8), (8, 8, 3, 3)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
-def test_long_matrices_take_the_short_way_to_the_same_place(shape, dtype, tolerance):
-    """Jordan's quintic on the singular values themselves, well and badly conditioned."""
+def test_long_matrices_give_the_same_result_by_products(shape, dtype, tolerance):
+    """Against Jordan's quintic on the singular values, for well and badly conditioned matrices."""
     matrix = draw(*shape).flatten(1)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     for decades in (0, 2, 6):
@@ -118,7 +118,7 @@ def test_long_matrices_take_the_short_way_to_the_same_place(shape, dtype, tolera
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])
 def test_changing_beta1_equals_explicit_products(base):
-    """m-hat is the weighted mean of all gradients whose weights are products of the betas that came after them."""
+    """The corrected m is a mean of all gradients; its weights are products of the later betas."""
     rule, betas = base_rule(base), [0.0, 0.9, 0.5, 0.999, 0.95, 0.0, 0.7, 0.9]
     grads = [draw(1, 6, seed=i) for i in range(len(betas))]
     param = draw(1, 6)

@@ -91,9 +91,7 @@ class Executor:
         self.rule = self.loop.rule
         self.rules = self.loop.rules
         self._noise = noise
-        self._block = (
-            0  # number of runs in a compiled block; 0 until the first `init` has chosen it
-        )
+        self._block = 0  # runs in a compiled block; the first `init` chooses their number
         self._compiler = Compiler() if compile else None
         # Noise and step are compiled apart, because inductor cannot schedule both as one.
         self._draw_noise = self._compiled(self.loop.draw_noise)
@@ -140,7 +138,7 @@ class Executor:
         """
         runs = len(state.step)
         steps = len(factor)
-        # Compiled functions know one layout of each input.
+        # A compiled function takes one layout of each input; a broadcast view would be another.
         hyper = Hyperparams(*(h.contiguous() for h in hyper))
         indices = self._minibatches(state, 1, steps)
         limit = np.full(runs, steps) if limit is None else limit
@@ -201,9 +199,8 @@ class Executor:
             shares.append(size / total)
         if len(losses) == 1:
             return losses[0]
-        return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum(
-            0
-        )
+        weighted = [loss * share for loss, share in zip(losses, shares, strict=True)]
+        return torch.stack(weighted).sum(0)
 
     def _advance_block(
         self,

@@ -59,7 +59,10 @@ class InnerState(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """The fields of `InnerState` that a step returns as new tensors; it changes the rest in place."""
+    """The fields of `InnerState` that a step returns as new tensors; the rest it changes in place.
+
+    Attributes are those of `InnerState`.
+    """
 
     step: Tensor
     first_mass: Tensor
