@@ -1,7 +1,4 @@
-"""PolicyOptimizer in plain training loops, for the tests of it.
-
-Policies, torch's twins of it, a loop, comparisons.
-"""
+"""Policies, training loops and comparisons for the tests of PolicyOptimizer."""
 
 from __future__ import annotations
 
@@ -33,12 +30,12 @@ def constant(**options) -> MLPPolicy:
 
 
 def acting(**options) -> MLPPolicy:
-    """A policy that acts, on everything that can be controlled."""
+    """Make a policy that sets every control."""
     return random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
 
 
 def train(optimizer, model, loss_at, steps, observe=True):
-    """Ordinary training steps; the parameters after each."""
+    """Make ordinary training steps; return the parameters after each."""
     trace = []
     for step in steps:
         optimizer.zero_grad()
@@ -52,7 +49,7 @@ def train(optimizer, model, loss_at, steps, observe=True):
 
 
 class NoSync(TorchDispatchMode):
-    """Fails on every operation that reads a number back from the device."""
+    """A context that fails on every operation that reads a number back from the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         forbidden = (
@@ -70,7 +67,7 @@ class NoSync(TorchDispatchMode):
 
 
 def train_watched(optimizer, loss_at, steps):
-    """Ordinary training steps, of which the optimizer's part may read no number back from the device."""
+    """Make training steps in which the optimizer may read no number back from the device."""
     for step in range(steps):
         loss = loss_at(step)
         optimizer.zero_grad()
@@ -81,7 +78,7 @@ def train_watched(optimizer, loss_at, steps):
 
 
 def through_file(state):
-    """The state as it comes back from a file."""
+    """Save the state into a file and load it again."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
