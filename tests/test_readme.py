@@ -1,4 +1,7 @@
-"""Every command and snippet of the README runs, every Python snippet of docs/*.md too."""
+"""Every command and snippet of the README runs, every Python snippet of docs/*.md too.
+
+Snippets that are indented, below an item of a list, are fragments and do not run alone.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ SMALL = {  # what makes a documented command short, added at its end
 
 def blocks(text, language):
     """The code blocks of a page in one language."""
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 COMMANDS = [line for block in blocks(README, "bash") for line in block.splitlines() if line]
