@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.batching import same_kind_batches, stacked_or_in_blocks
-from lr_gym.optim.moments import MASSES, masses, moments
+from lr_gym.optim.moments import masses, moments
 from lr_gym.optim.slots import Slot, gradient_of
 from lr_gym.updates.noise import gradient_noise
 from lr_gym.updates.rule import BaseRule, MomentMasses
@@ -66,7 +66,7 @@ def plain_update(
     grads = [gradient_of(slot) for slot in slots]
     written, has_second = _written_columns(state, slots)
     drawn = [] if noise is None else [_noise(slots, grads, noise, seed, step)]
-    scale = _advance_masses_(state, slots, rule, momentum, lr)
+    advanced = _advance_masses_(state, slots, rule, momentum, lr)
     weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
     # Muon orthogonalises a whole matrix; all other rules are element by element.
     whole = rule.family == "muon"
@@ -76,7 +76,7 @@ def plain_update(
             tensors[len(written)],
             tensors[1],
             tensors[2] if has_second else None,
-            scale,
+            advanced,
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -109,13 +109,17 @@ def _advance_masses_(
 ) -> MomentMasses:
     """Count the pending gradients in the masses (n,), store these and return them."""
     before = masses(state, slots, like)
-    scale = rule.next_masses(MomentMasses(before.first[0], before.second[0]), momentum)
-    columns = (torch.split(mass, 1) for mass in (scale.first, scale.second))
-    for slot, *own in zip(slots, *columns, strict=True):
-        state[slot.param].update(zip(MASSES, own, strict=True))
+    advanced = rule.next_masses(MomentMasses(before.first[0], before.second[0]), momentum)
+    columns = zip(
+        slots, torch.split(advanced.first, 1), torch.split(advanced.second, 1), strict=True
+    )
+    for slot, first, second in columns:
+        own = state[slot.param]
+        own["first_mass"] = first
+        own["second_mass"] = second
         # The masses replace torch's step count, which would be wrong from now on.
-        state[slot.param].pop("step", None)
-    return scale
+        own.pop("step", None)
+    return advanced
 
 
 def _noise(

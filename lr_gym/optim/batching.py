@@ -99,10 +99,11 @@ def stacked_or_in_blocks(
         columns: for example all parameters, all gradients, all moments.
         whole: never cut a tensor into blocks.
     """
-    if whole or len(columns[0]) > 1:
-        return [[stacked(column) for column in columns]]
-    single = (column[0] for column in columns)
-    return ([stacked([block]) for block in blocks] for blocks in in_blocks(*single, size=BLOCK))
+    if len(columns[0]) > 1:
+        return [[torch.stack(list(column)) for column in columns]]
+    single = [column[0] for column in columns]
+    parts = [single] if whole else in_blocks(*single, size=BLOCK)
+    return ([tensor.unsqueeze(0) for tensor in part] for part in parts)
 
 
 def use_foreach(setting: bool | None, params: Sequence[Tensor]) -> bool:

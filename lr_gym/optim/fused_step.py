@@ -64,17 +64,20 @@ def fused_update(
         if not _fits_kernel(own, slot, anywhere):
             left.append(slot)
             continue
-        masses_to_steps_(own, slot)
+        if "first_mass" in own or "step" not in own:
+            masses_to_steps_(own, slot)
         lr = columns[id(slot.group)][slot.layer]
         # On the host, layers with equal rates share a call. A rate on a device cannot be compared
         # without waiting for it, so there each layer has a call of its own.
         key = (lr if isinstance(lr, float) else slot.layer, id(slot.group), slot.param.dtype)
-        call = calls.setdefault(key, _KernelCall(slot.group, lr, [], [], [], [], []))
-        call.params.append(slot.param)
-        call.grads.append(slot.param.grad)  # type: ignore[arg-type]
-        call.firsts.append(own["exp_avg"])
-        call.seconds.append(own["exp_avg_sq"])
-        call.steps.append(own["step"])
+        if key not in calls:
+            calls[key] = _KernelCall(slot.group, lr, [], [], [], [], [])
+        _, _, params, grads, firsts, seconds, steps = calls[key]
+        params.append(slot.param)
+        grads.append(slot.param.grad)  # type: ignore[arg-type]
+        firsts.append(own["exp_avg"])
+        seconds.append(own["exp_avg_sq"])
+        steps.append(own["step"])
     _run(calls.values(), decoupled)
     return left
 
@@ -120,8 +123,15 @@ def _fits_kernel(own: State, slot: Slot, anywhere: bool) -> bool:
     if "exp_avg" not in own:
         moments({param: own}, slot)
     assert grad is not None
-    tensors = (param, grad, own["exp_avg"], own["exp_avg_sq"])
-    # On non-contiguous tensors the CPU kernels give wrong results without an error.
-    return not grad.is_sparse and all(
-        tensor.dtype == param.dtype and tensor.is_contiguous() for tensor in tensors
+    first = own["exp_avg"]
+    second = own["exp_avg_sq"]
+    if grad.is_sparse or not (grad.dtype == first.dtype == second.dtype == param.dtype):
+        return False
+    # On non-contiguous tensors the CPU kernels give wrong results without an error. Written out,
+    # because this runs for every tensor at every step.
+    return (
+        param.is_contiguous()
+        and grad.is_contiguous()
+        and first.is_contiguous()
+        and second.is_contiguous()
     )

@@ -111,7 +111,7 @@ def measure_pieces(
     names: tuple[str, ...],
     layer_of: Sequence[int],
     pieces: Sequence[Piece],
-    scale: MomentMasses,
+    masses: MomentMasses,
     momentum: Tensor,
 ) -> LayerStats:
     """Measure every layer of one training (B = 1), as `layer_stats.measure` does, from pieces.
@@ -121,15 +121,15 @@ def measure_pieces(
         names: the names of L layers.
         layer_of: the layer of each parameter.
         pieces: pieces of all parameters, in any order.
-        scale: masses (1, n) of the moments.
+        masses: (1, n) masses of the moments.
         momentum: (1, L) momentum or beta1.
     """
     batches = _batches(pieces, rules)
     pieces = [piece for batch in batches for piece in batch]
     slots = [piece.slot for piece in pieces]
     layers = [layer_of[piece.slot] for piece in pieces]
-    masses = MomentMasses(_columns(scale.first, slots), _columns(scale.second, slots))
-    sums = _piece_sums(batches, rules, masses, _columns(momentum, layers))  # (7, pieces)
+    own = MomentMasses(_columns(masses.first, slots), _columns(masses.second, slots))
+    sums = _piece_sums(batches, rules, own, _columns(momentum, layers))  # (7, pieces)
     weights = [piece.weight for piece in pieces]
     if any(weight != 1.0 for weight in weights):
         sums = sums * numbers_like(weights, sums)
