@@ -71,7 +71,7 @@ def test_intervals_without_spread_have_no_width():
 
 
 def test_intervals_stay_within_the_values():
-    """As of speed-ups, which are 0 where the other's loss is never reached, and never less."""
+    """Speed-ups need this: they are 0 where the other's loss is never reached, and never less."""
     values = [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.5, 2.0, 3.0, 1.2]] * 2
     found = iqm_interval(values)
     assert found.low == 0.0

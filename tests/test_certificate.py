@@ -26,7 +26,7 @@ SPEC = ControlSpec(schedule="constant", decisions=4)
 
 
 def schedule_policy() -> MLPPolicy:
-    """Looks at progress only."""
+    """A policy that looks at the progress of the training only."""
     weight = torch.zeros(1, len(SPEC.features))
     weight[0, SPEC.features.index("progress")] = 0.5
     policy = constant_policy(SPEC, 3)

@@ -36,16 +36,26 @@ def args(folder: Path, **changes: object) -> evaluate.Args:
     return evaluate.Args(folder, **{**options, **changes})
 
 
-def wandb_records(folder: Path) -> str:
-    """What the only offline run of a folder holds, a JSON object a line."""
-    (run,) = folder.glob("wandb/offline-run-*")
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    return subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=600).stdout
+def wandb_records(folder: Path) -> list[str]:
+    """What each offline run of a folder holds: its records, a JSON object a line."""
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    return [
+        subprocess.run(
+            [*inspect, str(run)], capture_output=True, text=True, check=True, timeout=600
+        ).stdout
+        for run in folder.glob("wandb/offline-run-*")
+    ]
+
+
+def run_of(text: str) -> dict[str, str]:
+    """The record that describes a run."""
+    records = [json.loads(line) for line in text.splitlines()]
+    return next(record["run"] for record in records if "run" in record)
 
 
 def test_the_evaluation_is_a_wandb_run_with_its_table_and_files(tmp_path, cache):
     evaluate.main(args(tmp_path / "out"))
-    text = wandb_records(tmp_path / "out")
+    (text,) = wandb_records(tmp_path / "out")
     assert "score/sgd" in text
     (table,) = (tmp_path / "out").glob("wandb/offline-run-*/files/media/table/ranking*.json")
     ranking = json.loads((tmp_path / "out" / "results.json").read_text())["ranking"]
@@ -58,10 +68,11 @@ def test_the_evaluation_is_a_wandb_run_with_its_table_and_files(tmp_path, cache)
 
 def test_cells_are_wandb_runs_beside_that_of_the_evaluation(tmp_path, cache):
     evaluate.main(args(tmp_path / "out", optimizers="adam", wandb_cells=True))
-    runs = [file.read_bytes() for file in (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")]
-    assert len(runs) == 1 + 2
-    assert sum(b"evaluate-out" in run for run in runs) == 1
-    assert sum(b"out-quadratic" in run for run in runs) == 2
+    runs = [run_of(text) for text in wandb_records(tmp_path / "out")]
+    cells = [run for run in runs if run.get("run_group") == "out-quadratic"]
+    (whole,) = (run for run in runs if run not in cells)
+    assert len(cells) == 2
+    assert whole["display_name"] == "evaluate-out"
 
 
 @pytest.mark.parametrize(
@@ -82,9 +93,8 @@ def test_each_cell_is_a_wandb_run_of_its_group(tmp_path):
     cell = Cell(Baseline("adam"), 1e-3, "quadratic", 3, test=True, horizon=10)
     outcome = run_cell(cell)
     log_cells(tmp_path, {cell: outcome}, "offline")
-    text = wandb_records(tmp_path)
-    records = [json.loads(line) for line in text.splitlines()]
-    run = next(record["run"] for record in records if "run" in record)
+    (text,) = wandb_records(tmp_path)
+    run = run_of(text)
     assert (run["run_group"], run["display_name"]) == (
         f"{tmp_path.name}-quadratic",
         "adam-lr0.001-seed3",

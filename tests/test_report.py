@@ -1,10 +1,8 @@
-"""The report in a real browser.
-
-Every plot drawn, no errors, nothing asked of the network, readable on a phone.
-"""
+"""The report holds every figure; a browser draws all plots without errors and without a network."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,39 +17,36 @@ from lr_gym.benchmark.scores import Interval
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-    ),
-    *("--disable-background-networking", "--disable-component-update"),
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
 ]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict:
-    import json
-
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LR_GYM_CACHE", str(folder / "cache"))
-        options = {
-            "policy": ("builtin:mnist1d",),
-            "optimizers": "adam,sgd",
-            "task": ("quadratic", "logistic"),
-        }
-        small = {
-            "seeds": 2,
-            "budget": 2,
-            "tuning_seeds": 1,
-            "horizon": 20,
-            "workers": 1,
-            "misset": True,
-        }
-        evaluate.main(evaluate.Args(folder / "out", **options, **small, wandb="disabled"))
+        args = evaluate.Args(
+            folder / "out",
+            policy=("builtin:mnist1d",),
+            optimizers="adam,sgd",
+            task=("quadratic", "logistic"),
+            seeds=2,
+            budget=2,
+            tuning_seeds=1,
+            horizon=20,
+            workers=1,
+            misset=True,
+            wandb="disabled",
+        )
+        evaluate.main(args)
     return json.loads((folder / "out" / "results.json").read_text())
 
 
@@ -63,7 +58,7 @@ def report(results, tmp_path_factory) -> Path:
 
 
 def tables(html: str) -> str:
-    """What is left without scripts."""
+    """The part of the page that needs no scripts."""
     return html[html.index("<body>") :]
 
 

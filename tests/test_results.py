@@ -1,4 +1,4 @@
-"""What is assembled from outcomes, against plain loops over them; and what it cost."""
+"""The content of results.json against plain loops over the outcomes; what an evaluation cost."""
 
 from __future__ import annotations
 
