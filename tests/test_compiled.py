@@ -231,7 +231,9 @@ def test_compiled_random_bits_are_the_same_bits():
 @needs_compiler
 def test_environment_compiled_equals_environment(loops):
     options = {"controls": ("lr", "momentum", "noise"), "weight_decay": 0.1, "dtype": torch.float64}
-    make = functools.partial(LRControlVectorEnv, DROPOUT, RUNS, horizon=6, decisions=2, **options)
+    make = functools.partial(
+        LRControlVectorEnv, DROPOUT, num_envs=RUNS, horizon=6, decisions=2, **options
+    )
     plain, compiled = make(), make(compile=True)
     actions = (
         np.random.default_rng(0).uniform(-1, 1, (3, *plain.action_space.shape)).astype(np.float32)
