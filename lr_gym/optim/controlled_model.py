@@ -14,6 +14,7 @@ from lr_gym.control.action import decode
 from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
 from lr_gym.layers import Layout
+from lr_gym.optim.group_rates import reference_lr, scheduled_lr
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.model_layout import lay_out
 from lr_gym.optim.settings import Settings
@@ -22,9 +23,7 @@ from lr_gym.optim.state import load_rows, save_rows
 from lr_gym.policies.policy import Policy
 from lr_gym.types import Hyperparams, LayerStats, numbers_like
 
-__all__ = ["START_LR", "ControlledModel", "controlled_model"]
-
-START_LR = "start_lr"  # key of a group: its learning rate when the training began
+__all__ = ["ControlledModel", "controlled_model"]
 
 
 @dataclasses.dataclass
@@ -40,6 +39,8 @@ class ControlledModel:
         control: what the controller carries along.
         multiplier: (1, L) hyperparameters at a group lr of 1, without the base schedule.
         guard: the guard of a policy that knows what it learned from, else None.
+        groups: parameter groups of the optimizer.
+        betas: betas of the groups when `multiplier` was decoded.
     """
 
     layout: Layout
@@ -50,6 +51,8 @@ class ControlledModel:
     control: ControlState
     multiplier: Hyperparams
     guard: Guard | None
+    groups: Sequence[dict[str, Any]]
+    betas: list[Any]
 
     def holds(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the parameters that the layers were laid out for."""
@@ -62,25 +65,35 @@ class ControlledModel:
         loss = loss.to(self.control.loss_sum, non_blocking=True).reshape(1)
         self.control = self.controller.add_loss(self.control, loss)
 
-    def group_lr(self, key: str = "lr") -> Tensor:
-        """(1, L) learning rate of each layer's group; with START_LR the one that it began with."""
-        rates = [[float(slot.group[key]) for slot in self.first_slot_of_layer]]
-        return numbers_like(rates, self.multiplier.lr)
+    def reference(self) -> Tensor:
+        """(1, L) the learning rate that the policy starts from, the same for every layer."""
+        return torch.full_like(self.multiplier.lr, reference_lr(self.groups))
 
-    def hyper(self, key: str = "lr") -> Hyperparams:
-        """(1, L) hyperparameters in force, without the base schedule; `key` as in `group_lr`."""
-        return self.multiplier._replace(lr=self.multiplier.lr * self.group_lr(key))
+    def shown(self) -> Hyperparams:
+        """(1, L) hyperparameters as the policy sees them, without the base schedule.
 
-    def effective(self, step: int) -> Hyperparams:
+        What became of a group's lr since the start is not shown: the policy would take a warmup,
+        say, for a start that is to be mended.
+        """
+        return self.multiplier._replace(lr=self.multiplier.lr * self.reference())
+
+    def applied(self, step: int) -> Hyperparams:
         """(1, L) hyperparameters that are applied at a step."""
-        hyper = self.hyper()
-        return hyper._replace(lr=hyper.lr * float(self.controller.schedule(step)))
+        factor = float(self.controller.schedule(step))
+        rates = [float(scheduled_lr(slot.group, factor)) for slot in self.first_slot_of_layer]
+        lr = self.multiplier.lr * numbers_like([rates], self.multiplier.lr)
+        return self.multiplier._replace(lr=lr)
+
+    def refresh(self) -> None:
+        """Decode the momentum anew where somebody, such as OneCycleLR, has changed betas."""
+        betas = _betas(self.groups)
+        if betas != self.betas:
+            self.betas = betas
+            unit = _unit(self.first_slot_of_layer, self.multiplier.lr)
+            self.multiplier = decode(self.controller.spec.controls, self.control.offset, unit)
 
     def decide(self, stats: LayerStats, settings: Settings, step: int) -> None:
         """Observe, ask the policy, and act.
-
-        What became of a group's lr since the start is not shown to the policy: it would take a
-        warmup, say, for a start that is to be mended.
 
         Args:
             stats: statistics of the pending gradient, (1, L) each.
@@ -88,7 +101,7 @@ class ControlledModel:
             step: optimizer steps made.
         """
         observation, state = self.controller.observe(
-            self.control, stats, self.hyper(START_LR), self._context(settings), [step]
+            self.control, stats, self.shown(), self._context(settings), [step]
         )
         action, _ = self.policy.predict(observation[0])
         moving = stats.grad_rms > 0  # without a gradient there is nothing to go by
@@ -105,7 +118,7 @@ class ControlledModel:
 
         Reads from the device.
         """
-        hyper = self.effective(step)
+        hyper = self.applied(step)
         columns = {
             "lr": hyper.lr,
             "multiplier": self.multiplier.lr,
@@ -134,7 +147,7 @@ class ControlledModel:
     def _restrain(self, observation: Tensor, moving: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         guard = self.guard
         assert guard is not None
-        lr = self.group_lr(START_LR)
+        lr = self.reference()
         return lambda before, wanted: guard.decide(observation, moving, lr, before, wanted)
 
     def _context(self, settings: Settings) -> TrainingContext:
@@ -181,6 +194,8 @@ def controlled_model(
         control=control,
         multiplier=decode(controller.spec.controls, control.offset, _unit(first, like)),
         guard=guard,
+        groups=groups,
+        betas=_betas(groups),
     )
 
 
@@ -190,6 +205,10 @@ def _unit(first_slot_of_layer: Sequence[Slot], like: Tensor) -> Hyperparams:
     momenta = numbers_like(momentum, like)
     ones = torch.ones_like(momenta)
     return Hyperparams(ones, momenta, torch.zeros_like(ones), torch.zeros_like(ones))
+
+
+def _betas(groups: Sequence[dict[str, Any]]) -> list[Any]:
+    return [group["betas"] for group in groups]
 
 
 def _trained_sizes(layout: Layout, slots: Sequence[Slot]) -> list[float]:

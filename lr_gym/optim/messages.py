@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lr_gym.optim.controlled_model import START_LR, ControlledModel
+from lr_gym.optim.controlled_model import ControlledModel
+from lr_gym.optim.group_rates import PEAK_LR, START_LR
 from lr_gym.optim.notices import Notices, warn_user
 from lr_gym.optim.settings import Settings
 from lr_gym.optim.state import CONTROLLER
@@ -15,6 +16,7 @@ from lr_gym.optim.state import CONTROLLER
 __all__ = ["check_layers", "check_over", "check_rates", "warn_of_guard"]
 
 RISE = 3.0  # factor by which a group's learning rate may rise above its start without a warning
+FALL = 0.99  # factor by which it may fall below its peak without a warning
 
 
 def check_layers(model: ControlledModel, states: Mapping[Tensor, dict[str, Any]]) -> None:
@@ -33,14 +35,23 @@ def check_layers(model: ControlledModel, states: Mapping[Tensor, dict[str, Any]]
         )
 
 
-def check_rates(notices: Notices, groups: Sequence[dict[str, Any]]) -> None:
-    """Warn of a group whose lr has risen far above the one that the policy starts from.
+def check_rates(notices: Notices, groups: Sequence[dict[str, Any]], schedule: str) -> None:
+    """Warn of a group whose lr has risen far above its start, or decays beside the policy's own.
 
     Args:
         notices: which warnings were given.
         groups: parameter groups of the optimizer.
+        schedule: name of the policy's base schedule.
     """
     for group in groups:
+        if float(group["lr"]) < FALL * float(group[PEAK_LR]) and schedule != "constant":
+            notices.once(
+                "decay",
+                f"the learning rate falls from {float(group[PEAK_LR]):g} to "
+                f"{float(group['lr']):g}, by a scheduler it seems, beside the policy's own "
+                f"schedule {schedule!r}: the lower of both counts. Leave the scheduler out, or "
+                "keep its warmup only (Trainer: lr_scheduler_type='constant_with_warmup')",
+            )
         if float(group["lr"]) > RISE * group[START_LR] > 0.0:
             notices.once(
                 "rate",

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from lr_gym.optim.base_step import plain_update, same_shape_batches
 from lr_gym.optim.batching import BLOCK
-from lr_gym.optim.controlled_model import START_LR, ControlledModel
+from lr_gym.optim.controlled_model import ControlledModel
+from lr_gym.optim.group_rates import scheduled_lr
 from lr_gym.optim.fused_step import fused_update
-from lr_gym.optim.moments import masses, moments
+from lr_gym.optim.moments import MASSES, masses, moments
 from lr_gym.optim.sampling import Piece, measure_gradients, measure_pieces, pieces_of
 from lr_gym.optim.settings import Settings
 from lr_gym.optim.slots import Slot, gradient_of
 from lr_gym.types import LayerStats
 from lr_gym.updates.averaging import snapshot_, snapshot_weight
 
-__all__ = ["average", "measured", "update"]
+__all__ = ["average", "measured", "prepare_state", "update"]
 
 States = Mapping[Tensor, dict[str, Any]]  # state of each parameter
 
@@ -28,7 +29,7 @@ def measured(model: ControlledModel, states: States, settings: Settings) -> Laye
     """Statistics (1, L) of the pending gradient, and of weights and moments if the policy looks."""
     names = model.layout.names
     layers = model.layout.layer_of
-    hyper = model.hyper(START_LR)
+    hyper = model.shown()
     if model.controller.spec.gradient_only:
         grads = [gradient_of(slot) for slot in model.slots]
         return measure_gradients(names, layers, grads, settings.sample, hyper.lr)
@@ -60,7 +61,7 @@ def update(
     """
     slots = [slot for slot in model.slots if slot.param.grad is not None and slot.param.numel() > 0]
     factor = float(model.controller.schedule(step))
-    rates = {id(group): model.multiplier.lr[0] * (group["lr"] * factor) for group in groups}
+    rates = {id(group): model.multiplier.lr[0] * scheduled_lr(group, factor) for group in groups}
     if settings.fused is not False:
         slots = fused_update(
             states,
@@ -73,6 +74,30 @@ def update(
         lr = torch.stack([rates[id(members[0].group)][slot.layer] for slot in members])
         momentum, noise = _controlled(model, members, lr)
         plain_update(states, members, lr, momentum, noise, seed=settings.seed, step=step)
+
+
+def prepare_state(
+    model: ControlledModel,
+    states: States,
+    groups: Sequence[dict[str, Any]],
+    settings: Settings,
+) -> None:
+    """Make the whole state of every parameter, without counting a step.
+
+    Args:
+        model: the model with its multipliers.
+        states: state of each parameter.
+        groups: parameter groups of the optimizer; every lr and every gradient is 0.
+        settings: what the optimizer was made with.
+    """
+    update(model, states, groups, settings, step=0)
+    for slot in model.slots:
+        state = states[slot.param] if slot.param in states else {}
+        for key in ("step", *MASSES):  # this was no step
+            if key in state:
+                state[key].zero_()
+        if state and settings.policy.spec.average is not None:
+            snapshot_(state, slot.param, 1.0)
 
 
 def average(model: ControlledModel, states: States, settings: Settings, step: int) -> None:

@@ -36,12 +36,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from lr_gym.optim.base import evaluate
-from lr_gym.optim.controlled_model import START_LR, ControlledModel, controlled_model
+from lr_gym.optim.controlled_model import ControlledModel, controlled_model
+from lr_gym.optim.group_rates import note_peak, note_start
 from lr_gym.optim.messages import check_layers, check_over, check_rates, warn_of_guard
-from lr_gym.optim.model_step import average, measured, update
+from lr_gym.optim.model_step import average, measured, prepare_state, update
 from lr_gym.optim.notices import Notices
 from lr_gym.optim.restore import restore_dtypes
 from lr_gym.optim.settings import Settings, defaults_of, find_policy
@@ -142,25 +144,31 @@ class PolicyOptimizer(Optimizer):
         )
         super().__init__(params, {**options, "maximize": maximize, "step": 0})
 
+    @_disable_dynamo  # a compiled function would not write the controller's state back
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step.
 
         Args:
-            closure: evaluates the model again and returns the loss, which is observed.
+            closure: evaluates the model again and returns a loss. The policy is not shown that
+                loss, which frameworks divide by the accumulated batches: tell `observe`.
 
         Returns:
             What the closure returned, else None.
         """
         self._check_trains()
         loss = evaluate(closure)
-        if loss is not None:
-            self.observe(loss)
         model = self._prepare()
+        if self._initialises():
+            prepare_state(model, self.state, self.param_groups, self._settings)
+            self._store_controller()
+            return loss
+        for group in self.param_groups:
+            note_peak(group)
         step = self.param_groups[0]["step"]
         check_over(self._notices, model, self._settings, step)
         if step % model.controller.interval == 0:
-            check_rates(self._notices, self.param_groups)
+            check_rates(self._notices, self.param_groups, model.controller.spec.schedule)
             model.decide(measured(model, self.state, self._settings), self._settings, step)
             # once total_steps are over the learning rate is 0, and nothing new happens
             if model.controller.schedule(step) > 0.0:
@@ -242,7 +250,7 @@ class PolicyOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         group["step"] = self.param_groups[0]["step"]
-        _remember_start(group)
+        note_start(group)
         self._model = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -282,17 +290,28 @@ class PolicyOptimizer(Optimizer):
             for key, default in self.defaults.items():
                 group.setdefault(key, default)
 
+    def _initialises(self) -> bool:
+        """Whether this step only makes the state, as torch.distributed.checkpoint asks for it.
+
+        That sets every lr and every gradient to 0 and makes a step, to have a state to load into.
+        """
+        if self.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
+            return False
+        grads = [param.grad for param in self._params() if param.grad is not None]
+        return not any(bool(grad.any()) for grad in grads)
+
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
     def _prepare(self) -> ControlledModel:
         """The model with its controller, laid out anew if somebody has edited param_groups."""
+        for group in self.param_groups:
+            note_start(group)
         if self._model is not None:
             if self._model.holds(self._params()):
+                self._model.refresh()
                 return self._model
             self._store_controller()
-        for group in self.param_groups:
-            _remember_start(group)
         self._model = controlled_model(self.param_groups, self.state, self._settings)
         check_layers(self._model, self.state)
         return self._model
@@ -313,11 +332,6 @@ class PolicyOptimizer(Optimizer):
             raise RuntimeError(
                 "the parameters are the averaged ones: call optimizer.train() before going on"
             )
-
-
-def _remember_start(group: dict[str, Any]) -> None:
-    """Note the rate that the policy starts from; a scheduler has noted it as `initial_lr`."""
-    group.setdefault(START_LR, float(group.get("initial_lr", group["lr"])))
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""Learning rates of parameter groups: what the user wants, and what the base schedule makes of it.
+
+A group has `lr`, which belongs to the user and to schedulers, and two keys of ours:
+
+    start_lr    the lr that the group began with; the policy starts from the largest of them
+    peak_lr     the largest lr that the group has had at a step
+
+A warmup raises `lr` and multiplies the policy's rates. A decay lowers `lr` below its peak. Then the
+base schedule of the policy does not decay on top of it: the lower of both decays counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["PEAK_LR", "START_LR", "note_peak", "note_start", "reference_lr", "scheduled_lr"]
+
+START_LR = "start_lr"
+PEAK_LR = "peak_lr"
+
+
+def note_start(group: dict[str, Any]) -> None:
+    """Remember the lr that a group begins with."""
+    # a scheduler, which may have changed lr before the first step, notes the start as initial_lr
+    group.setdefault(START_LR, float(group.get("initial_lr", group["lr"])))
+
+
+def note_peak(group: dict[str, Any]) -> None:
+    """Remember the largest lr that a group has had at a step.
+
+    The lr before the first step does not count: a scheduler with a warmup lowers it at once.
+    """
+    lr = group["lr"]
+    peak = group.setdefault(PEAK_LR, lr)
+    if isinstance(lr, Tensor):
+        group[PEAK_LR] = torch.maximum(torch.as_tensor(peak, dtype=lr.dtype, device=lr.device), lr)
+    elif lr > peak:
+        group[PEAK_LR] = lr
+
+
+def reference_lr(groups: Iterable[dict[str, Any]]) -> float:
+    """The lr that the policy starts from: the largest that a group began with.
+
+    The policy moves all groups together, so ratios between them stay as the user wants them.
+    """
+    return max(float(group[START_LR]) for group in groups)
+
+
+def scheduled_lr(group: dict[str, Any], factor: float) -> float | Tensor:
+    """The lr of a group under a base schedule.
+
+    Args:
+        group: a parameter group.
+        factor: factor of the base schedule now, within [0, 1].
+    """
+    lr: float | Tensor = group["lr"]
+    decayed: float | Tensor = group.get(PEAK_LR, lr) * factor
+    if isinstance(lr, Tensor):
+        return torch.minimum(lr, torch.as_tensor(decayed, dtype=lr.dtype, device=lr.device))
+    return min(lr, decayed)
