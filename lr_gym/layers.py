@@ -54,12 +54,17 @@ class Layout(NamedTuple):
         return [max(1, total) for total in totals]
 
     def pool(self, per_tensor: Tensor) -> Tensor:
-        """Sum the values (..., n) of n tensors over the tensors of each layer; return (..., L)."""
+        """Sum the values (..., n) of n tensors over the tensors of each layer.
+
+        Returns:
+            (..., L) sums, 0 for layers without a tensor.
+        """
         sums: list[Tensor | None] = [None] * self.num_layers
         for layer, value in zip(self.layer_of, per_tensor.unbind(-1), strict=True):
             so_far = sums[layer]
             sums[layer] = value if so_far is None else so_far + value
-        return torch.stack([value for value in sums if value is not None], dim=-1)
+        found = [torch.zeros_like(per_tensor[..., 0]) if s is None else s for s in sums]
+        return torch.stack(found, dim=-1)
 
 
 def check_granularity(granularity: str) -> str:

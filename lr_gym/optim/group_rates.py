@@ -58,7 +58,8 @@ def scheduled_lr(group: dict[str, Any], factor: float) -> float | Tensor:
         factor: factor of the base schedule now, within [0, 1].
     """
     lr: float | Tensor = group["lr"]
-    decayed: float | Tensor = group.get(PEAK_LR, lr) * factor
+    peak: float | Tensor = group.get(PEAK_LR, lr)
     if isinstance(lr, Tensor):
-        return torch.minimum(lr, torch.as_tensor(decayed, dtype=lr.dtype, device=lr.device))
-    return min(lr, decayed)
+        peak = torch.as_tensor(peak, dtype=lr.dtype, device=lr.device)
+        return torch.minimum(lr, torch.maximum(peak, lr) * factor)
+    return min(lr, max(peak, lr) * factor)

@@ -26,21 +26,29 @@ States = Mapping[Tensor, dict[str, Any]]  # state of each parameter
 
 
 def measured(model: ControlledModel, states: States, settings: Settings) -> LayerStats:
-    """Statistics (1, L) of the pending gradient, and of weights and moments if the policy looks."""
+    """Statistics (1, L) of the pending gradient, and of weights and moments if the policy looks.
+
+    Parameters without a gradient are not looked at: frozen ones may have types that know no
+    arithmetic. A layer without any gradient has statistics of 0.
+    """
+    slots = [slot for slot in model.slots if slot.param.grad is not None]
     names = model.layout.names
-    layers = model.layout.layer_of
-    hyper = model.shown()
+    layers = [slot.layer for slot in slots]
+    shown = model.shown()
+    if not slots:
+        zero = torch.zeros_like(shown.lr)
+        return LayerStats(*(zero for _ in LayerStats._fields))
+    grads = [gradient_of(slot) for slot in slots]
     if model.controller.spec.gradient_only:
-        grads = [gradient_of(slot) for slot in model.slots]
-        return measure_gradients(names, layers, grads, settings.sample, hyper.lr)
+        return measure_gradients(names, layers, grads, settings.sample, shown.lr)
     pieces: list[Piece] = []
-    for i, slot in enumerate(model.slots):
+    for i, (slot, grad) in enumerate(zip(slots, grads, strict=True)):
         first, second = moments(states, slot)
-        tensors = (slot.param, gradient_of(slot), first, *([] if second is None else [second]))
+        tensors = (slot.param, grad, first, *([] if second is None else [second]))
         pieces += pieces_of(tensors, i, settings.sample, BLOCK)
-    rules = [slot.rule for slot in model.slots]
-    scale = masses(states, model.slots, hyper.lr)
-    return measure_pieces(rules, names, layers, pieces, scale, hyper.momentum)
+    rules = [slot.rule for slot in slots]
+    scale = masses(states, slots, shown.lr)
+    return measure_pieces(rules, names, layers, pieces, scale, shown.momentum)
 
 
 def update(
