@@ -12,7 +12,7 @@ from lr_gym.types import LayerStats, numbers_like
 from lr_gym.updates.muon import MUON_RMS
 from lr_gym.updates.rule import BaseRule, MomentMasses
 
-__all__ = ["measure", "pooled", "tensor_sums"]
+__all__ = ["layer_statistics", "measure", "pooled", "tensor_sums"]
 
 # A mass is 0 before the first step; the moment is then 0 too, and 0 over this is 0.
 SMALLEST_MASS = 1e-15
@@ -99,10 +99,22 @@ def pooled(layout: Layout, sums: Tensor) -> LayerStats:
     Returns:
         Statistics (B, L).
     """
+    return layer_statistics(layout.pool(sums), numbers_like(layout.layer_sizes(), sums))
+
+
+def layer_statistics(sums: Tensor, count: Tensor) -> LayerStats:
+    """Statistics from the `tensor_sums` of whole layers.
+
+    Args:
+        sums: (7, B, L) sums over the elements of each layer.
+        count: (L,) number of elements of each layer, at least 1.
+
+    Returns:
+        Statistics (B, L).
+    """
     param_square, grad_square, first_square, momentum_square, second_moment, update_square, dots = (
-        layout.pool(sums)
+        sums
     )
-    count = numbers_like(layout.layer_sizes(), sums)
     # The root of the product of the squares would be one operation less, but it may overflow.
     length = grad_square.sqrt() * first_square.sqrt()
     cosine = torch.where(length > 0, dots / length, torch.zeros_like(length)).clamp(-1.0, 1.0)

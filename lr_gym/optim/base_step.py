@@ -19,9 +19,14 @@ from lr_gym.optim.slots import Slot, gradient_of
 from lr_gym.updates.noise import gradient_noise
 from lr_gym.updates.rule import BaseRule, MomentMasses
 
-__all__ = ["plain_update", "same_shape_batches"]
+__all__ = ["advance_masses_", "plain_update", "rule_of_group", "same_shape_batches"]
 
 State = dict[str, Any]
+
+
+def rule_of_group(slot: Slot) -> BaseRule:
+    """The rule of a parameter with the constants of its group, which may be its own."""
+    return dataclasses.replace(slot.rule, beta2=slot.group["betas"][1], eps=slot.group["eps"])
 
 
 def same_shape_batches(slots: Sequence[Slot]) -> list[list[Slot]]:
@@ -31,9 +36,9 @@ def same_shape_batches(slots: Sequence[Slot]) -> list[list[Slot]]:
     """
 
     def kind(slot: Slot) -> Hashable:
-        return slot.param.shape, slot.param.dtype, slot.rule.family, id(slot.group)
+        return slot.data.shape, slot.param.dtype, slot.rule.family, id(slot.group)
 
-    return same_kind_batches(slots, lambda slot: slot.param.numel(), kind)
+    return same_kind_batches(slots, lambda slot: slot.data.numel(), kind)
 
 
 def plain_update(
@@ -61,12 +66,11 @@ def plain_update(
         step: number of inner steps made before, which the noise depends on.
     """
     group = slots[0].group
-    # A group may have other constants than the optimizer's rule.
-    rule = dataclasses.replace(slots[0].rule, beta2=group["betas"][1], eps=group["eps"])
+    rule = rule_of_group(slots[0])
     grads = [gradient_of(slot) for slot in slots]
     written, has_second = _written_columns(state, slots)
     drawn = [] if noise is None else [_noise(slots, grads, noise, seed, step)]
-    advanced = _advance_masses_(state, slots, rule, momentum, lr)
+    advanced = advance_masses_(state, slots, rule, momentum, lr)
     weight_decay = torch.full_like(lr, group["weight_decay"]) if group["weight_decay"] else None
     # Muon orthogonalises a whole matrix; all other rules are element by element.
     whole = rule.family == "muon"
@@ -95,19 +99,27 @@ def _written_columns(
     The second result tells whether there are second moments.
     """
     kept = [moments(state, slot) for slot in slots]
-    columns = [[slot.param for slot in slots], [first for first, _ in kept]]
+    columns = [[slot.data for slot in slots], [first for first, _ in kept]]
     seconds = [second for _, second in kept if second is not None]
     return ([*columns, seconds], True) if seconds else (columns, False)
 
 
-def _advance_masses_(
+def advance_masses_(
     state: Mapping[Tensor, State],
     slots: Sequence[Slot],
     rule: BaseRule,
     momentum: Tensor,
     like: Tensor,
 ) -> MomentMasses:
-    """Count the pending gradients in the masses (n,), store these and return them."""
+    """Count the pending gradients in the masses (n,), store these and return them.
+
+    Args:
+        state: the optimizer's state.
+        slots: the n parameters.
+        rule: their rule.
+        momentum: (n,) momentum or beta1.
+        like: gives device and dtype of the masses.
+    """
     before = masses(state, slots, like)
     advanced = rule.next_masses(MomentMasses(before.first[0], before.second[0]), momentum)
     columns = zip(

@@ -14,10 +14,12 @@ from lr_gym.control.action import decode
 from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
 from lr_gym.layers import Layout
+from lr_gym.optim.distributed import average_losses, check_equal_on_ranks, ranks_of
 from lr_gym.optim.group_rates import reference_lr, scheduled_lr
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.model_layout import lay_out
 from lr_gym.optim.settings import Settings
+from lr_gym.optim.sharded_step import check_shards
 from lr_gym.optim.slots import Slot
 from lr_gym.optim.state import load_rows, save_rows
 from lr_gym.policies.policy import Policy
@@ -39,8 +41,10 @@ class ControlledModel:
         control: what the controller carries along.
         multiplier: (1, L) hyperparameters at a group lr of 1, without the base schedule.
         guard: the guard of a policy that knows what it learned from, else None.
+        ranks: the group of ranks that decide together, None where this process decides alone.
         groups: parameter groups of the optimizer.
         betas: betas of the groups when `multiplier` was decoded.
+        checked: whether the ranks are known to hold the same parameters.
     """
 
     layout: Layout
@@ -51,8 +55,10 @@ class ControlledModel:
     control: ControlState
     multiplier: Hyperparams
     guard: Guard | None
+    ranks: Any | None
     groups: Sequence[dict[str, Any]]
     betas: list[Any]
+    checked: bool = False
 
     def holds(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the parameters that the layers were laid out for."""
@@ -100,8 +106,14 @@ class ControlledModel:
             settings: what the optimizer was made with.
             step: optimizer steps made.
         """
+        state = self.control
+        if self.ranks is not None:
+            if not self.checked:
+                check_equal_on_ranks([slot.param for slot in self.slots], self.ranks)
+                self.checked = True
+            state = average_losses(state, self.ranks)
         observation, state = self.controller.observe(
-            self.control, stats, self.shown(), self._context(settings), [step]
+            state, stats, self.shown(), self._context(settings), [step]
         )
         action, _ = self.policy.predict(observation[0])
         moving = stats.grad_rms > 0  # without a gradient there is nothing to go by
@@ -175,10 +187,11 @@ def controlled_model(
         settings: what the optimizer was made with.
     """
     layout, slots = lay_out(groups, settings.rule, settings.policy.spec.granularity)
+    check_shards(slots, settings.policy.spec.controls)
     first = [next(slot for slot in slots if slot.layer == i) for i in range(layout.num_layers)]
     doubles = any(slot.param.dtype == torch.float64 for slot in slots)
     dtype = torch.float64 if doubles else torch.float32
-    like = torch.zeros((), dtype=dtype, device=slots[0].param.device)
+    like = torch.zeros((), dtype=dtype, device=slots[0].data.device)
     controller = settings.controller()
     # a user's own policy may know nothing of guards
     ranges = getattr(settings.policy, "seen", None)
@@ -194,6 +207,7 @@ def controlled_model(
         control=control,
         multiplier=decode(controller.spec.controls, control.offset, _unit(first, like)),
         guard=guard,
+        ranks=ranks_of(settings.process_group),
         groups=groups,
         betas=_betas(groups),
     )

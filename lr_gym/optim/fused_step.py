@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lr_gym.optim.distributed import local
 from lr_gym.optim.moments import masses_to_steps_, moments
 from lr_gym.optim.slots import Slot
 
@@ -73,10 +74,10 @@ def fused_update(
         if key not in calls:
             calls[key] = _KernelCall(slot.group, lr, [], [], [], [], [])
         _, _, params, grads, firsts, seconds, steps = calls[key]
-        params.append(slot.param)
-        grads.append(slot.param.grad)  # type: ignore[arg-type]
-        firsts.append(own["exp_avg"])
-        seconds.append(own["exp_avg_sq"])
+        params.append(slot.data)
+        grads.append(local(slot.param.grad))  # type: ignore[arg-type]
+        firsts.append(local(own["exp_avg"]))
+        seconds.append(local(own["exp_avg_sq"]))
         steps.append(own["step"])
     _run(calls.values(), decoupled)
     return left
@@ -117,15 +118,18 @@ def _host_or_unbound(rates: Tensor) -> Sequence[float | Tensor]:
 
 def _fits_kernel(own: State, slot: Slot, anywhere: bool) -> bool:
     """Whether the kernels can take a parameter that has a gradient; makes its moments."""
-    param, grad = slot.param, slot.param.grad
+    param, grad = slot.data, slot.param.grad
     if slot.rule.family != "adam" or not (anywhere or param.device.type in KERNELS):
         return False
     if "exp_avg" not in own:
-        moments({param: own}, slot)
+        moments({slot.param: own}, slot)
     assert grad is not None
-    first = own["exp_avg"]
-    second = own["exp_avg_sq"]
-    if grad.is_sparse or not (grad.dtype == first.dtype == second.dtype == param.dtype):
+    if grad.is_sparse:
+        return False
+    grad = local(grad)
+    first = local(own["exp_avg"])
+    second = local(own["exp_avg_sq"])
+    if not (grad.dtype == first.dtype == second.dtype == param.dtype):
         return False
     # On non-contiguous tensors the CPU kernels give wrong results without an error. Written out,
     # because this runs for every tensor at every step.

@@ -8,16 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lr_gym.control.layer_stats import layer_statistics
+from lr_gym.layers import Layout
 from lr_gym.optim.base_step import plain_update, same_shape_batches
 from lr_gym.optim.batching import BLOCK
 from lr_gym.optim.controlled_model import ControlledModel
-from lr_gym.optim.group_rates import scheduled_lr
+from lr_gym.optim.distributed import add_up, replicas
 from lr_gym.optim.fused_step import fused_update
+from lr_gym.optim.group_rates import scheduled_lr
 from lr_gym.optim.moments import MASSES, masses, moments
-from lr_gym.optim.sampling import Piece, measure_gradients, measure_pieces, pieces_of
+from lr_gym.optim.sampling import Piece, pieces_of, square_sums, sums_of_pieces
 from lr_gym.optim.settings import Settings
+from lr_gym.optim.sharded_step import sharded_matrix_update
 from lr_gym.optim.slots import Slot, gradient_of
-from lr_gym.types import LayerStats
+from lr_gym.types import LayerStats, numbers_like
 from lr_gym.updates.averaging import snapshot_, snapshot_weight
 
 __all__ = ["average", "measured", "prepare_state", "update"]
@@ -29,26 +33,43 @@ def measured(model: ControlledModel, states: States, settings: Settings) -> Laye
     """Statistics (1, L) of the pending gradient, and of weights and moments if the policy looks.
 
     Parameters without a gradient are not looked at: frozen ones may have types that know no
-    arithmetic. A layer without any gradient has statistics of 0.
+    arithmetic. A layer without any gradient has statistics of 0. Where parameters are sharded, sums
+    over the shards of all ranks are added up.
     """
     slots = [slot for slot in model.slots if slot.param.grad is not None]
-    names = model.layout.names
-    layers = [slot.layer for slot in slots]
+    sizes = tuple(slot.param.numel() for slot in slots)
+    layout = Layout(model.layout.names, tuple(slot.layer for slot in slots), sizes)
     shown = model.shown()
-    if not slots:
-        zero = torch.zeros_like(shown.lr)
-        return LayerStats(*(zero for _ in LayerStats._fields))
-    grads = [gradient_of(slot) for slot in slots]
+    count = numbers_like(layout.layer_sizes(), shown.lr)  # (L,)
+    ranks = model.ranks if any(slot.sharded for slot in model.slots) else None
+    # every rank adds its part of what several ranks hold
+    weights = [1.0 if ranks is None else 1.0 / replicas(slot.param, ranks) for slot in slots]
     if model.controller.spec.gradient_only:
-        return measure_gradients(names, layers, grads, settings.sample, shown.lr)
-    pieces: list[Piece] = []
-    for i, (slot, grad) in enumerate(zip(slots, grads, strict=True)):
-        first, second = moments(states, slot)
-        tensors = (slot.param, grad, first, *([] if second is None else [second]))
-        pieces += pieces_of(tensors, i, settings.sample, BLOCK)
+        grads = [gradient_of(slot) for slot in slots]
+        sums = square_sums(layout, grads, settings.sample, weights) if grads else 0.0 * shown.lr
+        sums = sums.to(shown.lr)
+        grad_rms = ((sums if ranks is None else add_up(sums, ranks)) / count).sqrt()
+        zero = torch.zeros_like(grad_rms)
+        return LayerStats(zero, grad_rms, zero, zero, zero, zero)
+    pieces = _pieces(slots, states, settings, weights)
     rules = [slot.rule for slot in slots]
     scale = masses(states, slots, shown.lr)
-    return measure_pieces(rules, names, layers, pieces, scale, shown.momentum)
+    sums = sums_of_pieces(rules, layout, pieces, scale, shown.momentum)
+    return layer_statistics(sums if ranks is None else add_up(sums, ranks), count)
+
+
+def _pieces(
+    slots: Sequence[Slot], states: States, settings: Settings, weights: Sequence[float]
+) -> list[Piece]:
+    """Blocks and samples of all tensors on this rank, weighted."""
+    pieces: list[Piece] = []
+    for i, (slot, weight) in enumerate(zip(slots, weights, strict=True)):
+        first, second = moments(states, slot)
+        tensors = (slot.data, gradient_of(slot), first, *([] if second is None else [second]))
+        if tensors[0].numel() > 0:
+            found = pieces_of(tensors, i, settings.sample, BLOCK)
+            pieces += [piece._replace(weight=piece.weight * weight) for piece in found]
+    return pieces
 
 
 def update(
@@ -78,10 +99,19 @@ def update(
             decoupled=settings.rule.decoupled,
             anywhere=settings.fused is True,
         )
-    for members in same_shape_batches(slots):
+    for slot in filter(_gathers, slots):
+        lr = rates[id(slot.group)][slot.layer].reshape(1)
+        momentum, _ = _controlled(model, [slot], lr)
+        sharded_matrix_update(states, slot, lr, momentum)
+    for members in same_shape_batches([slot for slot in slots if not _gathers(slot)]):
         lr = torch.stack([rates[id(members[0].group)][slot.layer] for slot in members])
         momentum, noise = _controlled(model, members, lr)
         plain_update(states, members, lr, momentum, noise, seed=settings.seed, step=step)
+
+
+def _gathers(slot: Slot) -> bool:
+    """Whether the update of a parameter needs the shards of all ranks."""
+    return slot.sharded and slot.rule.family == "muon"
 
 
 def prepare_state(
@@ -100,7 +130,7 @@ def prepare_state(
     """
     update(model, states, groups, settings, step=0)
     for slot in model.slots:
-        state = states[slot.param] if slot.param in states else {}
+        state = states.get(slot.param, {})
         for key in ("step", *MASSES):  # this was no step
             if key in state:
                 state[key].zero_()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lr_gym.optim.distributed import local
 from lr_gym.optim.slots import Slot
 from lr_gym.updates.rule import MomentMasses
 
@@ -28,7 +29,7 @@ State = dict[str, Any]
 
 
 def moments(state: Mapping[Tensor, State], slot: Slot) -> tuple[Tensor, Tensor | None]:
-    """First and second moment of a parameter, zeros where it has none yet.
+    """First and second moment of a parameter on this rank, zeros where it has none yet.
 
     They are stored only if the parameter has a gradient: a frozen parameter keeps an empty state,
     as in torch.
@@ -43,7 +44,7 @@ def moments(state: Mapping[Tensor, State], slot: Slot) -> tuple[Tensor, Tensor |
         own[first] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if adam:
             own["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-    return own[first], own["exp_avg_sq"] if adam else None
+    return local(own[first]), local(own["exp_avg_sq"]) if adam else None
 
 
 def _migrate_moments(own: State, family: str) -> None:
@@ -102,7 +103,7 @@ def masses_to_steps_(own: State, slot: Slot) -> None:
         del own["first_mass"]
         own["step"] = _steps_of(own.pop("second_mass"), slot.group["betas"][1])
     elif "step" not in own:
-        own["step"] = torch.zeros((), device=slot.param.device)
+        own["step"] = torch.zeros((), device=slot.data.device)
 
 
 def _steps_of(second_mass: Tensor, beta2: float) -> Tensor:

@@ -21,8 +21,8 @@ optimizer in the same mode; where that was `eval()`, load both before you call `
 Nothing in `observe` or `step` reads a number back from the device, unless the policy is a Q-table,
 which is on the host.
 
-The replicas of a data-parallel training must make equal decisions: let all of them observe the
-loss averaged over the replicas (`torch.distributed.all_reduce`), or let none of them observe.
+The ranks of a data-parallel training make equal decisions: at a decision, and only there, the
+losses that they observed are averaged over all ranks. FSDP2 may shard the parameters (DTensor).
 
 A policy that knows what it has learned from is guarded. On layers unlike all of that, its actions
 fade to your learning rate; `metrics()` shows how far it is trusted, and a warning says so once.
@@ -89,6 +89,7 @@ class PolicyOptimizer(Optimizer):
         seed: int = 0,
         fused: bool | None = None,
         sample: int | None = 2**13,
+        process_group: Any = None,
     ) -> None:
         """Load the policy.
 
@@ -113,6 +114,9 @@ class PolicyOptimizer(Optimizer):
                 only. None uses them on CPU and CUDA, True on every device, False nowhere.
             sample: number of random elements by which a tensor of more than four times as many is
                 measured; None measures every element.
+            process_group: the ranks that train this model together and so make equal decisions: a
+                torch.distributed.ProcessGroup, None for all ranks where torch.distributed is
+                initialised, or False for this process alone.
 
         Raises:
             TypeError: for something that is no policy.
@@ -130,6 +134,7 @@ class PolicyOptimizer(Optimizer):
             seed=seed,
             fused=fused,
             sample=sample,
+            process_group=process_group,
         )
         self._notices = Notices()
         self._model: ControlledModel | None = None  # None until parameters and devices are known

@@ -2,7 +2,7 @@
 
     tensors -> pieces (a sample of a large tensor, or all of a small one)
             -> batches of pieces of about one size, measured in one call
-            -> LayerStats (1, L)
+            -> sums (7, 1, L) over the elements of each layer
 
 A sample consists of runs of RUN neighbouring elements, spread over the tensor. The formulas are
 those of `lr_gym.control.layer_stats`, which the environment uses.
@@ -18,13 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lr_gym.control.layer_stats import pooled, tensor_sums
+from lr_gym.control.layer_stats import tensor_sums
 from lr_gym.layers import Layout
 from lr_gym.optim.batching import SMALL, in_blocks, same_kind_batches, stacked
-from lr_gym.types import LayerStats, numbers_like
+from lr_gym.types import numbers_like
 from lr_gym.updates.rule import BaseRule, MomentMasses
 
-__all__ = ["Piece", "measure_gradients", "measure_pieces", "pieces_of", "sampled_runs"]
+__all__ = ["Piece", "pieces_of", "sampled_runs", "square_sums", "sums_of_pieces"]
 
 # Elements in one run. A CPU reads a cache line of 64 bytes at once, which is 16 of float32.
 RUN = 16
@@ -106,35 +106,37 @@ def pieces_of(
     return [Piece(parts, slot, elements / max(1, parts[0].numel()))]
 
 
-def measure_pieces(
+def sums_of_pieces(
     rules: Sequence[BaseRule],
-    names: tuple[str, ...],
-    layer_of: Sequence[int],
+    layout: Layout,
     pieces: Sequence[Piece],
     masses: MomentMasses,
     momentum: Tensor,
-) -> LayerStats:
-    """Measure every layer of one training (B = 1), as `layer_stats.measure` does, from pieces.
+) -> Tensor:
+    """The `tensor_sums` of every layer of one training (B = 1), from pieces of its tensors.
 
     Args:
         rules: the rule of each of n parameters.
-        names: the names of L layers.
-        layer_of: the layer of each parameter.
+        layout: the layer of each parameter.
         pieces: pieces of all parameters, in any order.
         masses: (1, n) masses of the moments.
         momentum: (1, L) momentum or beta1.
+
+    Returns:
+        (7, 1, L) sums.
     """
+    if not pieces:
+        return momentum.new_zeros(7, 1, layout.num_layers)
     batches = _batches(pieces, rules)
     pieces = [piece for batch in batches for piece in batch]
     slots = [piece.slot for piece in pieces]
-    layers = [layer_of[piece.slot] for piece in pieces]
+    layers = [layout.layer_of[piece.slot] for piece in pieces]
     own = MomentMasses(_columns(masses.first, slots), _columns(masses.second, slots))
     sums = _piece_sums(batches, rules, own, _columns(momentum, layers))  # (7, pieces)
     weights = [piece.weight for piece in pieces]
     if any(weight != 1.0 for weight in weights):
         sums = sums * numbers_like(weights, sums)
-    sizes = tuple(round(piece.weight * piece.size) for piece in pieces)
-    return pooled(Layout(names, tuple(layers), sizes), sums.unsqueeze(1))
+    return layout._replace(layer_of=tuple(layers)).pool(sums.unsqueeze(1))
 
 
 def _piece_sums(
@@ -158,35 +160,31 @@ def _piece_sums(
     return torch.cat(sums, dim=1)
 
 
-def measure_gradients(
-    names: tuple[str, ...],
-    layer_of: Sequence[int],
-    grads: Sequence[Tensor],
-    sample: int | None,
-    like: Tensor,
-) -> LayerStats:
-    """The size of the gradient alone, at a fraction of the cost of `measure_pieces`.
+def square_sums(
+    layout: Layout, grads: Sequence[Tensor], sample: int | None, weights: Sequence[float]
+) -> Tensor:
+    """Sums of squares of the gradients of every layer, at a fraction of the cost of all sums.
 
     Args:
-        names: the names of L layers.
-        layer_of: the layer of each gradient.
+        layout: the layer of each of n gradients.
         grads: pending gradients, whole.
         sample: see `sampled_runs`.
-        like: gives device and dtype of the statistics.
+        weights: factor on the sum of each gradient.
 
     Returns:
-        Statistics (1, L), all 0 but `grad_rms`.
+        (1, L) sums, in at least float32.
     """
     parts = [_sampled(grad, sampled_runs(grad.numel(), sample, grad.device)) for grad in grads]
-    weights = [grad.numel() / max(1, part.numel()) for grad, part in zip(grads, parts, strict=True)]
-    squares = torch.stack(torch._foreach_norm(parts, 2, dtype=like.dtype)).square()  # (n,)
-    if any(weight != 1.0 for weight in weights):
-        squares = squares * numbers_like(weights, squares)
-    layout = Layout(names, tuple(layer_of), tuple(grad.numel() for grad in grads))
-    count = numbers_like(layout.layer_sizes(), squares)  # (L,)
-    grad_rms = (layout.pool(squares.unsqueeze(0)) / count).sqrt()
-    zero = torch.zeros_like(grad_rms)
-    return LayerStats(zero, grad_rms, zero, zero, zero, zero)
+    scales = [
+        weight * (grad.numel() / max(1, part.numel()))
+        for weight, grad, part in zip(weights, grads, parts, strict=True)
+    ]
+    widest = max((grad.dtype for grad in grads), key=lambda dtype: dtype == torch.float64)
+    dtype = torch.promote_types(widest, torch.float32)
+    squares = torch.stack(torch._foreach_norm(parts, 2, dtype=dtype)).square()  # (n,)
+    if any(scale != 1.0 for scale in scales):
+        squares = squares * numbers_like(scales, squares)
+    return layout.pool(squares.unsqueeze(0))
 
 
 def _batches(pieces: Sequence[Piece], rules: Sequence[BaseRule]) -> list[list[Piece]]:

@@ -32,6 +32,7 @@ class Settings:
         seed: seed of the gradient noise.
         fused: whether torch's fused kernels update what they can; None decides by the device.
         sample: elements by which large tensors are measured; None measures every element.
+        process_group: ranks that decide together, see `distributed.ranks_of`.
     """
 
     policy: Policy
@@ -41,6 +42,7 @@ class Settings:
     seed: int
     fused: bool | None
     sample: int | None
+    process_group: Any = None
 
     def __post_init__(self) -> None:
         """Check every field that a user gives."""

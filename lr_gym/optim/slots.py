@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lr_gym.optim.distributed import local, shards
 from lr_gym.updates.rule import BaseRule
 
 __all__ = ["Slot", "gradient_of"]
@@ -30,16 +31,27 @@ class Slot(NamedTuple):
     start: int
     rule: BaseRule
 
+    @property
+    def data(self) -> Tensor:
+        """The parameter's values on this rank: a view of its shard where it is sharded."""
+        return local(self.param)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this rank holds a part of the parameter only."""
+        return shards(self.param) > 1
+
 
 def gradient_of(slot: Slot) -> Tensor:
-    """The gradient to descend along, zeros where the parameter has none.
+    """The gradient on this rank to descend along, zeros where the parameter has none.
 
     Raises:
         RuntimeError: the gradient is sparse.
     """
     grad = slot.param.grad
     if grad is None:
-        return torch.zeros_like(slot.param)
+        return torch.zeros_like(slot.data)
     if grad.is_sparse:
         raise RuntimeError("sparse gradients are not supported; use a layer with sparse=False")
+    grad = local(grad)
     return -grad if slot.group["maximize"] else grad
