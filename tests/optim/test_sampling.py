@@ -7,16 +7,16 @@ import random
 import pytest
 import torch
 
-from lr_gym.control.layer_stats import measure
+from lr_gym.control.layer_stats import layer_statistics, measure
 from lr_gym.layers import Layout
 from lr_gym.optim import batching, sampling
 from lr_gym.optim.sampling import (
     RUN,
     Piece,
-    measure_gradients,
-    measure_pieces,
     pieces_of,
     sampled_runs,
+    square_sums,
+    sums_of_pieces,
 )
 from lr_gym.types import LayerStats
 from lr_gym.updates.rule import MomentMasses
@@ -56,6 +56,17 @@ def whole(base, slots, scale, momentum) -> LayerStats:
     return measure(rules_of(base), layout, *columns, scale, momentum[:, list(LAYER_OF)])
 
 
+def layout_of(slots) -> Layout:
+    return Layout(NAMES, LAYER_OF, tuple(slot[0].numel() for slot in slots))
+
+
+def measured(base: str, slots, pieces, scale, momentum) -> LayerStats:
+    """Statistics of every layer from pieces of its tensors."""
+    layout = layout_of(slots)
+    sums = sums_of_pieces(rules_of(base), layout, pieces, scale, momentum)
+    return layer_statistics(sums, torch.tensor(layout.layer_sizes()).to(sums))
+
+
 def assert_close(got: LayerStats, expected: LayerStats, rtol: float) -> None:
     for name, a, b in zip(LayerStats._fields, got, expected, strict=True):
         torch.testing.assert_close(
@@ -71,7 +82,7 @@ def test_pieces_in_any_order_equal_the_whole(base, together, monkeypatch):
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
     assert len(pieces) > len(slots)
     random.Random(0).shuffle(pieces)
-    got = measure_pieces(rules_of(base), NAMES, LAYER_OF, pieces, scale, momentum)
+    got = measured(base, slots, pieces, scale, momentum)
     assert_close(got, whole(base, slots, scale, momentum), 1e-9)
 
 
@@ -84,7 +95,7 @@ def test_a_sample_stands_for_the_whole(base):
         slot[0].numel() for slot in slots
     )
     got, expected = (
-        measure_pieces(rules_of(base), NAMES, LAYER_OF, pieces, scale, momentum),
+        measured(base, slots, pieces, scale, momentum),
         whole(base, slots, scale, momentum),
     )
     for a, b in zip(got[:-1], expected[:-1], strict=True):
@@ -97,7 +108,7 @@ def test_tensors_of_several_types_are_measured_in_the_widest():
         tuple(t.to(torch.bfloat16) for t in slot) if i % 2 else slot for i, slot in enumerate(slots)
     ]
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, None, 50_000)]
-    got = measure_pieces(rules_of("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
+    got = measured("adam", slots, pieces, scale, momentum)
     assert_close(got, whole("adam", slots, scale, momentum), 1e-9)
 
 
@@ -153,9 +164,9 @@ def test_what_is_small_is_measured_whole():
 def test_the_gradient_alone_is_measured_as_with_the_rest(sample, dtype):
     slots, scale, momentum = tensors_of("adam", dtype)
     pieces = [piece for i, slot in enumerate(slots) for piece in pieces_of(slot, i, sample, 50_000)]
-    expected = measure_pieces(rules_of("adam"), NAMES, LAYER_OF, pieces, scale, momentum)
-    got = measure_gradients(NAMES, LAYER_OF, [slot[1] for slot in slots], sample, momentum)
-    torch.testing.assert_close(got.grad_rms, expected.grad_rms)
-    assert not any(
-        statistic.any() for name, statistic in got._asdict().items() if name != "grad_rms"
-    )
+    expected = measured("adam", slots, pieces, scale, momentum)
+    layout = layout_of(slots)
+    squares = square_sums(layout, [slot[1] for slot in slots], sample, [1.0] * len(slots))
+    count = torch.tensor(layout.layer_sizes())
+    got = (squares.to(momentum.dtype) / count).sqrt()
+    torch.testing.assert_close(got, expected.grad_rms)
