@@ -46,8 +46,9 @@ def measured(model: ControlledModel, states: States, settings: Settings) -> Laye
     weights = [1.0 if ranks is None else 1.0 / replicas(slot.param, ranks) for slot in slots]
     if model.controller.spec.gradient_only:
         grads = [gradient_of(slot) for slot in slots]
-        sums = square_sums(layout, grads, settings.sample, weights) if grads else 0.0 * shown.lr
-        sums = sums.to(shown.lr)
+        sums = 0.0 * shown.lr
+        if grads:
+            sums = square_sums(layout, grads, settings.sample, weights, sums.dtype)
         grad_rms = ((sums if ranks is None else add_up(sums, ranks)) / count).sqrt()
         zero = torch.zeros_like(grad_rms)
         return LayerStats(zero, grad_rms, zero, zero, zero, zero)

@@ -161,7 +161,11 @@ def _piece_sums(
 
 
 def square_sums(
-    layout: Layout, grads: Sequence[Tensor], sample: int | None, weights: Sequence[float]
+    layout: Layout,
+    grads: Sequence[Tensor],
+    sample: int | None,
+    weights: Sequence[float],
+    dtype: torch.dtype,
 ) -> Tensor:
     """Sums of squares of the gradients of every layer, at a fraction of the cost of all sums.
 
@@ -170,17 +174,16 @@ def square_sums(
         grads: pending gradients, whole.
         sample: see `sampled_runs`.
         weights: factor on the sum of each gradient.
+        dtype: floating-point type of the sums, at least as wide as that of any gradient.
 
     Returns:
-        (1, L) sums, in at least float32.
+        (1, L) sums.
     """
     parts = [_sampled(grad, sampled_runs(grad.numel(), sample, grad.device)) for grad in grads]
     scales = [
         weight * (grad.numel() / max(1, part.numel()))
         for weight, grad, part in zip(weights, grads, parts, strict=True)
     ]
-    widest = max((grad.dtype for grad in grads), key=lambda dtype: dtype == torch.float64)
-    dtype = torch.promote_types(widest, torch.float32)
     squares = torch.stack(torch._foreach_norm(parts, 2, dtype=dtype)).square()  # (n,)
     if any(scale != 1.0 for scale in scales):
         squares = squares * numbers_like(scales, squares)
