@@ -66,10 +66,23 @@ class ControlledModel:
             slot.param is param for slot, param in zip(self.slots, params, strict=True)
         )
 
-    def add_loss(self, loss: Tensor) -> None:
-        """Take note of a training loss, a tensor of one number on any device."""
-        loss = loss.to(self.control.loss_sum, non_blocking=True).reshape(1)
-        self.control = self.controller.add_loss(self.control, loss)
+    def add_loss(self, loss: Tensor | float) -> None:
+        """Take note of a training loss, one number; a tensor may be on any device.
+
+        Raises:
+            ValueError: for more than one number.
+        """
+        if isinstance(loss, Tensor):
+            value = loss.detach()
+        else:
+            value = torch.tensor(float(loss), device="cpu")
+        if value.numel() != 1:
+            raise ValueError(
+                f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass "
+                "loss.mean()"
+            )
+        value = value.to(self.control.loss_sum, non_blocking=True).reshape(1)
+        self.control = self.controller.add_loss(self.control, value)
 
     def reference(self) -> Tensor:
         """(1, L) the learning rate that the policy starts from, the same for every layer."""

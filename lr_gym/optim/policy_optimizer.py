@@ -43,9 +43,9 @@ from lr_gym.optim.base import evaluate
 from lr_gym.optim.controlled_model import ControlledModel, controlled_model
 from lr_gym.optim.group_rates import note_peak, note_start
 from lr_gym.optim.messages import check_layers, check_over, check_rates, warn_of_guard
-from lr_gym.optim.model_step import average, measured, prepare_state, update
+from lr_gym.optim.model_step import average, measured, only_initialises, prepare_state, update
 from lr_gym.optim.notices import Notices
-from lr_gym.optim.restore import restore_dtypes
+from lr_gym.optim.restore import restoring
 from lr_gym.optim.settings import Settings, defaults_of, find_policy
 from lr_gym.policies.policy import Policy
 from lr_gym.updates.averaging import (
@@ -164,7 +164,7 @@ class PolicyOptimizer(Optimizer):
         self._check_trains()
         loss = evaluate(closure)
         model = self._prepare()
-        if self._initialises():
+        if only_initialises(self.param_groups, self.state):
             prepare_state(model, self.state, self.param_groups, self._settings)
             self._store_controller()
             return loss
@@ -219,16 +219,7 @@ class PolicyOptimizer(Optimizer):
             ValueError: for more than one number.
         """
         self._check_trains()
-        if isinstance(loss, Tensor):
-            value = loss.detach()
-        else:
-            value = torch.tensor(float(loss), device="cpu")
-        if value.numel() != 1:
-            raise ValueError(
-                f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass "
-                "loss.mean()"
-            )
-        self._prepare().add_loss(value)
+        self._prepare().add_loss(loss)
 
     def metrics(self) -> dict[str, float]:
         """Each layer's effective lr, multiplier, momentum and noise, and its trust and drift.
@@ -268,17 +259,8 @@ class PolicyOptimizer(Optimizer):
 
         A state of torch's Adam or AdamW is taken too: the controller then starts anew.
         """
-        given_muon = [group.get("muon") for group in self.param_groups]
-        loaded: dict[str, Any] = {}  # what is loaded after all hooks that the user has registered
-        hook = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
-        try:
+        with restoring(self, self._settings):
             super().load_state_dict(state_dict)
-        finally:
-            hook.remove()
-        for group, muon in zip(self.param_groups, given_muon, strict=True):
-            if muon is not None:  # a state of torch's own optimizers says nothing of it
-                group.setdefault("muon", muon)
-        restore_dtypes(self.state, self._params(), loaded, self._settings)
         self._model = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -294,16 +276,6 @@ class PolicyOptimizer(Optimizer):
         for group in self.param_groups:
             for key, default in self.defaults.items():
                 group.setdefault(key, default)
-
-    def _initialises(self) -> bool:
-        """Whether this step only makes the state, as torch.distributed.checkpoint asks for it.
-
-        That sets every lr and every gradient to 0 and makes a step, to have a state to load into.
-        """
-        if self.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
-            return False
-        grads = [param.grad for param in self._params() if param.grad is not None]
-        return not any(bool(grad.any()) for grad in grads)
 
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]

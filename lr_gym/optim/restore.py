@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lr_gym.optim.moments import MASSES, drop_foreign
 from lr_gym.optim.settings import Settings
 from lr_gym.optim.state import KEYS
 
-__all__ = ["restore_dtypes"]
+__all__ = ["restoring"]
 
 
-def restore_dtypes(
+@contextmanager
+def restoring(optimizer: Optimizer, settings: Settings) -> Iterator[None]:
+    """Put right what torch's `load_state_dict`, called within this context, leaves wrong.
+
+    Args:
+        optimizer: the PolicyOptimizer.
+        settings: what it was made with.
+    """
+    given_muon = [group.get("muon") for group in optimizer.param_groups]
+    loaded: dict[str, Any] = {}  # what is loaded after all hooks that the user has registered
+    hook = optimizer.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+    try:
+        yield
+    finally:
+        hook.remove()
+    for group, muon in zip(optimizer.param_groups, given_muon, strict=True):
+        if muon is not None:  # a state of torch's own optimizers says nothing of it
+            group.setdefault("muon", muon)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    _restore_dtypes(optimizer.state, params, loaded, settings)
+
+
+def _restore_dtypes(
     states: Mapping[Tensor, dict[str, Any]],
     params: Sequence[Tensor],
     loaded: Mapping[str, Any],
