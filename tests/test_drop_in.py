@@ -56,7 +56,8 @@ def test_a_users_decay_is_warned_of_once_and_not_doubled():
     model = model_of()
     optimizer = PolicyOptimizer(model.named_parameters(), constant(schedule="wsd"), 0.01, STEPS)
     scheduler = linear(optimizer)
-    with pytest.warns(UserWarning, match="beside the policy's own schedule 'wsd'") as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         for step in range(STEPS):
             own = min(1.0, (1.0 - step / STEPS) / 0.2)
             users = 1.0 - step / STEPS
@@ -64,6 +65,7 @@ def test_a_users_decay_is_warned_of_once_and_not_doubled():
             assert applied == pytest.approx(0.01 * min(own, users), rel=1e-9)
             train(model, optimizer, [step], scheduler)
     assert len(caught) == 1
+    assert "beside the policy's own schedule 'wsd'" in str(caught[0].message)
 
 
 def test_a_warmup_multiplies_and_warns_of_nothing():

@@ -52,10 +52,12 @@ def measured(model: ControlledModel, states: States, settings: Settings) -> Laye
         grad_rms = ((sums if ranks is None else add_up(sums, ranks)) / count).sqrt()
         zero = torch.zeros_like(grad_rms)
         return LayerStats(zero, grad_rms, zero, zero, zero, zero)
-    pieces = _pieces(slots, states, settings, weights)
-    rules = [slot.rule for slot in slots]
-    scale = masses(states, slots, shown.lr)
-    sums = sums_of_pieces(rules, layout, pieces, scale, shown.momentum)
+    sums = shown.lr.new_zeros(len(LayerStats._fields) + 1, 1, layout.num_layers)
+    if slots:
+        pieces = _pieces(slots, states, settings, weights)
+        rules = [slot.rule for slot in slots]
+        own_masses = masses(states, slots, shown.lr)
+        sums = sums_of_pieces(rules, layout, pieces, own_masses, shown.momentum)
     return layer_statistics(sums if ranks is None else add_up(sums, ranks), count)
 
 
