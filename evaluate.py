@@ -24,7 +24,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from agents.run_folder import RunFolder
 from lr_gym.benchmark.cell_runs import log_cells
 from lr_gym.benchmark.contestants import Entrant, entrants
 from lr_gym.benchmark.environment import environment
@@ -42,6 +41,7 @@ from lr_gym.engine import Engine, local_engine, ray_engine
 from lr_gym.files import write_atomically
 from lr_gym.optional import require
 from lr_gym.policies.policy import load_policy
+from lr_gym.run_folder import RunFolder
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 

@@ -27,7 +27,6 @@ from agents.arguments import Args
 from agents.command_line import parse
 from agents.environments import RANDOM, learning_tasks, make_env, selection_runs, selection_tasks
 from agents.learner import Learner
-from agents.run_folder import RunFolder
 from agents.table import AGENTS, build_learner
 from lr_gym.analysis.certificate import certificate, describe
 from lr_gym.analysis.measure_ranges import observed_range
@@ -37,6 +36,7 @@ from lr_gym.engine import Engine, local_engine, run_here
 from lr_gym.envs.rollout import divergence
 from lr_gym.optional import require
 from lr_gym.policies.policy import POLICY_FILE, load_policy, save_policy
+from lr_gym.run_folder import RunFolder
 from lr_gym.tracking import Tracker
 
 # figures that are printed after every update

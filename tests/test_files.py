@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from agents.run_folder import RunFolder, RunFolderError
 from lr_gym.files import write_atomically
+from lr_gym.run_folder import RunFolder, RunFolderError
 
 
 def test_write_replaces_the_whole_file(tmp_path):

@@ -32,7 +32,17 @@ FLOORS = [
     ("lr_gym.updates",),
     tuple(
         f"lr_gym.{name}"
-        for name in ("types", "rng", "layers", "tree", "files", "tracking", "optional", "engine")
+        for name in (
+            "types",
+            "rng",
+            "layers",
+            "tree",
+            "files",
+            "tracking",
+            "optional",
+            "engine",
+            "run_folder",
+        )
     ),
 ]
 # Every import of `lr_gym.x` imports `lr_gym` first, which registers the environments and for that

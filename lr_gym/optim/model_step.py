@@ -52,7 +52,7 @@ def measured(model: ControlledModel, states: States, settings: Settings) -> Laye
         grad_rms = ((sums if ranks is None else add_up(sums, ranks)) / count).sqrt()
         zero = torch.zeros_like(grad_rms)
         return LayerStats(zero, grad_rms, zero, zero, zero, zero)
-    sums = shown.lr.new_zeros(len(LayerStats._fields) + 1, 1, layout.num_layers)
+    sums = shown.lr.new_zeros(7, 1, layout.num_layers)  # as `tensor_sums` orders them
     if slots:
         pieces = _pieces(slots, states, settings, weights)
         rules = [slot.rule for slot in slots]

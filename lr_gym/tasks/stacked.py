@@ -35,9 +35,31 @@ from lr_gym.tasks.modules import (
 from lr_gym.tasks.recurrences import gru, lstm, recurrent
 from lr_gym.tasks.synthetic import Quadratic, Rosenbrock
 
-__all__ = ["STACKED", "Values", "stacked_forward", "values_by_name"]
+__all__ = ["STACKED", "Values", "aliases_of", "stacked_forward", "values_by_name"]
 
 Values = Mapping[str, Tensor]
+
+
+def aliases_of(model: nn.Module) -> dict[str, str]:
+    """Further names of parameters and buffers that a model holds more than once.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Further name -> first name.
+    """
+    every = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    first_names: dict[int, str] = {}
+    aliases = {}
+    for name, tensor in every:
+        first_name = first_names.setdefault(id(tensor), name)
+        if first_name != name:
+            aliases[name] = first_name
+    return aliases
 
 
 def values_by_name(
@@ -53,13 +75,9 @@ def values_by_name(
     Returns:
         Name of every parameter and buffer -> (B, *shape).
     """
-    own = (*model.parameters(), *model.buffers())
-    value_of = {id(x): value for x, value in zip(own, (*params, *buffers), strict=True)}
-    named = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    return {name: value_of[id(x)] for name, x in named}
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    values = dict(zip(names, (*params, *buffers), strict=True))
+    return values | {alias: values[name] for alias, name in aliases_of(model).items()}
 
 
 def _linear(module: nn.Module, values: Values, prefix: str, x: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lr_gym.control.layer_stats import measure
 from lr_gym.layers import Layout, layout_of_named, muon_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks.initial import build_model, initial_buffers, initial_parameters
-from lr_gym.tasks.stacked import stacked_forward
+from lr_gym.tasks.stacked import aliases_of, stacked_forward
 from lr_gym.tasks.task import Split, Task
 from lr_gym.types import Hyperparams, LayerStats
 from lr_gym.updates.noise import gradient_noise
@@ -134,7 +134,7 @@ class InnerLoop:
         hidden = muon_matrices(self.model)
         self.rules = [self.rule.for_tensor(param in hidden) for _, param in named]
         self._weight_decay = weight_decay
-        self._aliases = _aliases(self.model)
+        self._aliases = aliases_of(self.model)
         # Noise numbers the elements of the whole model, so each tensor starts where the last ended.
         self._starts = [sum(self.layout.sizes[:i]) for i in range(len(named))]
 
@@ -335,18 +335,3 @@ class InnerLoop:
         """Second moment of each parameter; None where its rule has none."""
         pairs = zip(self.rules, state.seconds, strict=True)
         return [second if rule.family == "adam" else None for rule, second in pairs]
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Further names of the parameters and buffers that a model holds twice -> their first name."""
-    every = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    first_names: dict[int, str] = {}
-    aliases = {}
-    for name, tensor in every:
-        first_name = first_names.setdefault(id(tensor), name)
-        if first_name != name:
-            aliases[name] = first_name
-    return aliases
