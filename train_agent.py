@@ -236,7 +236,7 @@ def store_ranges(file: Path, args: Args) -> None:
     tasks = (task for batch in range(batches) for task in learning_tasks(args, batch))
     envs = (make_env(args, task, runs, selection=True) for task in tasks)
     try:
-        save_policy(dataclasses.replace(policy, seen=observed_range(policy, envs)), file)
+        save_policy(dataclasses.replace(policy, ranges=observed_range(policy, envs)), file)
     except ValueError as error:
         print(f"the policy will have no guard: {error}")
 

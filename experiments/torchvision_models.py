@@ -99,9 +99,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     policy = load_policy(args.policy)
-    if policy.seen is None:
+    if policy.ranges is None:
         envs = (controlled_env(policy.spec, task, RUNS, INITIAL_LR) for task in args.tasks)
-        policy = dataclasses.replace(policy, seen=observed_range(policy, envs))
+        policy = dataclasses.replace(policy, ranges=observed_range(policy, envs))
     print(
         "| model | layers | loss before | after 10 steps | finite | guard acted | lowest trust | "
         "mean trust |"

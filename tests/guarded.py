@@ -16,7 +16,7 @@ from lr_gym.policies.ranges import ObservedRanges
 LR = (1e-3, 1e-1)
 
 
-def seen_of(low, high, offsets=((-2.0,), (2.0,)), lr=LR) -> ObservedRanges:
+def ranges_of(low, high, offsets=((-2.0,), (2.0,)), lr=LR) -> ObservedRanges:
     return ObservedRanges(torch.tensor([low, high]), torch.tensor(offsets), torch.tensor(lr))
 
 
@@ -32,10 +32,10 @@ def nothing(spec: ControlSpec, lr=LR) -> ObservedRanges:
     return everything(spec, lr)._replace(features=torch.zeros(2, len(spec.features)))
 
 
-def acting(seen=None, **options):
-    """Make a policy that sets every control; `seen` makes its ranges from its spec."""
+def acting(ranges=None, **options):
+    """Make a policy that sets every control; `ranges` makes its ranges from its spec."""
     policy = random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
-    return policy if seen is None else dataclasses.replace(policy, seen=seen(policy.spec))
+    return policy if ranges is None else dataclasses.replace(policy, ranges=ranges(policy.spec))
 
 
 def make(model, policy, **options):

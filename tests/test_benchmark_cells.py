@@ -129,8 +129,8 @@ def test_that_a_guard_acts_is_an_outcome_and_no_warning(tmp_path, knows):
         if knows
         else torch.full((2, width), 0.99)
     )
-    seen = ObservedRanges(ends, torch.tensor([[-1.0], [1.0]]), torch.tensor([1e-4, 1e-1]))
-    save_policy(dataclasses.replace(policy, seen=seen), tmp_path / "policy.safetensors")
+    ranges = ObservedRanges(ends, torch.tensor([[-1.0], [1.0]]), torch.tensor([1e-4, 1e-1]))
+    save_policy(dataclasses.replace(policy, ranges=ranges), tmp_path / "policy.safetensors")
     who = DeployedPolicy(str(tmp_path / "policy.safetensors"))
     outcome = attempt(CELLS[0]._replace(contestant=who, task="mnist1d-mlp"))
     assert outcome.error is None

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from guarded import LR, seen_of
+from guarded import LR, ranges_of
 
 from lr_gym.control.action import ACTIONS
 from lr_gym.optim.guard import (
@@ -38,24 +38,24 @@ from lr_gym.policies.ranges import ObservedRanges
     ],
 )
 def test_trust_falls_with_the_distance_from_the_range(value, trust):
-    seen = seen_of([-0.2, -1.0], [0.5, 1.0])
-    assert trust_in(seen, torch.tensor([[[value, 0.9]]])).item() == pytest.approx(trust, abs=1e-5)
+    ranges = ranges_of([-0.2, -1.0], [0.5, 1.0])
+    assert trust_in(ranges, torch.tensor([[[value, 0.9]]])).item() == pytest.approx(trust, abs=1e-5)
 
 
 def test_the_feature_furthest_out_decides():
-    seen, far = seen_of([-0.2, -0.2], [0.5, 0.5]), 0.5 + MARGIN / 2
-    assert trust_in(seen, torch.tensor([[[0.51, far], [far, 0.51]]]))[0].tolist() == [0.75, 0.75]
+    ranges, far = ranges_of([-0.2, -0.2], [0.5, 0.5]), 0.5 + MARGIN / 2
+    assert trust_in(ranges, torch.tensor([[[0.51, far], [far, 0.51]]]))[0].tolist() == [0.75, 0.75]
 
 
 def test_a_masked_feature_is_in_range():
     # A masked feature shows 0, which is in neither range.
-    seen = seen_of([0.4, -0.9], [0.9, -0.6])
-    assert trust_in(seen, torch.zeros(1, 3, 2)).eq(1.0).all()
+    ranges = ranges_of([0.4, -0.9], [0.9, -0.6])
+    assert trust_in(ranges, torch.zeros(1, 3, 2)).eq(1.0).all()
 
 
 def test_a_feature_that_was_constant_has_a_margin_too():
-    seen = seen_of([-1.0], [-1.0])
-    assert trust_in(seen, torch.tensor([[[-1.0], [0.08 * MARGIN], [1.0]]]))[
+    ranges = ranges_of([-1.0], [-1.0])
+    assert trust_in(ranges, torch.tensor([[[-1.0], [0.08 * MARGIN], [1.0]]]))[
         0
     ].tolist() == pytest.approx([1.0, 0.9936, 0.0])
 
@@ -64,7 +64,7 @@ def test_outside_equals_a_loop():
     generator = torch.Generator().manual_seed(0)
     bounds = (torch.rand(2, 5, generator=generator) * 2 - 1).sort(0).values
     observation = torch.rand(3, 4, 5, generator=generator) * 2 - 1
-    seen = ObservedRanges(bounds, torch.zeros(2, 1), torch.tensor(LR))
+    ranges = ObservedRanges(bounds, torch.zeros(2, 1), torch.tensor(LR))
     for b, i, j in itertools.product(range(3), range(4), range(5)):
         value, low, high = (
             observation[b, i, j].item(),
@@ -72,23 +72,23 @@ def test_outside_equals_a_loop():
             max(bounds[1, j].item(), 0),
         )
         expected = low - value if value < low else value - high if value > high else 0.0
-        assert distance_outside(seen, observation)[b, i, j].item() == pytest.approx(expected)
+        assert distance_outside(ranges, observation)[b, i, j].item() == pytest.approx(expected)
 
 
 def test_the_edges_of_the_lr_range_are_inside():
-    seen = seen_of([0.0], [0.0], lr=(3e-5, 1e-1))
+    ranges = ranges_of([0.0], [0.0], lr=(3e-5, 1e-1))
     lr = torch.tensor([[2e-5, 3e-5, 1e-3, 1e-1, 0.2]], dtype=torch.float64)
-    assert lr_in_range(seen, lr).tolist() == [[False, True, True, True, False]]
+    assert lr_in_range(ranges, lr).tolist() == [[False, True, True, True, False]]
 
 
 # Drift
 
 
 def watched(values, state=None, alive=True):
-    seen = seen_of([-0.5], [0.5])
+    ranges = ranges_of([-0.5], [0.5])
     state = GuardState(torch.ones(1, 1), torch.zeros(1, 1)) if state is None else state
     for value in values:
-        state = next_state(seen, state, torch.tensor([[[value]]]), torch.tensor([[alive]]))
+        state = next_state(ranges, state, torch.tensor([[[value]]]), torch.tensor([[alive]]))
     return state
 
 
@@ -130,9 +130,9 @@ def restrained(
     trust, lr, before, wanted, action="recursive", offsets=((-2.0,), (2.0,)), alien=False
 ):
     row = lambda value: torch.full((1, 1, 1), value)
-    mode, seen, alien = ACTIONS[action], seen_of([0.0], [0.0], offsets), torch.tensor([[alien]])
+    mode, ranges, alien = ACTIONS[action], ranges_of([0.0], [0.0], offsets), torch.tensor([[alien]])
     return restrain(
-        mode, seen, torch.tensor([[trust]]), torch.tensor([[lr]]), row(before), row(wanted), alien
+        mode, ranges, torch.tensor([[trust]]), torch.tensor([[lr]]), row(before), row(wanted), alien
     ).item()
 
 
@@ -142,8 +142,8 @@ def test_trusted_offsets_stay_to_the_bit(action, lr):
     generator = torch.Generator().manual_seed(0)
     before, change = torch.rand(2, 50, 3, 1, generator=generator) * 2 - 1
     wanted = before + change if action == "recursive" else change
-    ones, seen = torch.ones(50, 3), seen_of([0.0], [0.0])
-    result = restrain(ACTIONS[action], seen, ones, torch.full((50, 3), lr), before, wanted)
+    ones, ranges = torch.ones(50, 3), ranges_of([0.0], [0.0])
+    result = restrain(ACTIONS[action], ranges, ones, torch.full((50, 3), lr), before, wanted)
     assert torch.equal(result, wanted)
 
 
@@ -153,7 +153,12 @@ def test_a_full_action_is_no_faster_than_itself():
         mode = ACTIONS["recursive"]
         wanted = before + action * mode.step
         result = restrain(
-            mode, seen_of([0.0], [0.0]), torch.ones(1, 99), torch.full((1, 99), lr), before, wanted
+            mode,
+            ranges_of([0.0], [0.0]),
+            torch.ones(1, 99),
+            torch.full((1, 99), lr),
+            before,
+            wanted,
         )
         assert torch.equal(result, wanted)
 
@@ -205,19 +210,22 @@ def test_an_alien_training_has_the_users_rate_whichever_that_is(lr):
 
 
 def test_alien_is_what_is_given_from_the_start_and_far_outside():
-    names, seen = ("cosine", "model_size", "horizon"), seen_of([0.0, -0.5, -0.5], [0.0, 0.5, 0.5])
+    names, ranges = (
+        ("cosine", "model_size", "horizon"),
+        ranges_of([0.0, -0.5, -0.5], [0.0, 0.5, 0.5]),
+    )
     observations = torch.tensor(
         [[[1.0, 0.5, 0.5]], [[0.0, 0.9, 0.0]], [[0.0, 0.0, -0.9]], [[0.0, 0.8, 0.8]]]
     )
-    assert alien_layers(seen, names, observations).tolist() == [[False], [True], [True], [False]]
-    assert not alien_layers(seen_of([0.0], [0.0]), ("cosine",), observations[..., :1]).any()
+    assert alien_layers(ranges, names, observations).tolist() == [[False], [True], [True], [False]]
+    assert not alien_layers(ranges_of([0.0], [0.0]), ("cosine",), observations[..., :1]).any()
 
 
 def test_an_unknown_base_lr_keeps_the_other_controls():
-    seen = seen_of([0.0], [0.0], ((-2.0, -2.0), (2.0, 2.0)))
+    ranges = ranges_of([0.0], [0.0], ((-2.0, -2.0), (2.0, 2.0)))
     before, wanted = torch.tensor([[[0.0, 0.5]]]), torch.tensor([[[1.0, 1.5]]])
     offsets = restrain(
-        ACTIONS["recursive"], seen, torch.zeros(1, 1), torch.tensor([[SMALL]]), before, wanted
+        ACTIONS["recursive"], ranges, torch.zeros(1, 1), torch.tensor([[SMALL]]), before, wanted
     )
     assert offsets.tolist() == [[[1.0, 0.5]]]
 

@@ -27,9 +27,9 @@ from lr_gym.optim.guard import (
 @pytest.mark.parametrize("granularity", ["per_layer", "global"])
 def test_in_range_the_guard_changes_no_bit(granularity, action):
     traces = []
-    for seen in (None, everything):
+    for ranges in (None, everything):
         model, loss_at = plain_run(TINY, 1, torch.float32)
-        optimizer = make(model, acting(seen, granularity=granularity, action=action))
+        optimizer = make(model, acting(ranges, granularity=granularity, action=action))
         traces.append(train(optimizer, model, loss_at, range(40)))
     assert_same(*traces)
     assert metric(optimizer, "trust") == [1.0] * len(metric(optimizer, "lr"))
@@ -69,7 +69,7 @@ def test_an_unknown_base_lr_is_led_to_the_known_ones_at_most():
 def test_of_a_model_far_too_small_or_large_no_rate_is_moved(lr):
     model, loss_at = plain_run(TINY, 1, torch.float32)
     policy = acting(everything, features=("cosine", "model_size"), controls=("lr",))
-    policy.seen.features[:, 1] = torch.tensor([0.0, 0.5])
+    policy.ranges.features[:, 1] = torch.tensor([0.0, 0.5])
     optimizer = make(model, policy, lr=lr)
     count = sum(param.numel() for param in model.parameters())
     with pytest.warns(
@@ -88,7 +88,7 @@ def test_out_of_range_later_fades_or_holds(lr, fades):
     before = metric(optimizer, "multiplier")
     assert all(abs(np.log(value)) > 0.1 for value in before)
     state = optimizer.state_dict()
-    optimizer = make(model, dataclasses.replace(policy, seen=nothing(policy.spec)), lr=lr)
+    optimizer = make(model, dataclasses.replace(policy, ranges=nothing(policy.spec)), lr=lr)
     optimizer.load_state_dict(state)
     with pytest.warns(UserWarning, match="learned from nothing like"):
         train(optimizer, model, loss_at, range(15, 40))
@@ -137,9 +137,9 @@ def test_one_warning_that_says_where_and_what():
 def test_weights_that_creep_away_are_noticed_without_any_spike_of_the_loss():
     """The loss does not depend on the scale of the weights, so it stays while they grow."""
     spec = spec_of()
-    seen = everything(spec)
-    seen.features[1, spec.features.index("weight_growth")] = 0.7  # at most 0.3 outside: never far
-    policy = dataclasses.replace(random_policy(spec, interval=1), seen=seen)
+    ranges = everything(spec)
+    ranges.features[1, spec.features.index("weight_growth")] = 0.7  # at most 0.3 outside: never far
+    policy = dataclasses.replace(random_policy(spec, interval=1), ranges=ranges)
     weight = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = PolicyOptimizer([("weight", weight)], policy, lr=1e-6, total_steps=None)
     trust, losses = [], []
@@ -157,27 +157,27 @@ def test_weights_that_creep_away_are_noticed_without_any_spike_of_the_loss():
 
 
 def test_metrics_show_trust_and_drift_only_where_there_is_a_guard():
-    for seen in (None, everything):
+    for ranges in (None, everything):
         model, loss_at = plain_run(TINY, 1, torch.float32)
-        optimizer = make(model, acting(seen))
+        optimizer = make(model, acting(ranges))
         train(optimizer, model, loss_at, range(3))
         shown = {key.partition("/")[0] for key in optimizer.metrics()}
-        assert ({"trust", "drift"} <= shown) == (seen is not None)
+        assert ({"trust", "drift"} <= shown) == (ranges is not None)
 
 
-@pytest.mark.parametrize("seen", [everything, nothing])
-def test_the_guard_reads_no_number_back_from_the_device(seen):
+@pytest.mark.parametrize("ranges", [everything, nothing])
+def test_the_guard_reads_no_number_back_from_the_device(ranges):
     model, loss_at = plain_run(TINY, 1, torch.float32)
-    optimizer = make(model, acting(seen))
+    optimizer = make(model, acting(ranges))
     optimizer._notices._given.add("guard")  # on the CPU what the host knows is there at once
     train_watched(optimizer, loss_at, 12)
 
 
 def half_seen(spec):
     """Ranges that this training is a little outside of, so that drift adds up."""
-    seen = everything(spec)
-    seen.features[1, spec.features.index("loss_known")] = 1.0 - 0.6 * MARGIN
-    return seen
+    ranges = everything(spec)
+    ranges.features[1, spec.features.index("loss_known")] = 1.0 - 0.6 * MARGIN
+    return ranges
 
 
 @pytest.mark.filterwarnings("ignore:PolicyOptimizer")

@@ -156,16 +156,16 @@ def test_a_state_knows_whether_it_was_guarded():
     """A guard's state is loaded into a guarded optimizer, and left alone by one without a guard."""
     policy = load_policy("builtin:mnist1d")
     model, loss_at = plain_run(TINY, 1, torch.float32)
-    make = lambda seen: PolicyOptimizer(
+    make = lambda ranges: PolicyOptimizer(
         model.named_parameters(),
-        dataclasses.replace(policy, seen=seen),
+        dataclasses.replace(policy, ranges=ranges),
         total_steps=40,
         steps_per_epoch=5,
     )
-    optimizer = make(policy.seen)
+    optimizer = make(policy.ranges)
     train(optimizer, model, loss_at, range(10))
     state, metrics = through_file(optimizer.state_dict()), optimizer.metrics()
-    free, guarded = make(None), make(policy.seen)
+    free, guarded = make(None), make(policy.ranges)
     free.load_state_dict(state)
     assert {key: metrics[key] for key in free.metrics()} == free.metrics()
     guarded.load_state_dict(through_file(free.state_dict()))

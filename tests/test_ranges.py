@@ -25,13 +25,13 @@ from lr_gym.policies.ranges import ObservedRanges
     "policy", [random_policy(ControlSpec(controls=CONTROLLED)), q_policy()], ids=["mlp", "q_table"]
 )
 def test_ranges_are_saved_with_the_policy(policy, tmp_path):
-    seen = everything(policy.spec)
+    ranges = everything(policy.spec)
     loaded = load_policy(
-        save_policy(dataclasses.replace(policy, seen=seen), tmp_path / "a.safetensors")
+        save_policy(dataclasses.replace(policy, ranges=ranges), tmp_path / "a.safetensors")
     )
-    assert loaded.seen is not None
-    assert all(torch.equal(a, b) for a, b in zip(loaded.seen, seen, strict=True))
-    assert load_policy(save_policy(policy, tmp_path / "b.safetensors")).seen is None
+    assert loaded.ranges is not None
+    assert all(torch.equal(a, b) for a, b in zip(loaded.ranges, ranges, strict=True))
+    assert load_policy(save_policy(policy, tmp_path / "b.safetensors")).ranges is None
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_ranges_are_saved_with_the_policy(policy, tmp_path):
     "policy", [random_policy(ControlSpec(controls=CONTROLLED)), q_policy()], ids=["mlp", "q_table"]
 )
 def test_wrong_ranges_are_refused(policy, change):
-    with pytest.raises(ValueError, match=rf"seen\.{next(iter(change))}"):
-        dataclasses.replace(policy, seen=everything(policy.spec)._replace(**change))
+    with pytest.raises(ValueError, match=rf"ranges\.{next(iter(change))}"):
+        dataclasses.replace(policy, ranges=everything(policy.spec)._replace(**change))
 
 
 def test_a_part_of_the_ranges_is_refused(tmp_path, monkeypatch):
     policy = acting(everything)
-    monkeypatch.setattr(ObservedRanges, "tensors", lambda self: {"seen.lr": self.lr})
-    with pytest.raises(PolicyFileError, match=r"seen\.features"):
+    monkeypatch.setattr(ObservedRanges, "tensors", lambda self: {"ranges.lr": self.lr})
+    with pytest.raises(PolicyFileError, match=r"ranges\.features"):
         load_policy(save_policy(policy, tmp_path / "a.safetensors"))
 
 
@@ -67,15 +67,15 @@ def test_the_range_holds_what_a_training_shows_and_the_guard_lets_it_pass():
     """With its guard a deployed policy equals, to the bit, the one without a guard."""
     policy = random_policy(spec_of(base="sgd"), interval=1)
     env = controlled_env(policy.spec, TINY, 4, (0.01, 0.01))
-    seen = observed_range(policy, [env], seed=7)
-    seen.check(len(policy.spec.features), 1)
-    assert seen.lr.tolist() == pytest.approx([0.01, 0.01])
+    ranges = observed_range(policy, [env], seed=7)
+    ranges.check(len(policy.spec.features), 1)
+    assert ranges.lr.tolist() == pytest.approx([0.01, 0.01])
     env.reset(seed=7)
     traces = []
-    for own in (None, seen):
+    for own in (None, ranges):
         model, loss_at = plain_run(TINY, int(env.runs.inner.run_seed[0]), torch.float32)
         options = {"total_steps": TINY.horizon, "base": "sgd", "weight_decay": 0.0}
-        optimizer = make(model, dataclasses.replace(policy, seen=own), **options)
+        optimizer = make(model, dataclasses.replace(policy, ranges=own), **options)
         traces.append(train(optimizer, model, loss_at, range(TINY.horizon)))
     assert_same(*traces)
     assert metric(optimizer, "trust") == [1.0, 1.0]
@@ -102,7 +102,7 @@ def test_a_policy_file_is_given_its_range(tmp_path):
     )
     main(str(tmp_path), "quadratic", "random-0")
     policy = load_policy(file)
-    assert policy.seen is not None
-    assert policy.seen.lr.tolist() == pytest.approx([1e-3, 1e-2])
+    assert policy.ranges is not None
+    assert policy.ranges.lr.tolist() == pytest.approx([1e-3, 1e-2])
     assert policy.about == {"initial_lr": [1e-3, 1e-2]}
-    assert policy.seen.features[:, spec.features.index("progress")].tolist() == [-1.0, 1.0]
+    assert policy.ranges.features[:, spec.features.index("progress")].tolist() == [-1.0, 1.0]

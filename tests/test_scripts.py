@@ -220,9 +220,9 @@ def test_a_look_at_the_policy(tmp_path):
 def test_what_the_policy_saw_is_saved_with_it(tmp_path):
     run(*TRAIN, "--output-dir", str(tmp_path / "guard"), "--timesteps", "16", "--guard-runs", "2")
     policy = load_policy(tmp_path / "guard")
-    assert policy.seen is not None
-    assert policy.seen.lr.tolist() == pytest.approx(list(INITIAL_LR))
-    assert (policy.seen.features[0] <= policy.seen.features[1]).all()
+    assert policy.ranges is not None
+    assert policy.ranges.lr.tolist() == pytest.approx(list(INITIAL_LR))
+    assert (policy.ranges.features[0] <= policy.ranges.features[1]).all()
     assert "selection_loss" in policy.about
 
 

@@ -100,7 +100,7 @@ def main(path: str, *tasks: str) -> None:
     low, high = policy.about.get("initial_lr", INITIAL_LR)
     envs = (controlled_env(policy.spec, task, RUNS, (low, high)) for task in tasks)
     file = Path(path) / POLICY_FILE if Path(path).is_dir() else Path(path)
-    save_policy(dataclasses.replace(policy, seen=observed_range(policy, envs)), file)
+    save_policy(dataclasses.replace(policy, ranges=observed_range(policy, envs)), file)
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def controlled_model(
     like = torch.zeros((), dtype=dtype, device=slots[0].data.device)
     controller = settings.controller()
     # a user's own policy may know nothing of guards
-    ranges = getattr(settings.policy, "seen", None)
+    ranges = getattr(settings.policy, "ranges", None)
     guard = None if ranges is None else Guard(ranges, controller.spec, layout.names, like)
     control = controller.start(1, layout.num_layers, like)
     load_rows(states, [slot.param for slot in first], control, guard)

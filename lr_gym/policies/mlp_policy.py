@@ -33,7 +33,7 @@ class MLPPolicy:
         mean: (F,) vector that is subtracted from the observation.
         std: (F,) vector by which the difference is divided.
         about: where the policy comes from (tasks, seeds, cost, versions), as plain JSON values.
-        seen: ranges of what it observed while it learned; None gives a policy without a guard.
+        ranges: ranges of what it observed while it learned; None gives a policy without a guard.
 
     Raises:
         ValueError: where shapes do not fit or a number is not finite.
@@ -46,7 +46,7 @@ class MLPPolicy:
     mean: Tensor
     std: Tensor
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seen: ObservedRanges | None = None
+    ranges: ObservedRanges | None = None
 
     kind = "mlp"
 
@@ -77,8 +77,8 @@ class MLPPolicy:
                 raise ValueError(f"{name} must hold finite float32 numbers")
         if bool((self.std <= 0).any()):
             raise ValueError("std must be positive")
-        if self.seen is not None:
-            self.seen.check(len(self.spec.features), len(controls))
+        if self.ranges is not None:
+            self.ranges.check(len(self.spec.features), len(controls))
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map (R, F) observations to (R, A) actions in [-1, 1].
@@ -97,10 +97,10 @@ class MLPPolicy:
         layers = {f"weight.{i}": w for i, w in enumerate(self.weights)}
         layers |= {f"bias.{i}": b for i, b in enumerate(self.biases)}
         layers |= {"normaliser.mean": self.mean, "normaliser.std": self.std}
-        return layers if self.seen is None else layers | self.seen.tensors()
+        return layers if self.ranges is None else layers | self.ranges.tensors()
 
     def to(self, device: torch.device | str) -> MLPPolicy:
-        """The same policy on another device; `seen` stays on the host, for the guard to move."""
+        """The same policy on another device; `ranges` stays on the host, for the guard to move."""
         if self.mean.device == torch.device(device):
             return self  # nothing to check again, which would read from the device
         return dataclasses.replace(
@@ -121,7 +121,7 @@ class MLPPolicy:
     ) -> MLPPolicy:
         """Inverse of `tensors`; a ValueError or KeyError where names are missing or unknown."""
         tensors = dict(tensors)
-        seen = ObservedRanges.taken_from(tensors)
+        ranges = ObservedRanges.taken_from(tensors)
         depth = sum(name.startswith("weight.") for name in tensors)
         expected = {f"{part}.{i}" for part in ("weight", "bias") for i in range(depth)}
         expected |= {"normaliser.mean", "normaliser.std"}
@@ -135,5 +135,5 @@ class MLPPolicy:
             mean=tensors["normaliser.mean"],
             std=tensors["normaliser.std"],
             about=about,
-            seen=seen,
+            ranges=ranges,
         )

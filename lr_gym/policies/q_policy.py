@@ -28,7 +28,7 @@ class QTablePolicy:
         controller: the table; it bins the features of `spec`, and its actions hold a value for each
             control.
         about: where the policy comes from, in plain JSON values.
-        seen: what it has learned from; None where nobody measured it, and then it is deployed
+        ranges: ranges of what it observed; None where nobody measured them, and then it is deployed
             without a guard.
 
     Raises:
@@ -39,7 +39,7 @@ class QTablePolicy:
     interval: int
     controller: QLearningController
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seen: ObservedRanges | None = None
+    ranges: ObservedRanges | None = None
 
     kind = "q_policy"
 
@@ -60,8 +60,8 @@ class QTablePolicy:
                 "a table has actions of its own, so those of the spec must be continuous; got "
                 f"action={self.spec.action!r}"
             )
-        if self.seen is not None:
-            self.seen.check(features, controls)
+        if self.ranges is not None:
+            self.ranges.check(features, controls)
 
     def predict(self, observation: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map observations (..., F) to greedy actions (..., A) in [-1, 1].
@@ -86,7 +86,7 @@ class QTablePolicy:
             for i, row in enumerate(table.edges)
         }
         table_tensors = {"q": table.q, "visits": table.visits, "actions": table.actions, **edges}
-        return table_tensors if self.seen is None else table_tensors | self.seen.tensors()
+        return table_tensors if self.ranges is None else table_tensors | self.ranges.tensors()
 
     def to(self, device: torch.device | str) -> QTablePolicy:
         """Return itself: the table stays on the host, and actions go where observations are."""
@@ -113,11 +113,11 @@ class QTablePolicy:
             KeyError: tensors are missing.
         """
         tensors = dict(tensors)
-        seen = ObservedRanges.taken_from(tensors)
+        ranges = ObservedRanges.taken_from(tensors)
         # Three tensors are the table; all others must be edges.
         edges = [tensors[f"edges.{i}"].tolist() for i in range(len(tensors) - 3)]
         if not bool(torch.isfinite(tensors["q"]).all()):
             raise ValueError("q must hold finite numbers")
         controller = QLearningController(edges, tensors["actions"].tolist())
         controller.load_state_dict({"q": tensors["q"], "visits": tensors["visits"]})
-        return cls(spec, interval, controller, about, seen)
+        return cls(spec, interval, controller, about, ranges)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["ObservedRanges"]
 
-_PREFIX = "seen."
+_PREFIX = "ranges."
 
 
 class ObservedRanges(NamedTuple):

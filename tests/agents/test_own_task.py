@@ -79,7 +79,7 @@ def test_it_is_learned_measured_and_certified(folder, capsys):
     assert policy.about["tasks"] == PLACE
     assert policy.about["selection_tasks"] == ["sums"]
     assert policy.about["certificate"]["task"] == "sums"
-    assert policy.seen is not None
+    assert policy.ranges is not None
     assert "replayed mean schedule" in capsys.readouterr().out
     assert (folder / "run" / "layer_lr.png").exists()
     assert json.loads((folder / "run" / "args.json").read_text())["task"] == PLACE
