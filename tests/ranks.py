@@ -18,6 +18,7 @@ def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], args
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     try:
         torch.save(function(rank, *args), f"{folder}/{rank}.pt")
+        distributed.barrier()  # nobody leaves while others still talk
     finally:
         distributed.destroy_process_group()
 

@@ -180,3 +180,45 @@ def own_models(rank):
 
 def test_a_process_may_decide_alone(tmp_path):
     assert on_ranks(2, tmp_path, own_models) == [5, 8]
+
+
+def sharded_model():
+    from torch.distributed.fsdp import fully_shard
+
+    model = model_of()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def saved_and_resumed(rank, policy, folder, load):
+    """Train half, save, and train the rest; or load what others have saved, and train the rest."""
+    import torch.distributed.checkpoint as checkpoints
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    world = distributed.get_world_size()
+    model = sharded_model()
+    optimizer = make(model, policy)
+    if not load:
+        train(model, optimizer, range(STEPS // 2), rank, world)
+    weights, state = get_state_dict(model, optimizer)
+    if load:
+        checkpoints.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    else:
+        checkpoints.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    train(model, optimizer, range(STEPS // 2, STEPS), rank, world)
+    return [param.full_tensor().detach() for param in model.parameters()], optimizer.metrics()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("policy", ["builtin:default", "builtin:muon"])
+def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_four(policy, tmp_path):
+    for world, load in ((2, False), (1, True), (4, True)):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        compared(
+            on_ranks(world, folder, saved_and_resumed, policy, str(tmp_path / "c"), load), policy
+        )

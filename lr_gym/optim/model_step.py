@@ -15,7 +15,7 @@ from lr_gym.optim.batching import BLOCK
 from lr_gym.optim.controlled_model import ControlledModel
 from lr_gym.optim.distributed import add_up, local, replicas
 from lr_gym.optim.fused_step import fused_update
-from lr_gym.optim.group_rates import scheduled_lr
+from lr_gym.optim.group_rates import PEAK_LR, scheduled_lr
 from lr_gym.optim.moments import MASSES, masses, moments
 from lr_gym.optim.sampling import Piece, pieces_of, square_sums, sums_of_pieces
 from lr_gym.optim.settings import Settings
@@ -148,6 +148,8 @@ def prepare_state(
         settings: what the optimizer was made with.
     """
     update(model, states, groups, settings, step=0)
+    for group in groups:
+        group.setdefault(PEAK_LR, 0.0)
     for slot in model.slots:
         state = states.get(slot.param, {})
         for key in ("step", *MASSES):  # this was no step

@@ -32,8 +32,8 @@ def sharded_matrix_update(
         momentum: (1,) beta1.
     """
     rule = rule_of_group(slot)
+    first, _ = moments(state, slot)  # this rank's shard; made first, for new moments reset masses
     masses = advance_masses_(state, [slot], rule, momentum, lr)
-    first, _ = moments(state, slot)  # this rank's shard
     rule.advance_moments_(gradient_of(slot).unsqueeze(0), first.unsqueeze(0), None, momentum)
     whole = gathered(state[slot.param]["momentum_buffer"])
     direction = rule.direction(whole.unsqueeze(0), None, masses)[0]
