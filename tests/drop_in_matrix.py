@@ -332,7 +332,7 @@ def frozen_layers(make: Make) -> None:
 
 
 def steps_in_backward(make: Make) -> None:
-    """An optimizer of its own for every parameter, stepped by a hook as soon as it has a gradient."""
+    """Every parameter has an optimizer of its own, which a hook steps once it has a gradient."""
     model = model_of()
     optimizers = {param: make([(name, param)]) for name, param in model.named_parameters()}
 
@@ -415,7 +415,8 @@ def cell(optimizer: str, situation: Callable[[Make], None]) -> str:
 # On several ranks
 
 
-def _on_rank(rank: int, kind: str) -> list[str]:
+def on_rank(rank: int, kind: str) -> list[str]:
+    """The cells of a situation on one rank."""
     return [cell(name, functools.partial(RANKED[kind], rank=rank)) for name in OPTIMIZERS]
 
 
@@ -457,6 +458,11 @@ def shards(make: Make, rank: int) -> None:
 RANKED: dict[str, Callable[..., None]] = {"DDP": replicas, "FSDP2": shards}
 
 
+def joined(results: list[list[str]]) -> list[str]:
+    """The cells of all ranks in one row: an error on one of them is an error."""
+    return [max(cells, key=lambda text: text != "works") for cells in zip(*results, strict=True)]
+
+
 def matrix() -> dict[str, dict[str, str]]:
     """Situation -> optimizer -> cell."""
     from ranks import on_ranks
@@ -467,10 +473,8 @@ def matrix() -> dict[str, dict[str, str]]:
     }
     for name in RANKED:
         with tempfile.TemporaryDirectory() as folder:
-            results = on_ranks(2, Path(folder), _on_rank, name)
-        # one rank may know more than the other
-        cells = [max(pair, key=lambda text: text != "works") for pair in zip(*results, strict=True)]
-        found[name] = dict(zip(OPTIMIZERS, cells, strict=True))
+            results = on_ranks(2, Path(folder), on_rank, name)
+        found[name] = dict(zip(OPTIMIZERS, joined(results), strict=True))
     return found
 
 

@@ -61,9 +61,9 @@ def test_a_users_decay_is_warned_of_once_and_not_doubled():
         for step in range(STEPS):
             own = min(1.0, (1.0 - step / STEPS) / 0.2)
             users = 1.0 - step / STEPS
-            applied = optimizer.metrics()["lr/0"]
-            assert applied == pytest.approx(0.01 * min(own, users), rel=1e-9)
             train(model, optimizer, [step], scheduler)
+            applied = optimizer.metrics()["lr/0"]  # those of the step, whatever has changed since
+            assert applied == pytest.approx(0.01 * min(own, users), rel=1e-9)
     assert len(caught) == 1
     assert "beside the policy's own schedule 'wsd'" in str(caught[0].message)
 
@@ -77,8 +77,8 @@ def test_a_warmup_multiplies_and_warns_of_nothing():
         for step in range(STEPS):
             own = min(1.0, (1.0 - step / STEPS) / 0.2)
             expected = 0.01 * min(1.0, (step + 1) / 10) * own
-            assert optimizer.metrics()["lr/0"] == pytest.approx(expected, rel=1e-9)
             train(model, optimizer, [step], scheduler)
+            assert optimizer.metrics()["lr/0"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_peak_is_in_the_state():
@@ -229,6 +229,21 @@ def test_loading_ones_own_state_changes_nothing(scheduler, base):
             runs.append(model)
     for p, q in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+# Another policy's state
+
+
+def test_a_state_of_another_policy_is_warned_of():
+    model = model_of()
+    optimizer = PolicyOptimizer(model.named_parameters(), "builtin:default", total_steps=STEPS)
+    train(model, optimizer, range(3))
+    state = through_file(optimizer.state_dict())
+    other = PolicyOptimizer(model.named_parameters(), "builtin:mnist1d", total_steps=STEPS)
+    with pytest.warns(UserWarning, match="saved under another policy"):
+        other.load_state_dict(state)
+    again = through_file(other.state_dict())
+    other.load_state_dict(again)  # its own by now
 
 
 # torch.distributed.checkpoint

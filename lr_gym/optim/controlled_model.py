@@ -45,6 +45,7 @@ class ControlledModel:
         groups: parameter groups of the optimizer.
         betas: betas of the groups when `multiplier` was decoded.
         checked: whether the ranks are known to hold the same parameters.
+        used: multipliers and scheduled rates of the last step, None before the first.
     """
 
     layout: Layout
@@ -59,11 +60,14 @@ class ControlledModel:
     groups: Sequence[dict[str, Any]]
     betas: list[Any]
     checked: bool = False
+    used: tuple[Hyperparams, dict[int, float | Tensor]] | None = None
 
-    def holds(self, params: Sequence[Tensor]) -> bool:
-        """Whether these are the parameters that the layers were laid out for."""
-        return len(params) == len(self.slots) and all(
-            slot.param is param for slot, param in zip(self.slots, params, strict=True)
+    def holds(self, groups: Sequence[dict[str, Any]]) -> bool:
+        """Whether these are the groups and parameters that the layers were laid out for."""
+        pairs = [(param, group) for group in groups for param in group["params"]]
+        return len(pairs) == len(self.slots) and all(
+            slot.param is param and slot.group is group
+            for slot, (param, group) in zip(self.slots, pairs, strict=True)
         )
 
     def add_loss(self, loss: Tensor | float) -> None:
@@ -96,12 +100,16 @@ class ControlledModel:
         """
         return self.multiplier._replace(lr=self.multiplier.lr * self.reference())
 
-    def applied(self, step: int) -> Hyperparams:
-        """(1, L) hyperparameters that are applied at a step."""
+    def scheduled(self, step: int) -> dict[int, float | Tensor]:
+        """The lr of each group under the base schedule at a step, by the group's id."""
         factor = float(self.controller.schedule(step))
-        rates = [float(scheduled_lr(slot.group, factor)) for slot in self.first_slot_of_layer]
-        lr = self.multiplier.lr * numbers_like([rates], self.multiplier.lr)
-        return self.multiplier._replace(lr=lr)
+        return {id(group): scheduled_lr(group, factor) for group in self.groups}
+
+    def applied(self, step: int) -> Hyperparams:
+        """(1, L) hyperparameters of the last step, or of this one where none was made yet."""
+        multiplier, scheduled = self.used or (self.multiplier, self.scheduled(step))
+        rates = [float(scheduled[id(slot.group)]) for slot in self.first_slot_of_layer]
+        return multiplier._replace(lr=multiplier.lr * numbers_like([rates], multiplier.lr))
 
     def refresh(self) -> None:
         """Decode the momentum anew where somebody, such as OneCycleLR, has changed betas."""
@@ -139,7 +147,7 @@ class ControlledModel:
         )
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Each layer's lr, multiplier, momentum, noise, and what its guard says.
+        """Each layer's lr, multiplier, momentum and noise at the last step, and its guard's view.
 
         Reads from the device.
         """
@@ -182,7 +190,7 @@ class ControlledModel:
         return TrainingContext(
             passes=one * ((steps or 1) / (epoch or 1)),
             sizes=numbers_like([_trained_sizes(self.layout, self.slots)], one),
-            elements=numbers_like([self.layout.layer_sizes()], one),
+            elements=numbers_like([_measured_sizes(self.layout, self.slots)], one),
             loss_known=one,
             progress_known=one * float(steps is not None),
             passes_known=one * float(epoch is not None),
@@ -236,6 +244,15 @@ def _unit(first_slot_of_layer: Sequence[Slot], like: Tensor) -> Hyperparams:
 
 def _betas(groups: Sequence[dict[str, Any]]) -> list[Any]:
     return [group["betas"] for group in groups]
+
+
+def _measured_sizes(layout: Layout, slots: Sequence[Slot]) -> list[int]:
+    """Number of elements of each layer that have a gradient, at least 1."""
+    sizes = [0] * layout.num_layers
+    for slot in slots:
+        if slot.param.grad is not None:
+            sizes[slot.layer] += slot.param.numel()
+    return [max(1, size) for size in sizes]
 
 
 def _trained_sizes(layout: Layout, slots: Sequence[Slot]) -> list[float]:

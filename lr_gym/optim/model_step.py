@@ -15,7 +15,7 @@ from lr_gym.optim.batching import BLOCK
 from lr_gym.optim.controlled_model import ControlledModel
 from lr_gym.optim.distributed import add_up, local, replicas
 from lr_gym.optim.fused_step import fused_update
-from lr_gym.optim.group_rates import PEAK_LR, scheduled_lr
+from lr_gym.optim.group_rates import PEAK_LR
 from lr_gym.optim.moments import MASSES, masses, moments
 from lr_gym.optim.sampling import Piece, pieces_of, square_sums, sums_of_pieces
 from lr_gym.optim.settings import Settings
@@ -75,25 +75,19 @@ def _pieces(
     return pieces
 
 
-def update(
-    model: ControlledModel,
-    states: States,
-    groups: Sequence[dict[str, Any]],
-    settings: Settings,
-    step: int,
-) -> None:
+def update(model: ControlledModel, states: States, settings: Settings, step: int) -> None:
     """One step of the base optimizer on every tensor that has a gradient.
 
     Args:
         model: the model with its multipliers.
         states: state of each parameter.
-        groups: parameter groups of the optimizer.
         settings: what the optimizer was made with.
         step: optimizer steps made.
     """
     slots = [slot for slot in model.slots if slot.param.grad is not None and slot.param.numel() > 0]
-    factor = float(model.controller.schedule(step))
-    rates = {id(group): model.multiplier.lr[0] * scheduled_lr(group, factor) for group in groups}
+    scheduled = model.scheduled(step)
+    model.used = model.multiplier, scheduled
+    rates = {group: model.multiplier.lr[0] * lr for group, lr in scheduled.items()}
     if settings.fused is not False:
         slots = fused_update(
             states,
@@ -133,22 +127,17 @@ def only_initialises(groups: Sequence[dict[str, Any]], states: States) -> bool:
     return not any(bool(grad.any()) for grad in grads)
 
 
-def prepare_state(
-    model: ControlledModel,
-    states: States,
-    groups: Sequence[dict[str, Any]],
-    settings: Settings,
-) -> None:
+def prepare_state(model: ControlledModel, states: States, settings: Settings) -> None:
     """Make the whole state of every parameter, without counting a step.
 
     Args:
-        model: the model with its multipliers.
+        model: the model with its multipliers; every lr and every gradient is 0.
         states: state of each parameter.
-        groups: parameter groups of the optimizer; every lr and every gradient is 0.
         settings: what the optimizer was made with.
     """
-    update(model, states, groups, settings, step=0)
-    for group in groups:
+    update(model, states, settings, step=0)
+    model.used = None
+    for group in model.groups:
         group.setdefault(PEAK_LR, 0.0)
     for slot in model.slots:
         state = states.get(slot.param, {})

@@ -45,7 +45,7 @@ from lr_gym.optim.group_rates import note_peak, note_start
 from lr_gym.optim.messages import check_layers, check_over, check_rates, warn_of_guard
 from lr_gym.optim.model_step import average, measured, only_initialises, prepare_state, update
 from lr_gym.optim.notices import Notices
-from lr_gym.optim.restore import restoring
+from lr_gym.optim.restore import POLICY, restoring
 from lr_gym.optim.settings import Settings, defaults_of, find_policy
 from lr_gym.policies.policy import Policy
 from lr_gym.updates.averaging import (
@@ -147,6 +147,7 @@ class PolicyOptimizer(Optimizer):
             betas=betas,
             eps=eps,
         )
+        options[POLICY] = self._settings.policy_id
         super().__init__(params, {**options, "maximize": maximize, "step": 0})
 
     @_disable_dynamo  # a compiled function would not write the controller's state back
@@ -165,7 +166,7 @@ class PolicyOptimizer(Optimizer):
         loss = evaluate(closure)
         model = self._prepare()
         if only_initialises(self.param_groups, self.state):
-            prepare_state(model, self.state, self.param_groups, self._settings)
+            prepare_state(model, self.state, self._settings)
             self._store_controller()
             return loss
         for group in self.param_groups:
@@ -178,7 +179,7 @@ class PolicyOptimizer(Optimizer):
             # once total_steps are over the learning rate is 0, and nothing new happens
             if model.controller.schedule(step) > 0.0:
                 warn_of_guard(self._notices, model, wait=False)
-        update(model, self.state, self.param_groups, self._settings, step)
+        update(model, self.state, self._settings, step)
         for group in self.param_groups:
             group["step"] = step + 1
         average(model, self.state, self._settings, step + 1)
@@ -222,9 +223,10 @@ class PolicyOptimizer(Optimizer):
         self._prepare().add_loss(loss)
 
     def metrics(self) -> dict[str, float]:
-        """Each layer's effective lr, multiplier, momentum and noise, and its trust and drift.
+        """Each layer's applied lr, multiplier, momentum and noise, and its trust and drift.
 
-        Trust and drift are those of the guard, where the policy has one. Reads from the device.
+        They are those of the last step, or of the next one where none was made yet. Trust and drift
+        are the guard's, where the policy has one. Reads from the device.
         """
         model = self._prepare()
         values = model.metrics(self.param_groups[0]["step"])
@@ -285,7 +287,7 @@ class PolicyOptimizer(Optimizer):
         for group in self.param_groups:
             note_start(group)
         if self._model is not None:
-            if self._model.holds(self._params()):
+            if self._model.holds(self.param_groups):
                 self._model.refresh()
                 return self._model
             self._store_controller()

@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_gym.optim.moments import MASSES, drop_foreign
+from lr_gym.optim.notices import warn_user
 from lr_gym.optim.settings import Settings
 from lr_gym.optim.state import KEYS
 
-__all__ = ["restoring"]
+__all__ = ["POLICY", "restoring"]
+
+POLICY = "policy"  # key of a group: the policy that drives it, see Settings.policy_id
 
 
 @contextmanager
@@ -35,6 +38,16 @@ def restoring(optimizer: Optimizer, settings: Settings) -> Iterator[None]:
     for group, muon in zip(optimizer.param_groups, given_muon, strict=True):
         if muon is not None:  # a state of torch's own optimizers says nothing of it
             group.setdefault("muon", muon)
+    own = settings.policy_id
+    saved = {group.get(POLICY, own) for group in optimizer.param_groups}
+    if saved != {own}:
+        warn_user(
+            "the state that was loaded was saved under another policy, whose decisions so far are "
+            "the start of this one: load it into an optimizer with the same policy, or train on "
+            "from the model alone"
+        )
+    for group in optimizer.param_groups:
+        group[POLICY] = own
     params = [param for group in optimizer.param_groups for param in group["params"]]
     _restore_dtypes(optimizer.state, params, loaded, settings)
 

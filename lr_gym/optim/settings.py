@@ -9,6 +9,7 @@ from typing import Any
 
 from lr_gym.control.controller import Controller
 from lr_gym.policies.policy import Policy, load_policy
+from lr_gym.policies.tensor_file import digest
 from lr_gym.types import check_count
 from lr_gym.updates.rule import BaseRule
 from lr_gym.updates.rules import base_rule
@@ -64,6 +65,12 @@ class Settings:
             )
         if not kernels:
             object.__setattr__(self, "fused", False)
+
+    @property
+    def policy_id(self) -> str:
+        """Short name of what the policy does, which a state_dict remembers."""
+        tensors = getattr(self.policy, "tensors", dict)()  # a user's own policy may have none
+        return digest(self.policy.spec.to_json(), tensors)[:16]
 
     def controller(self) -> Controller:
         """The controller of this training."""
