@@ -17,7 +17,9 @@ from tiny import TINY
 import lr_gym  # noqa: F401 - registers the environments
 from lr_gym.control.action import ACTIONS, action_table
 from lr_gym.control.features import FEATURES
+from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.env import LRControlEnv
+from lr_gym.envs.spaces import ActionReader
 from lr_gym.envs.vector_env import LRControlVectorEnv
 
 
@@ -64,7 +66,9 @@ def test_sync_vector_env_of_single_environments_equals_the_native_batch():
         horizon=12,
         decisions=4,
     )
-    native = gymnasium.make_vec(IDS[0], 2, horizon=12, decisions=4)
+    native = gymnasium.make_vec(
+        IDS[0], 2, autoreset_mode=AutoresetMode.SAME_STEP, horizon=12, decisions=4
+    )
     observations = [env.reset(seed=[5, 9])[0].reshape(2, -1) for env in (single, native)]
     assert_same(*observations)
     for actions, _ in zip(random_actions(native), range(3), strict=False):
@@ -164,7 +168,7 @@ WRONG = [
     ("mask_loss", -0.1), ("mask_loss", math.nan), ("mask_progress", 1.1),
     ("mask_progress", "half"), ("dtype", torch.int64), ("dtype", torch.float16),
     ("dtype", torch.bfloat16), ("render_mode", "human"),
-    ("autoreset_mode", AutoresetMode.NEXT_STEP), ("max_episode_steps", 100),
+    ("autoreset_mode", "Never"), ("max_episode_steps", 100),
 ]  # fmt: skip
 
 
@@ -199,5 +203,37 @@ def test_wrong_actions_are_refused(action):
         env.step(np.zeros((2, 2, 1)))
     if ACTIONS[action].discrete:
         for index in (-1, 7):
-            with pytest.raises(ValueError, match="indices"):
-                env.step(np.full((3, 2), index))
+            actions = np.zeros((3, 2), dtype=np.int64)
+            actions[1, 0] = index
+            with pytest.raises(ValueError, match=rf"indices in \[0, 7\); row 1 has \[{index}, 0\]"):
+                env.step(actions)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_actions_that_are_not_finite_are_refused(action, broken):
+    """The error names the row, and nothing was trained."""
+    env, twin = tiny(action=action), tiny(action=action)
+    env.reset(seed=0), twin.reset(seed=0)
+    zeros = np.zeros((3, 2, 1))
+    actions = zeros.copy()
+    actions[2, 1] = broken
+    with pytest.raises(ValueError, match="finite numbers; row 2"):
+        env.step(actions)
+    assert_same(env.step(zeros), twin.step(zeros))
+    single = LRControlEnv(TINY, **SHORT)
+    single.reset(seed=0)
+    with pytest.raises(ValueError, match="row 0"):
+        single.step(np.array([0.0, broken]))
+
+
+def test_the_check_of_actions_reads_nothing_from_the_device():
+    reader = ActionReader(ControlSpec(), 3, 2, torch.device("meta"))  # it has no numbers to read
+    with pytest.raises(ValueError, match="row 1"):
+        reader([[[0.0], [0.0]], [[0.0], [math.nan]], [[0.0], [0.0]]])
+
+
+def test_actions_are_clipped():
+    env, twin = tiny(), tiny()
+    env.reset(seed=0), twin.reset(seed=0)
+    assert_same(env.step(np.full((3, 2, 1), 1e300)), twin.step(np.ones((3, 2, 1))))

@@ -212,16 +212,6 @@ def test_masks_do_not_change_the_training():
         assert_same(plain.step(action)[4]["train_loss"], masked.step(action)[4]["train_loss"])
 
 
-def test_nan_actions_leave_the_lr_alone():
-    env, twin = tiny(), tiny()
-    env.reset(seed=0), twin.reset(seed=0)
-    broken, zero = env.step(np.full((3, 2, 1), np.nan)), twin.step(np.zeros((3, 2, 1)))
-    assert env.observation_space.contains(broken[0])
-    assert_same(broken[4], zero[4])
-    second = env.step(np.zeros((3, 2, 1)))[0], twin.step(np.zeros((3, 2, 1)))[0]
-    assert_same(*second)
-
-
 def test_what_a_step_returned_stays_when_the_runs_start_anew():
     env = LRControlVectorEnv(TINY, num_envs=2, dtype=torch.float64, decisions=3)
     env.reset(seed=0)

@@ -24,9 +24,9 @@ RENDER_MODES = ("rgb_array", "ansi")
 
 
 def check_env_options(
-    max_episode_steps: int | None, render_mode: str | None, autoreset_mode: AutoresetMode
-) -> None:
-    """Check the options of LRControlVectorEnv with these names.
+    max_episode_steps: int | None, render_mode: str | None, autoreset_mode: AutoresetMode | str
+) -> AutoresetMode:
+    """Check the options of LRControlVectorEnv with these names; return the autoreset mode.
 
     Raises:
         ValueError: for an option out of range, naming it.
@@ -37,8 +37,11 @@ def check_env_options(
         )
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode must be None or one of {RENDER_MODES}; got {render_mode!r}")
-    if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
-        raise ValueError(f"autoreset_mode must be SAME_STEP or DISABLED; got {autoreset_mode!r}")
+    try:
+        return AutoresetMode(autoreset_mode)
+    except ValueError:
+        names = ", ".join(f"AutoresetMode.{mode.name}" for mode in AutoresetMode)
+        raise ValueError(f"autoreset_mode must be one of {names}; got {autoreset_mode!r}") from None
 
 
 def control_spec_of(spec: ControlSpec | None, fields: Mapping[str, Any]) -> ControlSpec:

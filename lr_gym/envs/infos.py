@@ -15,7 +15,7 @@ __all__ = ["final_infos", "infos_of"]
 
 
 def infos_of(
-    runs: EnvState, step: NDArray[np.int64], lr: Tensor, divergence: NDArray[np.str_]
+    runs: EnvState, step: NDArray[np.int64], lr: Tensor, divergence: NDArray[np.str_] | str
 ) -> dict[str, Any]:
     """Infos of B trainings, copies on the host.
 
@@ -23,16 +23,17 @@ def infos_of(
         runs: the trainings.
         step: (B,) inner steps made.
         lr: (B, L) effective learning rates.
-        divergence: (B,) why each run diverged, "" where it did not.
+        divergence: (B,) why each run diverged, "" where it did not; "" where none did.
     """
+    reasons = np.full(len(step), divergence, dtype="<U16")  # one width, whatever the reasons are
     return {
         "run_seed": runs.inner.run_seed.cpu().numpy().copy(),
         "step": step.copy(),
         "train_loss": runs.inner.loss.double().cpu().numpy().copy(),
         "reward_loss": runs.loss.double().cpu().numpy().copy(),
         "lr": lr.double().cpu().numpy(),
-        "diverged": divergence != "",
-        "divergence": divergence.astype("<U16"),  # one width, whatever the reasons are
+        "diverged": reasons != "",
+        "divergence": reasons,
     }
 
 

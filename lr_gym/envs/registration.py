@@ -26,7 +26,7 @@ NAMESPACE = "lr_gym"
 GENERIC_ID = "LRControl-v0"
 
 _ENV = "lr_gym.envs.env:LRControlEnv"
-_VECTOR_ENV = "lr_gym.envs.vector_env:LRControlVectorEnv"
+_VECTOR_ENV = "lr_gym.envs.vector_env:make_vector_env"
 
 
 def register_environments() -> None:

@@ -22,7 +22,7 @@ class Rows:
 
     Attributes:
         row_seed: (B,) seed that the episodes of a row are drawn from.
-        episode: (B,) number of the row's present episode, from 0.
+        episode: (B,) number of the row's present episode, from 0; -1 before its first one.
         step: (B,) inner steps made in that episode.
         done: (B,) whether the episode is over and the row waits for a reset.
         given_lr: (B,) initial learning rates that the user gave, NaN where runs draw their own.
@@ -36,7 +36,7 @@ class Rows:
 
     @classmethod
     def of(cls, count: int) -> Rows:
-        """So many rows, not yet seeded."""
+        """Make rows that are not seeded yet."""
         zeros = np.zeros(count, dtype=np.int64)
         return cls(
             row_seed=zeros,
@@ -47,7 +47,7 @@ class Rows:
         )
 
     def seed(self, seed: int | Sequence[int], mask: NDArray[np.bool_]) -> None:
-        """Give new seeds to the rows of a mask (B,), which begin with their episode 0.
+        """Give new seeds to the rows of a mask (B,); the next episode that they begin is number 0.
 
         Args:
             seed: s for seeds s, s + 1, ...; or one seed per row.
@@ -64,14 +64,18 @@ class Rows:
         if len(seeds) != rows:
             raise ValueError(f"seed must be an int or one per run ({rows}); got {len(seeds)}")
         self.row_seed = np.where(mask, np.array(seeds, dtype=np.int64), self.row_seed)
-        self.episode[mask] = 0
+        self.episode[mask] = -1
 
     def begin(self, rows: NDArray[np.intp]) -> tuple[Tensor, NDArray[np.float64] | None]:
-        """Begin the present episode of some rows (n,).
+        """Begin the next episode of some rows.
+
+        Args:
+            rows: (n,) indices of the rows.
 
         Returns:
             The seed of each training (n,), and its initial learning rate (n,) or None.
         """
+        self.episode[rows] += 1
         self.step[rows] = 0
         self.done[rows] = False
         row_seed = torch.from_numpy(self.row_seed[rows])

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_gym.control.action import action_table
@@ -51,16 +52,33 @@ class ActionReader:
             actions: (B, L, A) values, or in the discrete modes (B, L) indices of the table.
 
         Raises:
-            ValueError: for another shape, or an index that the table does not have.
+            ValueError: for another shape, and for an action that is not finite or no index of the
+                table, naming its row.
         """
+        # Actions come from the host, so these checks do not wait for the device.
         array = np.asarray(actions)
         device = self._table.device
         if array.shape == self._values:
-            return torch.from_numpy(array.astype(np.float32)).to(device, non_blocking=True)
+            _check_rows(array, np.isfinite(array), "finite numbers")
+            values = np.clip(array, -1.0, 1.0).astype(np.float32)
+            return torch.from_numpy(values).to(device, non_blocking=True)
         if not self._discrete or array.shape != self._indices:
             expected = self._indices if self._discrete else self._values
             raise ValueError(f"actions must have shape {expected}; got {array.shape}")
-        if array.size and not (array.min() >= 0 and array.max() < len(self._table)):
-            raise ValueError(f"actions must be indices in [0, {len(self._table)}); got {array!r}")
+        count = len(self._table)
+        _check_rows(array, (array >= 0) & (array < count), f"indices in [0, {count})")
         index = torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
         return self._table[index]
+
+
+def _check_rows(actions: NDArray[Any], good: NDArray[np.bool_], wanted: str) -> None:
+    """Raise a ValueError that names the first row with an action that is not good.
+
+    Args:
+        actions: (B, ...) actions of all rows.
+        good: (B, ...) whether each number may be an action.
+        wanted: what actions must be, for the message.
+    """
+    if not good.all():
+        row = int(np.argwhere(~good)[0, 0])
+        raise ValueError(f"actions must be {wanted}; row {row} has {actions[row].tolist()}")

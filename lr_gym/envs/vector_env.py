@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lr_gym.control.controller import Controller
 from lr_gym.control.spec import ControlSpec
+from lr_gym.envs.autoreset import check_waiting, rows_to_restart
 from lr_gym.envs.checks import (
     RENDER_MODES,
     check_env_options,
@@ -33,10 +34,11 @@ from lr_gym.tasks import Task, find_task
 from lr_gym.tree import put_rows
 from lr_gym.types import check_count, check_number
 
-__all__ = ["INITIAL_LR", "LRControlVectorEnv"]
+__all__ = ["INITIAL_LR", "LRControlVectorEnv", "make_vector_env"]
 
 Bools = NDArray[np.bool_]
-StepResult = tuple[NDArray[np.float32], NDArray[np.float64], Bools, Bools, dict[str, Any]]
+Rewards = NDArray[np.float64]
+StepResult = tuple[NDArray[np.float32], Rewards, Bools, Bools, dict[str, Any]]
 
 
 class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
@@ -45,8 +47,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     One step is one decision: the action sets the hyperparameters, then the trainings make
     `inner_steps_per_decision` steps (fewer in the last interval). An episode is one training of
     `horizon` steps. It ends with terminated=True, since the horizon is part of the task, or earlier
-    where the training diverges. Runs that ended start again in the same step with fresh seeds
-    (AutoresetMode.SAME_STEP).
+    where the training diverges. A row whose episode has ended starts again with a fresh seed, in
+    the same step unless `autoreset_mode` says otherwise (`lr_gym.envs.autoreset`).
 
     Observations are (B, L, F). Actions are (B, L, A) within [-1, 1], or in the discrete modes
     (B, L) indices into `lr_gym.control.action.action_table`. Infos hold one array per key, a row
@@ -59,7 +61,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         lr              (B, L) effective learning rate
         diverged        whether the run diverged
         divergence      why it diverged, "" where it did not
-        final_obs, final_info   of runs that ended in this step (`_final_obs` masks them)
+        final_obs, final_info   of runs that ended in this step, under SAME_STEP only
 
     Attributes:
         task: what is trained.
@@ -94,7 +96,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
         **control: Any,
     ) -> None:
@@ -114,8 +116,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             dtype: floating-point type of the trainings.
             compile: whether the trainings are compiled for `num_envs` runs, see `Executor`.
             render_mode: "rgb_array", "ansi" or None.
-            autoreset_mode: SAME_STEP, or DISABLED where the caller resets ended runs with the
-                option "reset_mask".
+            autoreset_mode: when runs that ended start again, see `lr_gym.envs.autoreset`.
             max_episode_steps: must be None, since the horizon ends the episode.
             control: fields of ControlSpec, instead of `spec`.
 
@@ -123,7 +124,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             TypeError: for an unknown option.
             ValueError: for an option out of range, naming it.
         """
-        check_env_options(max_episode_steps, render_mode, autoreset_mode)
+        self._autoreset = check_env_options(max_episode_steps, render_mode, autoreset_mode)
         self.control_spec = control_spec_of(spec, control)
         runs = RunDistribution(initial_lr, mask_loss, mask_progress, mask_passes)
         self.task = find_task(task)
@@ -131,7 +132,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self.horizon = check_count("horizon", self.task.horizon if horizon is None else horizon)
         self.initial_lr = runs.initial_lr
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
+        self.metadata = {**self.metadata, "autoreset_mode": self._autoreset}
         self._episodes = Episodes(
             self.task,
             Controller(self.control_spec, self.horizon),
@@ -162,11 +163,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def runs(self) -> EnvState:
-        """State of the trainings.
-
-        Raises:
-            ResetNeeded: before the first `reset`.
-        """
+        """State of the trainings; raises ResetNeeded before the first `reset`."""
         if self._runs is None:
             raise gym.error.ResetNeeded("call reset() before step(), render() or evaluate()")
         return self._runs
@@ -187,15 +184,13 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         Returns:
             The observation (B, L, F) and the infos.
         """
+        first = self._runs is None
         mask, self._rows.given_lr = reset_options(options, self.num_envs)
-        if self._runs is None:
-            mask = np.ones_like(mask)
-        if seed is not None or self._runs is None:
+        mask = mask | first
+        if first or seed is not None:
             self._seed_rows(seed, mask)
-        else:
-            self._rows.episode += mask
         if mask.any():
-            self._start(np.flatnonzero(mask))
+            self._start(mask)
         infos = self._infos()
         check_optimum(self.task, infos["reward_loss"][mask])
         return self._observation.copy(), infos
@@ -209,25 +204,26 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
         Returns:
             Observation (B, L, F), reward (B,), terminated (B,), truncated (B,) and infos.
+
+        Raises:
+            ResetNeeded: before the first `reset`, and for ended rows under DISABLED.
+            ValueError: for actions of another shape, NaN, infinite or no index; it names the row.
         """
-        if self._rows.done.any():
-            raise gym.error.ResetNeeded("a training has ended: call reset() before the next step()")
-        rows = self._rows
-        result = self._episodes.run_interval(self.runs, self._read_actions(actions), rows.step)
-        self._runs = result.state
-        rows.step = rows.step + self._episodes.steps_until_decision(rows.step)
-        # from here on the host waits for the device
-        divergence = DIVERGENCE[result.divergence.cpu().numpy()]
-        terminated = (rows.step >= self.horizon) | (divergence != "")
-        infos = self._infos(divergence)
-        self._recording.append(infos)
-        self._observation = result.observation.cpu().numpy()
-        rewards = result.reward.double().cpu().numpy()
-        if self.metadata["autoreset_mode"] == AutoresetMode.DISABLED:
-            rows.done = terminated.copy()
-        elif terminated.any():
-            self._restart(terminated, infos)
-        return self._observation.copy(), rewards, terminated, np.zeros_like(terminated), infos
+        waiting = self._rows.done
+        check_waiting(self._autoreset, waiting)
+        values = self._read_actions(actions)
+        if waiting.all():  # NEXT_STEP: there is nothing to train in this step
+            rewards, ended, infos = np.zeros(len(waiting)), ~waiting, self._infos()
+        else:
+            rewards, ended, infos = self._train(values, waiting)
+        restarting = rows_to_restart(self._autoreset, waiting, ended)
+        self._rows.done = ended & ~restarting
+        if restarting.any():
+            if self._autoreset == AutoresetMode.SAME_STEP:
+                infos |= final_infos(self._observation, infos, restarting)
+            self._start(restarting)
+            infos.update(self._infos(np.where(restarting, "", infos["divergence"])))
+        return self._observation.copy(), rewards, ended, np.zeros_like(ended), infos
 
     def evaluate(self, split: str) -> NDArray[np.float64]:
         """Mean loss (B,) of each run on a split, with the weights that it is judged by."""
@@ -243,11 +239,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         return snapshot(self._rows.arrays() | {"observation": self._observation}, self.runs)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken, in an environment of the same options.
-
-        Raises:
-            ValueError: for a state of an environment of other options.
-        """
+        """Continue exactly where `state_dict` was taken; a ValueError where options differ."""
         self.reset(seed=0)
         arrays = self._rows.arrays() | {"observation": self._observation}
         arrays, self._runs = restored(state, arrays, self.runs)
@@ -264,8 +256,9 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             super().reset(seed=int(seed))
         self._rows.seed(seed, mask)
 
-    def _start(self, rows: NDArray[np.intp]) -> None:
-        """Begin the current episode of the given rows and observe them."""
+    def _start(self, mask: Bools) -> None:
+        """Begin the next episode of the rows of a mask (B,) and observe them."""
+        rows = np.flatnonzero(mask)
         seeds, lr = self._rows.begin(rows)
         fresh, observation = self._episodes.start(
             seeds.to(self.inner.device, non_blocking=True), lr
@@ -275,17 +268,43 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._observation[rows] = observation.cpu().numpy()
         self._recording.restart(self._infos, rows)
 
-    def _restart(self, ended: NDArray[np.bool_], infos: dict[str, Any]) -> None:
-        """Restart ended rows; their last observation and info move to final_obs and final_info."""
-        rows = np.flatnonzero(ended)
-        infos |= final_infos(self._observation, infos, ended)
-        self._rows.episode[rows] += 1
-        self._start(rows)
-        infos.update(self._infos())
+    def _train(self, values: Tensor, waiting: Bools) -> tuple[Rewards, Bools, dict[str, Any]]:
+        """Train until the next decision; return rewards (B,), who has ended now (B,), and infos.
 
-    def _infos(self, divergence: NDArray[np.str_] | None = None) -> dict[str, Any]:
-        if divergence is None:
-            divergence = np.full(self.num_envs, "")
+        Waiting rows are computed along, to keep all shapes equal, but their results do not count.
+        """
+        rows = self._rows
+        result = self._episodes.run_interval(self.runs, values, rows.step)
+        self._runs = result.state
+        rows.step = rows.step + self._episodes.steps_until_decision(rows.step)
+        # From here on the host waits for the device.
+        divergence = np.where(waiting, "", DIVERGENCE[result.divergence.cpu().numpy()])
+        infos = self._infos(divergence)
+        self._recording.append(infos)
+        self._observation = result.observation.cpu().numpy()
+        rewards = np.where(waiting, 0.0, result.reward.double().cpu().numpy())
+        ended = (rows.step >= self.horizon) | (divergence != "")
+        return rewards, ended & ~waiting, infos
+
+    def _infos(self, divergence: NDArray[np.str_] | str = "") -> dict[str, Any]:
+        """Infos of all rows; `divergence` says why each row (B,) diverged, "" where none did."""
         step = self._rows.step
         lr = self._episodes.effective_lr(self.runs, step)
         return infos_of(self.runs, step, lr, divergence)
+
+
+def make_vector_env(
+    task: str | Task,
+    *,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    **options: Any,
+) -> LRControlVectorEnv:
+    """What `gymnasium.make_vec` calls: LRControlVectorEnv in the default mode of Gymnasium.
+
+    Args:
+        task: a Task, or what `lr_gym.tasks.find_task` takes.
+        autoreset_mode: when runs that ended start again; NEXT_STEP, as Gymnasium's other vector
+            environments and its wrappers expect.
+        options: further options of LRControlVectorEnv.
+    """
+    return LRControlVectorEnv(task, autoreset_mode=autoreset_mode, **options)
