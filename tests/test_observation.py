@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from lr_gym.control.context import Clock, TrainingContext
+from lr_gym.control.controller import Controller
 from lr_gym.control.features import FEATURES, Observed, check_features, features_of_group
 from lr_gym.control.memory import Memory, empty_memory, remember
 from lr_gym.control.observation import observe
+from lr_gym.control.spec import ControlSpec
 from lr_gym.types import Hyperparams, LayerStats
 
 ABSURD = (0.0, math.inf, math.nan, 1e30, -1e30, 1e-30, 1.0)
@@ -293,3 +295,55 @@ def test_memory_of_one_run_ignores_the_others():
 def test_wrong_features_are_refused(features):
     with pytest.raises(ValueError, match="feature"):
         check_features(features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layers", [1, 2, 3, 41])
+def test_observations_of_many_rows_equal_those_of_each_row_alone(layers, dtype):
+    """To the bit, for every number of rows, all features, and over several decisions.
+
+    Vectorised functions may compute the tail of a tensor in another way than its body, so this is a
+    property of torch's kernels, and of our choice of functions: torch.pow, for one, lacks it.
+    """
+    controls = ("lr", "momentum", "noise")
+    controller = Controller(ControlSpec(features=ALL, controls=controls), 1000)
+    generator = torch.Generator().manual_seed(layers)
+
+    def draw(*shape: int) -> torch.Tensor:
+        numbers = torch.randn(*shape, generator=generator, dtype=torch.float64).mul(3.0).exp()
+        return numbers.to(dtype)
+
+    runs, decisions = 64, 3
+    per_layer = [draw(runs, layers) for _ in range(6 * decisions)]
+    stats = [LayerStats(*per_layer[6 * i : 6 * i + 6]) for i in range(decisions)]
+    losses, actions = draw(decisions, runs), draw(decisions, runs, layers, 3).log() / 9.0
+    base = Hyperparams(
+        draw(runs, layers), *(torch.rand(runs, layers, generator=generator).to(dtype),) * 3
+    )
+    known = torch.ones(runs, dtype=dtype)
+    context = TrainingContext(
+        draw(runs), draw(runs, layers), draw(runs, layers), known, known, known
+    )
+    steps = torch.randint(0, 1000, (decisions, runs), generator=generator).numpy()
+
+    def observations(rows: slice) -> torch.Tensor:
+        def of_rows(values):
+            return type(values)(*(value[rows].clone() for value in values))
+
+        own_base, own_context = of_rows(base), of_rows(context)
+        state = controller.start(len(known[rows]), layers, known)
+        hyper = own_base
+        shown = []
+        for i in range(decisions):
+            state = controller.add_loss(state, losses[i, rows].clone())
+            observation, state = controller.observe(
+                state, of_rows(stats[i]), hyper, own_context, steps[i, rows]
+            )
+            hyper, state = controller.act(state, actions[i, rows].clone(), own_base)
+            shown.append(observation)
+        return torch.stack(shown)
+
+    alone = torch.cat([observations(slice(row, row + 1)) for row in range(runs)], dim=1)
+    for count in (2, 3, 5, 16, 17, 64):
+        rows = slice(runs - count, runs)
+        assert torch.equal(observations(rows), alone[:, rows]), count
