@@ -193,6 +193,7 @@ def test_nothing_is_done_or_seen_while_the_averages_are_shown():
         assert all(torch.equal(value, after["state"][index][key]) for key, value in state.items())
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the state that was loaded was saved")
 def test_any_policy_leaves_the_averages_that_another_has_shown():
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = make_optimizer(model)

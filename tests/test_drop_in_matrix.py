@@ -6,8 +6,9 @@ from pathlib import Path
 
 import drop_in_matrix
 import pytest
-from drop_in_matrix import OPTIMIZERS, RANKED, SITUATIONS, cell
+from drop_in_matrix import RANKED, cell
 from ranks import on_ranks
+from situations import OPTIMIZERS, SITUATIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "drop_in.md"
 

@@ -97,6 +97,7 @@ def test_muon_goes_on_from_adamw_and_its_groups_keep_what_they_want():
             torch.testing.assert_close(optimizer.state[param][name], 0.9 * moment)
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the state that was loaded was saved")
 @pytest.mark.parametrize(
     ("before", "after"), [*itertools.permutations(["adamw", "muon", "sgd"], 2)][1:]
 )
@@ -184,6 +185,7 @@ def test_a_state_of_other_layers_warns():
         named.step()
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the state that was loaded was saved")
 def test_a_state_of_a_policy_with_other_controls_is_refused():
     model, loss_at = plain_run(TINY, 1, torch.float32)
     optimizer = PolicyOptimizer(model.parameters(), acting(), total_steps=40)

@@ -7,8 +7,11 @@ import math
 import os
 from typing import Any
 
+from torch import Tensor
+
 from lr_gym.control.controller import Controller
 from lr_gym.policies.policy import Policy, load_policy
+from lr_gym.policies.ranges import is_range
 from lr_gym.policies.tensor_file import digest
 from lr_gym.types import check_count
 from lr_gym.updates.rule import BaseRule
@@ -68,9 +71,11 @@ class Settings:
 
     @property
     def policy_id(self) -> str:
-        """Short name of what the policy does, which a state_dict remembers."""
-        tensors = getattr(self.policy, "tensors", dict)()  # a user's own policy may have none
-        return digest(self.policy.spec.to_json(), tensors)[:16]
+        """Short name of what the policy does, its guard apart, which a state_dict remembers."""
+        # a user's own policy may have no tensors
+        tensors: dict[str, Tensor] = getattr(self.policy, "tensors", dict)()
+        acting = {name: value for name, value in tensors.items() if not is_range(name)}
+        return digest(self.policy.spec.to_json(), acting)[:16]
 
     def controller(self) -> Controller:
         """The controller of this training."""

@@ -11,9 +11,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-__all__ = ["ObservedRanges"]
+__all__ = ["ObservedRanges", "is_range"]
 
 _PREFIX = "ranges."
+
+
+def is_range(name: str) -> bool:
+    """Whether a tensor of a policy file belongs to ObservedRanges."""
+    return name.startswith(_PREFIX)
 
 
 class ObservedRanges(NamedTuple):
