@@ -229,9 +229,8 @@ class PolicyOptimizer(Optimizer):
         are the guard's, where the policy has one. Reads from the device.
         """
         model = self._prepare()
-        values = model.metrics(self.param_groups[0]["step"])
         warn_of_guard(self._notices, model, wait=True)
-        return values
+        return model.metrics(self.param_groups[0]["step"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in mid-training: its layers start at multiplier 1.
@@ -268,8 +267,7 @@ class PolicyOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Everything that a copy or a pickle needs; torch's own keeps only groups and state."""
         self._store_controller()
-        own = {"_settings": self._settings, "_notices": self._notices}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), "_settings": self._settings, "_notices": self._notices}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; torch calls this when it loads a state, and groups then may lack our keys."""
