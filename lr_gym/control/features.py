@@ -254,7 +254,10 @@ FEATURES: dict[str, Feature] = {
     "peak_lr": Feature(
         _peak_lr,
         "log10 of the learning rate without the base schedule, linear within 10^-6.5..10^0.5",
-        quantity=("learning rate of {layer}", lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE)),
+        quantity=(
+            "learning rate of layer {layer}:",
+            lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE),
+        ),
         groups=OF_TASK,
     ),
     "loss_level": Feature(

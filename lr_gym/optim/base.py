@@ -1,21 +1,25 @@
-"""What the optimizers share: checks of arguments and gradients, whole checkpoints, logging."""
+"""What the optimizers share: checks of arguments and gradients, layers, logging."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_gym.layers import layout_of_named, layout_of_tensors
+from lr_gym.optim.distributed import local
 from lr_gym.types import check_number
 
 __all__ = [
-    "AdaptiveOptimizer",
+    "COMPLEX_ADVICE",
+    "Work",
     "check_choice",
+    "check_lr",
     "dense_grads",
     "evaluate",
     "groups_with_grads",
@@ -24,6 +28,30 @@ __all__ = [
     "state_tensors",
     "wide_norm",
 ]
+
+COMPLEX_ADVICE = (
+    "give the module a real parameter with a last dimension of 2, and let its forward use "
+    "torch.view_as_complex(parameter)"
+)
+
+
+def check_lr(lr: Any) -> None:
+    """Check a learning rate as torch's optimizers do; a tensor of one element is one too.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, infinite or NaN, or a tensor of several elements.
+    """
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(
+                f"lr must be a number or a tensor of one element; got shape {tuple(lr.shape)}"
+            )
+        lr = lr.item()
+    if not isinstance(lr, Real):
+        raise TypeError(f"lr must be a number; got {lr!r} of type {type(lr).__name__}")
+    if not 0.0 <= float(lr) < math.inf:
+        raise ValueError(f"lr must be finite and at least 0; got {lr!r}")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -60,38 +88,62 @@ def dense_grads(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             )
         if grad.is_complex():
             raise RuntimeError(
-                f"complex gradient of a parameter of shape {tuple(param.shape)}: optimize "
-                "torch.view_as_real(parameter) instead"
+                f"complex gradient of a parameter of shape {tuple(param.shape)}: {COMPLEX_ADVICE}"
             )
         active.append(param)
         grads.append(grad)
     return active, grads
 
 
-def groups_with_grads(
-    groups: Sequence[dict[str, Any]],
-) -> list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
-    """Each group that has gradients, with its parameters and the directions to descend along.
+class Work(NamedTuple):
+    """A group that has gradients, and what a step needs of its n parameters that have one.
 
-    A direction is the gradient, or its negative in a group that maximizes.
+    Attributes:
+        group: the group with its options.
+        params: the parameters.
+        data: their values on this rank, which are written to.
+        grads: the directions to descend along, on this rank: gradients, or their negatives in a
+            group that maximizes.
     """
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    data: list[Tensor]
+    grads: list[Tensor]
+
+
+def groups_with_grads(groups: Sequence[dict[str, Any]]) -> list[Work]:
+    """Each group that has gradients, with what a step needs."""
     work = []
     for group in groups:
         params, grads = dense_grads(group["params"])
         if params:
+            grads = [local(grad) for grad in grads]
             directions = list(torch._foreach_neg(grads)) if group["maximize"] else grads
-            work.append((group, params, directions))
+            work.append(Work(group, params, [local(param) for param in params], directions))
     return work
 
 
 def state_tensors(
-    state: Mapping[Tensor, dict[str, Any]], params: Sequence[Tensor], key: str
+    state: Mapping[Tensor, dict[str, Any]],
+    params: Sequence[Tensor],
+    key: str,
+    *,
+    wide: bool = False,
 ) -> list[Tensor]:
-    """A tensor of each parameter's state, made as zeros where it is missing."""
+    """A tensor of each parameter's state on this rank, made as zeros where it is missing.
+
+    Args:
+        state: the optimizer's state.
+        params: the parameters; where one is sharded, so is the tensor.
+        key: key of the tensor in a parameter's state.
+        wide: make the zeros in at least float32.
+    """
     for param in params:
         if key not in state[param]:
-            state[param][key] = torch.zeros_like(param)
-    return [state[param][key] for param in params]
+            dtype = torch.promote_types(param.dtype, torch.float32) if wide else param.dtype
+            state[param][key] = torch.zeros_like(param, dtype=dtype)
+    return [local(state[param][key]) for param in params]
 
 
 def wide_norm(x: Tensor) -> Tensor:
@@ -112,58 +164,6 @@ def layers_of(groups: Sequence[dict[str, Any]]) -> dict[Tensor, int]:
         layout_of_named(zip(names, params, strict=True)) if named else layout_of_tensors(params)
     )
     return dict(zip(params, layout.layer_of, strict=True))
-
-
-class AdaptiveOptimizer(Optimizer):
-    """An optimizer whose state outside `state[p]` survives state_dict, deepcopy and pickle.
-
-    Subclasses list in `_carried` the attributes that copies and pickles must hold, and return from
-    `extra_state` what a checkpoint needs beside `state` and `param_groups`. Tools that keep only
-    these two entries of a state_dict (torch's distributed checkpoints) lose the extra one; the
-    optimizer then continues with a fresh one.
-    """
-
-    _carried: ClassVar[tuple[str, ...]] = ()
-
-    def metrics(self) -> dict[str, float]:
-        """Numbers that the last step used, ready for a plot; reading them waits for the device."""
-        raise NotImplementedError
-
-    def extra_state(self) -> dict[str, Any]:
-        """More state than `state` and `param_groups`: tensors, numbers, strings, dicts of them."""
-        return {}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Restore what `extra_state` returned; missing entries keep their present value."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, with one more entry, "extra"."""
-        return {**super().state_dict(), "extra": self.extra_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch.optim, but missing entries and options take their defaults.
-
-        State tensors keep the dtype that they were saved with.
-        """
-        super().load_state_dict(state_dict)
-        # torch casts state tensors to the dtype of their parameter, which would round the float32
-        # statistics of a bfloat16 parameter: put the saved ones back.
-        params = (p for group in self.param_groups for p in group["params"])
-        indices = (i for group in state_dict["param_groups"] for i in group["params"])
-        for index, param in zip(indices, params, strict=True):
-            for key, saved in state_dict["state"].get(index, {}).items():
-                if isinstance(saved, Tensor) and saved.dtype != self.state[param][key].dtype:
-                    self.state[param][key] = saved.to(param.device, copy=True)
-        self.load_extra_state(state_dict.get("extra", {}))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in self._carried}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
 
 
 class HasMetrics(Protocol):

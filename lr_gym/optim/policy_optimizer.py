@@ -39,7 +39,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from lr_gym.optim.base import evaluate
+from lr_gym.optim.base import COMPLEX_ADVICE, evaluate
 from lr_gym.optim.controlled_model import ControlledModel, controlled_model
 from lr_gym.optim.group_rates import note_peak, note_start
 from lr_gym.optim.messages import check_layers, check_over, check_rates, warn_of_guard
@@ -77,7 +77,7 @@ class PolicyOptimizer(Optimizer):
         self,
         params: Iterable[Any],
         policy: str | os.PathLike[str] | Policy = "builtin:default",
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         total_steps: int | None = None,
         base: str | None = None,
         weight_decay: float | None = None,
@@ -96,7 +96,7 @@ class PolicyOptimizer(Optimizer):
         Args:
             params: parameters, named parameters, or groups of either.
             policy: a file, the output folder of a training, "builtin:NAME", or a policy.
-            lr: learning rate that the policy starts from.
+            lr: learning rate that the policy starts from, a number or a tensor of one element.
             total_steps: optimizer steps of the whole training. None hides progress from the policy
                 and leaves its base schedule at the start; a policy with `spec.endless` needs none.
             base: "adamw", "adam", "sgd" or "muon", of the family that the policy was trained on;
@@ -314,6 +314,6 @@ class PolicyOptimizer(Optimizer):
 def _check_group(group: dict[str, Any]) -> None:
     """Raise a ValueError for a parameter group that cannot be trained."""
     if any(torch.is_complex(param) for param in group["params"]):
-        raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
+        raise ValueError(f"complex parameters are not supported: {COMPLEX_ADVICE}")
     if group.get("muon") not in (None, True, False):
         raise ValueError(f"a group's muon must be True, False or left out; got {group['muon']!r}")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lr_gym.control.controller import Controller
+from lr_gym.optim.base import check_lr
 from lr_gym.policies.policy import Policy, load_policy
 from lr_gym.policies.ranges import is_range
 from lr_gym.policies.tensor_file import digest
@@ -104,7 +105,7 @@ def defaults_of(
     total_steps: int | None,
     steps_per_epoch: float | None,
     *,
-    lr: float,
+    lr: float | Tensor,
     weight_decay: float | None,
     betas: tuple[float, float] | None,
     eps: float | None,
@@ -112,6 +113,7 @@ def defaults_of(
     """Options of a parameter group; None is filled in from the base optimizer.
 
     Raises:
+        TypeError: for an lr that is no number.
         ValueError: for a value out of range, naming it.
     """
     rule = base_rule(base)
@@ -119,7 +121,8 @@ def defaults_of(
         weight_decay = _default_decay(base, total_steps, steps_per_epoch)
     betas = (rule.momentum, rule.beta2) if betas is None else betas
     eps = rule.eps if eps is None else eps
-    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
+    check_lr(lr)
+    for name, value in (("weight_decay", weight_decay), ("eps", eps)):
         if not 0.0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and at least 0; got {value!r}")
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):

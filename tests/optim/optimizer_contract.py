@@ -18,6 +18,10 @@ from lr_gym.optim import (
     GradientAgreementOptimizer,
     PolicyOptimizer,
 )
+from lr_gym.optim.contrib.adaptive_optimizer import MODEL
+from lr_gym.optim.contrib.agreement_scores import SNR_KEYS
+from lr_gym.optim.contrib.garo_cell import GaroState
+from lr_gym.optim.contrib.garo_weights import GaroWeights
 from lr_gym.policies.policy import MLPPolicy, constant_policy
 
 
@@ -66,8 +70,13 @@ def _policy(policy: MLPPolicy, **preset: Any) -> Callable[..., Optimizer]:
     return make
 
 
+_GARO_KEYS = tuple(
+    f"{MODEL}{name}"
+    for name in (*GaroState._fields, *(f"cell_{name}" for name in GaroWeights._fields))
+)
+_ENHANCED_KEYS = ("slow", "kept", "kept_mass", f"{MODEL}signals", f"{MODEL}distribution")
 _UPGD_KEYS = (
-    "extra",
+    f"{MODEL}generator_0",
     "adaptive_noise",
     "noise_beta",
     "min_noise_std",
@@ -99,15 +108,15 @@ ROWS: dict[str, Row] = {
         adam_inside=True,
         complex_ok=True,
     ),
-    "agreement_std": Row(_agreement("std"), ("agreement",), adam_inside=True, scales_grad=True),
+    "agreement_std": Row(_agreement("std"), SNR_KEYS, adam_inside=True, scales_grad=True),
     "agreement_restoring": Row(
         _agreement("std_over_rms", restore_grad=True),
-        ("agreement",),
+        SNR_KEYS,
         adam_inside=True,
         variant=True,
     ),
     "agreement_snr": Row(
-        _agreement("snr"), ("agreement",), adam_inside=True, scales_grad=True, variant=True
+        _agreement("snr"), SNR_KEYS, adam_inside=True, scales_grad=True, variant=True
     ),
     "upgd": Row(AdaptiveUPGD, _UPGD_KEYS),
     "upgd_relative": Row(
@@ -115,12 +124,12 @@ ROWS: dict[str, Row] = {
         _UPGD_KEYS,
         variant=True,
     ),
-    "garo": Row(GlobalAdaptiveSGD, ("extra",)),
-    "garo_layerwise": Row(_with(GlobalAdaptiveSGD, layerwise=True), ("extra",), variant=True),
-    "enhanced_sgd": Row(EnhancedSGD, ("extra", "slow", "kept", "kept_mass")),
+    "garo": Row(GlobalAdaptiveSGD, _GARO_KEYS),
+    "garo_layerwise": Row(_with(GlobalAdaptiveSGD, layerwise=True), _GARO_KEYS, variant=True),
+    "enhanced_sgd": Row(EnhancedSGD, _ENHANCED_KEYS),
     "enhanced_sgd_noisy": Row(
         _with(EnhancedSGD, noise_scale=0.1, decision_interval=3),
-        ("extra", "slow", "kept", "kept_mass"),
+        _ENHANCED_KEYS,
         variant=True,
     ),
     "policy": Row(_policy(constant_policy(ControlSpec(), interval=5)), _POLICY_KEYS),

@@ -31,7 +31,7 @@ def test_trains_a_ppo_policy(tmp_path: Any) -> None:
     assert isinstance(optimizer, EnhancedSGD)
     before = [p.detach().clone() for p in model.policy.parameters()]
     model.learn(192)  # 3 updates of 2 epochs of 2 minibatches
-    assert optimizer.extra_state()["steps"] == 12
+    assert optimizer.param_groups[0]["step"] == 12
     assert optimizer.q_controller.visits.sum() > 0
     after = list(model.policy.parameters())
     assert all(p.isfinite().all() for p in after)
@@ -41,4 +41,4 @@ def test_trains_a_ppo_policy(tmp_path: Any) -> None:
     loaded = sb3.PPO.load(tmp_path / "ppo", env=model.get_env(), device="cpu")
     assert torch.equal(loaded.policy.optimizer.q_controller.q, optimizer.q_controller.q)
     loaded.learn(64)
-    assert loaded.policy.optimizer.extra_state()["steps"] > 12
+    assert loaded.policy.optimizer.param_groups[0]["step"] > 12

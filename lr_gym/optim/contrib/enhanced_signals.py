@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +13,14 @@ from lr_gym.optim.contrib.running_moments import (
     clip_factor,
     compared,
     corrected_for_spike,
+    grown,
     running_moments,
 )
 
 __all__ = ["Signals"]
+
+OF_MODEL = ("loss", "norm")  # moments of one number for the model
+OF_TENSORS = ("entropy", "variance")  # moments of a number for each tensor
 
 
 class Signals:
@@ -29,31 +32,33 @@ class Signals:
         clip: () factor on the gradients at the last step, None without clipping.
     """
 
-    def __init__(self, options: EnhancedOptions, device: torch.device) -> None:
-        """Start with empty moments on a device."""
+    def __init__(self, options: EnhancedOptions, device: torch.device, tensors: int) -> None:
+        """Start with empty moments.
+
+        Args:
+            options: what the optimizer was made with.
+            device: device of all that is watched.
+            tensors: number of tensors of the model, which may grow.
+        """
         self._options = options
-        self.moments = {
-            "loss": running_moments((), device),
-            "norm": running_moments((), device),
-            "entropy": running_moments((0,), device),  # grows with the number of tensors
-            "variance": running_moments((0,), device),
-        }
+        self.moments = {name: running_moments((), device) for name in OF_MODEL}
+        self.moments |= {name: running_moments((tensors,), device) for name in OF_TENSORS}
         self.correction = torch.ones((), device=device)
         self.clip: Tensor | None = None
         self._sum = torch.zeros((), device=device)  # of what is to fall, since the last decision
         self._count = 0
 
-    def compare(self, name: str, values: Tensor, places: Sequence[int], count: int) -> Tensor:
+    def compare(self, name: str, values: Tensor, places: Sequence[int]) -> Tensor:
         """The averages (T,) until now of what has the `values` (T,) now; these join them.
 
         Args:
             name: "entropy" or "variance".
             values: (T,) values of T tensors.
             places: index of each tensor in the model.
-            count: number of tensors of the model.
         """
         rows = torch.tensor(places).to(values.device, non_blocking=True)
         rate = self._options.smoothing_factor
+        count = len(self.moments[name].mean)
         means, self.moments[name] = compared(self.moments[name], values, rows, count, rate)
         return means
 
@@ -78,6 +83,11 @@ class Signals:
         self._sum = self._sum + signal
         self._count += 1
 
+    def grow(self, tensors: int) -> None:
+        """Add rows up to a number of tensors."""
+        for name in OF_TENSORS:
+            self.moments[name] = grown(self.moments[name], tensors)
+
     def take_mean(self) -> Tensor:
         """Mean () of what was added since the last call."""
         mean = self._sum / self._count
@@ -85,21 +95,25 @@ class Signals:
         self._count = 0
         return mean
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next steps depend on, on the device."""
+        count = torch.full_like(self._sum, self._count)
+        of_model = [x for name in OF_MODEL for x in self.moments[name]]
+        of_tensors = [x for name in OF_TENSORS for x in self.moments[name]]
         return {
-            "watched": {name: moments._asdict() for name, moments in self.moments.items()},
-            "correction": self.correction,
-            "signal": self._sum,
-            "signal_count": self._count,
+            "signals": torch.stack([self.correction, self._sum, count, *of_model]),
+            "distribution": torch.stack(of_tensors, dim=1),  # (N, 6)
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; missing entries keep their present value."""
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore `tensors`."""
         device = self._sum.device
-        for name, moments in state.get("watched", {}).items():
-            copies = {k: v.to(device, copy=True) for k, v in moments.items()}
-            self.moments[name] = RunningMoments(**copies)
-        self.correction = state.get("correction", self.correction).to(device, copy=True)
-        self._sum = state.get("signal", self._sum).to(device, copy=True)
-        self._count = state.get("signal_count", self._count)
+        numbers = tensors["signals"].to(device, copy=True).unbind()
+        self.correction = numbers[0]
+        self._sum = numbers[1]
+        self._count = int(numbers[2])
+        columns = tensors["distribution"].to(device, copy=True).unbind(1)
+        for i, name in enumerate(OF_MODEL):
+            self.moments[name] = RunningMoments(*numbers[3 + 3 * i : 6 + 3 * i])
+        for i, name in enumerate(OF_TENSORS):
+            self.moments[name] = RunningMoments(*columns[3 * i : 3 + 3 * i])

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from lr_gym.optim.base import (
-    AdaptiveOptimizer,
+    Work,
+    check_lr,
     evaluate,
     groups_with_grads,
     layers_of,
@@ -19,6 +21,7 @@ from lr_gym.optim.base import (
     wide_norm,
 )
 from lr_gym.optim.batching import kernel_calls
+from lr_gym.optim.contrib.adaptive_optimizer import AdaptiveOptimizer
 from lr_gym.optim.contrib.garo_cell import (
     GaroState,
     GradientStatistics,
@@ -32,7 +35,9 @@ from lr_gym.optim.contrib.garo_weights import (
     initial_weights,
     load_weights,
 )
+from lr_gym.optim.contrib.pooling import pooled
 from lr_gym.optim.contrib.sgd_step import sgd_step_
+from lr_gym.optim.distributed import local
 from lr_gym.types import Hyperparams, check_number, numbers_like
 
 __all__ = ["GlobalAdaptiveSGD"]
@@ -45,10 +50,13 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
     the three numbers that `lr_gym.optim.contrib.garo_cell` emits. Without trained weights the cell
     is random and frozen: a baseline, not a method.
 
+    FSDP2 may shard the parameters: one small collective call a step adds up their statistics.
+
     Args:
         params: parameters or groups.
         lr: what the emitted learning rate is scaled to at step 0: a group steps with lr / 0.01
-            times the cell's output, so that schedulers and groups work as usual.
+            times the cell's output, so that schedulers and groups work as usual. A number or a
+            tensor of one element.
         weight_decay: factor on the emitted weight decay; 0 exempts a group.
         layerwise: use one hidden state for each layer instead of one for the model; all layers
             share the cell.
@@ -57,6 +65,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         maximize: ascend instead of descend.
         foreach: use one kernel over many tensors; by default on accelerators only.
         seed: seed of the random cell.
+        process_group: the ranks that train this model together, see `PolicyOptimizer`.
     """
 
     _carried = ("weights", "layerwise", "_cell_state", "_last")
@@ -64,7 +73,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = INITIAL_LR,
+        lr: float | Tensor = INITIAL_LR,
         *,
         weight_decay: float = 1.0,
         layerwise: bool = False,
@@ -73,6 +82,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         check_number("hidden_size", hidden_size, 1)
         if weights is None:
@@ -86,16 +96,18 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         self.layerwise = layerwise
         self._cell_state: GaroState | None = None  # (L,) and (L, H)
         self._last: Hyperparams | None = None  # (L,) each, emitted at the last step
-        defaults = {"lr": lr, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach})
+        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        defaults |= {"maximize": maximize, "foreach": foreach}
+        super().__init__(params, defaults, process_group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; with `layerwise` its layers start from the initial state."""
         options = {**self.defaults, **param_group}
-        check_number("lr", options["lr"])
+        check_lr(options["lr"])
         check_number("weight_decay", options["weight_decay"])
         super().add_param_group(param_group)
 
+    @_disable_dynamo  # a compiled function would not write the cell's state back
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Measure all layers, let the cell decide, update."""
@@ -103,16 +115,24 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         work = groups_with_grads(self.param_groups)
         if not work:
             return loss
+        ranks, only_made = self._begin(work)
+        if only_made:
+            return loss
         layer_of, count = self._layers()
-        params = [param for _, group_params, _ in work for param in group_params]
-        grads = [grad for _, _, group_grads in work for grad in group_grads]
+        params = [param for part in work for param in part.params]
+        grads = [grad for part in work for grad in part.grads]
         buffers = state_tensors(self.state, params, "momentum_buffer")
         layers = [layer_of[param] for param in params]
-        self._last = self._decide(measure(params, grads, buffers, layers, count))
-        for group, group_params, group_grads in work:
-            layers = [layer_of[param] for param in group_params]
-            self._update(group, group_params, group_grads, layers, self._last)
+        self._last = self._decide(measure(params, grads, buffers, layers, count, ranks))
+        for part in work:
+            self._update(part, [layer_of[param] for param in part.params], self._last)
         return loss
+
+    def _make_state(self, work: Sequence[Work]) -> None:
+        params = [param for part in work for param in part.params]
+        state_tensors(self.state, params, "momentum_buffer")
+        _, count = self._layers()
+        self._cell_state = self._state_of(count, params[0].device)
 
     def _layers(self) -> tuple[dict[Tensor, int], int]:
         """The layer of each parameter, and the number of layers."""
@@ -138,41 +158,32 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         old = (x.to(device) for x in self._cell_state)
         return GaroState(*(torch.cat([a, b[len(a) :]]) for a, b in zip(old, fresh, strict=True)))
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        layers: list[int],
-        hyper: Hyperparams,
-    ) -> None:
+    def _update(self, part: Work, layers: list[int], hyper: Hyperparams) -> None:
         """Step on the parameters of one group with the hyperparameters (L,) of their layers."""
         lrs, momenta, decays = (
-            [values[layer].to(p.device) for p, layer in zip(params, layers, strict=True)]
+            [values[layer].to(p.device) for p, layer in zip(part.data, layers, strict=True)]
             for values in (x.unbind() for x in (hyper.lr, hyper.momentum, hyper.weight_decay))
         )
-        buffers = state_tensors(self.state, params, "momentum_buffer")
-        columns = (grads, buffers, momenta, lrs, decays)
-        for *tensors, decay_factors in kernel_calls(group["foreach"], params, *columns):
+        buffers = state_tensors(self.state, part.params, "momentum_buffer")
+        columns = (part.grads, buffers, momenta, lrs, decays)
+        for *tensors, decay_factors in kernel_calls(part.group["foreach"], part.data, *columns):
             sgd_step_(
                 *tensors,
-                lr_scale=group["lr"] / INITIAL_LR,
-                weight_decay=group["weight_decay"],
+                lr_scale=part.group["lr"] / INITIAL_LR,
+                weight_decay=part.group["weight_decay"],
                 decay_factors=decay_factors,
             )
 
-    def extra_state(self) -> dict[str, Any]:
-        """Weights and state of the cell."""
-        state = {} if self._cell_state is None else self._cell_state._asdict()
-        return {"weights": self.weights._asdict(), "cell": state}
+    def _model_state(self) -> dict[str, Tensor]:
+        cell = {} if self._cell_state is None else self._cell_state._asdict()
+        return {**{f"cell_{name}": w for name, w in self.weights._asdict().items()}, **cell}
 
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Restore `extra_state`."""
-        if "weights" in extra:
-            self.weights = GaroWeights(**{k: v.clone() for k, v in extra["weights"].items()})
-        if "cell" in extra:
-            cell = {k: v.clone() for k, v in extra["cell"].items()}
-            self._cell_state = GaroState(**cell) if cell else None
+    def _load_model_state(self, state: dict[str, Tensor]) -> None:
+        weights = {name: state.get(f"cell_{name}") for name in GaroWeights._fields}
+        given = {name: weight.clone() for name, weight in weights.items() if weight is not None}
+        self.weights = self.weights._replace(**given)
+        cell = {name: state[name].clone() for name in GaroState._fields if name in state}
+        self._cell_state = GaroState(**cell) if cell else None
 
     def metrics(self) -> dict[str, float]:
         """Lr, momentum and weight decay of the last step, for each layer if `layerwise`."""
@@ -180,7 +191,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         if self._last is None:
             return {}
         scales = {
-            "lr": group["lr"] / INITIAL_LR,
+            "lr": float(group["lr"]) / INITIAL_LR,
             "momentum": 1.0,
             "weight_decay": group["weight_decay"],
         }
@@ -198,24 +209,26 @@ def measure(
     buffers: Sequence[Tensor],
     layers: Sequence[int],
     count: int,
+    ranks: Any | None = None,
 ) -> GradientStatistics:
-    """Statistics (L,) pooled over the tensors of each layer.
+    """Statistics (L,) pooled over the tensors of each layer and the ranks that hold their shards.
 
     Tensors whose sums are not finite are left out, so that one bad gradient does not hide the
     others of its layer.
 
     Args:
         params: n parameters.
-        grads: n pending gradients.
-        buffers: n momentum buffers.
+        grads: n pending gradients, what this rank holds of them.
+        buffers: n momentum buffers, what this rank holds of them.
         layers: the layer of each parameter.
         count: number of layers L.
+        ranks: the group of ranks, None for this process alone.
     """
     rows = [
-        _square_sums(*tensors).to(params[0].device)
-        for tensors in zip(params, grads, buffers, strict=True)
+        _square_sums(local(param), grad, buffer).to(params[0].device)
+        for param, grad, buffer in zip(params, grads, buffers, strict=True)
     ]
-    table = torch.stack(rows)  # (n, 4)
+    table = pooled(torch.stack(rows), params, ranks)  # (n, 4)
     sizes = numbers_like([p.numel() for p in params], table)
     valid = table.isfinite().all(1, keepdim=True)
     table = torch.where(valid, torch.cat([table, sizes.unsqueeze(1)], dim=1), 0.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.contrib.noise import NoiseSource
+from lr_gym.optim.distributed import gathered, local, shards
 
 __all__ = ["draw_from_prior_"]
 
@@ -25,5 +26,6 @@ def draw_from_prior_(params: Sequence[Tensor], noise: NoiseSource) -> None:
     """
     for param, draw in zip(params, noise.normal(params), strict=True):
         if param.numel():
-            spread = param[0].numel() ** -0.5 if param.ndim > 1 else 0.01
-            param.copy_(param.mean() + spread * draw)
+            spread = (param.numel() // param.shape[0]) ** -0.5 if param.ndim > 1 else 0.01
+            whole = gathered(param) if shards(param) > 1 else local(param)
+            local(param).copy_(whole.mean() + spread * draw)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lr_gym.optim.contrib.pooling import any_sharded, pooled
+from lr_gym.optim.distributed import shards
 
 __all__ = [
     "BINS",
@@ -17,6 +20,8 @@ __all__ = [
     "gradient_samples",
     "histogram_entropy",
 ]
+
+SAMPLE = 256  # elements of a sample
 
 BINS = 32
 MAX_ENTROPY = math.log(BINS)  # nats, the entropy of a uniform histogram
@@ -35,7 +40,7 @@ class Distribution(NamedTuple):
     variance: Tensor
 
 
-def gradient_samples(grads: Sequence[Tensor], size: int = 256) -> Tensor:
+def gradient_samples(grads: Sequence[Tensor], size: int = SAMPLE) -> Tensor:
     """Evenly spaced elements (T, size) of each of T gradients, as float32.
 
     A tensor of fewer elements repeats them.
@@ -67,7 +72,50 @@ def histogram_entropy(samples: Tensor) -> Tensor:
     return torch.where(rms.squeeze(1).isfinite(), entropy, torch.nan)
 
 
-def distribution(grads: Sequence[Tensor]) -> Distribution:
-    """Entropy and variance of a sample of each of T gradients."""
-    samples = gradient_samples(grads)
+def distribution(
+    grads: Sequence[Tensor], params: Sequence[Tensor], ranks: Any | None
+) -> Distribution:
+    """Entropy and variance of a sample of each of T gradients.
+
+    Args:
+        grads: T gradients, what this rank holds of them.
+        params: the T parameters, which may be sharded.
+        ranks: the group of ranks, None for this process alone.
+    """
+    if any_sharded(params, ranks):
+        parts = [
+            _part_of_sample(grad, param) if shards(param) > 1 else gradient_samples([grad])[0]
+            for grad, param in zip(grads, params, strict=True)
+        ]
+        samples = pooled(torch.stack([part.to(grads[0].device) for part in parts]), params, ranks)
+    else:
+        samples = gradient_samples(grads)
     return Distribution(histogram_entropy(samples), samples.var(1, correction=0))
+
+
+def _part_of_sample(grad: Tensor, param: Tensor) -> Tensor:
+    """The elements (SAMPLE,) of `gradient_samples` that this rank holds, and 0 for the others.
+
+    Args:
+        grad: this rank's shard of a gradient.
+        param: the whole parameter, a DTensor.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    _, start = compute_local_shape_and_global_offset(param.shape, mesh, placements)
+    count = param.numel()
+    places = torch.arange(SAMPLE)
+    places = places * (count // SAMPLE) if count >= SAMPLE else places % count
+    inside = torch.ones(SAMPLE, dtype=torch.bool)
+    flat = torch.zeros(SAMPLE, dtype=torch.int64)  # positions within the shard
+    for place, first, length in zip(
+        torch.unravel_index(places, tuple(param.shape)), start, grad.shape, strict=True
+    ):
+        inside &= (place >= first) & (place < first + length)
+        flat = flat * length + (place - first)
+    if not bool(inside.any()):
+        return torch.zeros(SAMPLE, device=grad.device)
+    index = torch.where(inside, flat, 0).to(grad.device, non_blocking=True)
+    values = grad.reshape(-1)[index].to(torch.float32)
+    return torch.where(inside.to(grad.device, non_blocking=True), values, 0.0)

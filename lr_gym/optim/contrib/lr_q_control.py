@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lr_gym.optim.contrib.exact_numbers import exact, numbers_of
 from lr_gym.optim.contrib.gradient_entropy import MAX_ENTROPY
 from lr_gym.policies.q_table import QLearningController
 
@@ -228,17 +229,30 @@ class LearnedScales:
         metrics |= {f"q/state/layer{i}": float(state) for i, state in enumerate(self._states)}
         return metrics | ({"q/reward": self.rewards[-1]} if self.rewards else {})
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next decision depends on, as tensors, numbers and lists."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next decision depends on, on the host."""
+        layers = len(self.lr)
+        none = torch.full((layers,), -1)  # no decision waits
+        waiting = [x if len(x) else none for x in (self._states, self._chosen)]
+        columns = [self.lr, self.gap, self._entropy, self._log_variance, *waiting]
+        reward = self.rewards[-1] if self.rewards else math.nan
         return {
-            name: list(value) if isinstance(value, list) else value
-            for name, value in vars(self).items()
+            "scales": torch.stack([column.to(torch.float32) for column in columns], dim=1),
+            "decisions": exact([self.decisions, self._loss, self._lossless, reward]),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
-        for name in vars(self):
-            if name in state_dict:
-                value = state_dict[name]
-                setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
-        self.rewards = list(self.rewards)
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore `tensors`; of the rewards, the last one is known."""
+        lr, gap, entropy, log_variance, states, chosen = (
+            column.clone() for column in tensors["scales"].cpu().unbind(1)
+        )
+        self.lr = lr
+        self.gap = gap
+        self._entropy = entropy
+        self._log_variance = log_variance
+        self._states = states[states >= 0].to(torch.int64)
+        self._chosen = chosen[chosen >= 0].to(torch.int64)
+        decisions, self._loss, lossless, reward = numbers_of(tensors["decisions"])
+        self.decisions = int(decisions)
+        self._lossless = bool(lossless)
+        self.rewards = [] if math.isnan(reward) else [reward]

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from lr_gym.optim.base import wide_norm
+from lr_gym.optim.distributed import own_shard, shards
 from lr_gym.types import numbers_like
 
-__all__ = ["NOISE_NORMS", "NOISE_SCALES", "NoiseSource", "gradient_sizes", "noise_stds_"]
+__all__ = [
+    "NOISE_NORMS",
+    "NOISE_SCALES",
+    "NoiseSource",
+    "gradient_sizes",
+    "noise_stds_",
+    "sizes_of_norms",
+]
 
 NOISE_SCALES = ("rms", "norm")
 NOISE_NORMS = ("parameter", "global")
@@ -28,7 +36,14 @@ def gradient_sizes(grads: Sequence[Tensor], noise_scale: str, noise_norm: str) -
             without those that are not finite, and gives all of them that size.
     """
     norms = [wide_norm(g) for g in grads]
-    counts = [g.numel() if noise_scale == "rms" else 1 for g in grads]
+    return sizes_of_norms(norms, [g.numel() for g in grads], noise_scale, noise_norm)
+
+
+def sizes_of_norms(
+    norms: Sequence[Tensor], numels: Sequence[int], noise_scale: str, noise_norm: str
+) -> list[Tensor]:
+    """`gradient_sizes` from the norms () and the numbers of elements of n gradients."""
+    counts = [numel if noise_scale == "rms" else 1 for numel in numels]
     if noise_norm == "parameter":
         return [norm * count**-0.5 for norm, count in zip(norms, counts, strict=True)]
     squares = torch.stack([norm.to(norms[0]).square() for norm in norms])
@@ -79,6 +94,9 @@ class NoiseSource:
     because it draws normal numbers about six times faster, and an optimizer has no batch of runs
     whose rows must be reproducible one by one.
 
+    Checkpoints know generators by the order in which their devices were first used, so that a
+    training can go on on another device of the same kind.
+
     Args:
         seed: the seed.
     """
@@ -86,42 +104,51 @@ class NoiseSource:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
+        self._saved: list[Tensor] = []  # loaded states, in order of first use
 
     def _generator(self, device: torch.device) -> torch.Generator:
         key = str(device)
         if key not in self._generators:
-            self._generators[key] = torch.Generator(device).manual_seed(self.seed)
+            generator = torch.Generator(device).manual_seed(self.seed)
+            saved = self._saved[len(self._generators) : len(self._generators) + 1]
+            if saved and saved[0].shape == generator.get_state().shape:  # else another kind
+                generator.set_state(saved[0])
+            self._generators[key] = generator
         return self._generators[key]
 
+    def begin(self, like: Sequence[Tensor]) -> None:
+        """Make the generators of the devices of `like`; nothing is drawn."""
+        for x in like:
+            self._generator(x.device)
+
     def normal(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Standard normal numbers in the shapes, dtypes and devices of `like`, in that order."""
-        return [
-            torch.empty(x.shape, dtype=x.dtype, device=x.device).normal_(
-                generator=self._generator(x.device)
-            )
-            for x in like
-        ]
+        """Standard normal numbers in the shapes, dtypes and devices of `like`, in that order.
 
-    def state_dict(self) -> dict[str, Any]:
-        """The seed, and the uint8 state of each generator."""
-        return {
-            "seed": self.seed,
-            "generators": {k: g.get_state() for k, g in self._generators.items()},
-        }
+        Of a sharded tensor this rank's part is returned. All ranks draw the whole tensor from equal
+        generators, so the parts fit together and equal those of one process.
+        """
+        draws = []
+        for x in like:
+            whole = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            whole.normal_(generator=self._generator(x.device))
+            draws.append(own_shard(whole, x).clone() if shards(x) > 1 else whole)
+        return draws
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`; generators of devices that this machine lacks start anew."""
-        self.seed = int(state_dict["seed"])
+    def tensors(self) -> dict[str, Tensor]:
+        """The uint8 state of each generator."""
+        states = [generator.get_state() for generator in self._generators.values()]
+        states += self._saved[len(states) :]
+        return {f"generator_{i}": state for i, state in enumerate(states)}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore `tensors`; generators of another kind of device start anew."""
+        names = sorted(name for name in tensors if name.startswith("generator_"))
         self._generators = {}
-        for key, state in state_dict["generators"].items():
-            device = torch.device(key)
-            if device.type == "cpu" or (
-                device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
-            ):
-                self._generator(device).set_state(state.cpu())
+        self._saved = [tensors[name].cpu() for name in names]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.state_dict()
+        return {"seed": self.seed, "tensors": self.tensors()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.load_state_dict(state)
+        self.seed = state["seed"]
+        self.load_tensors(state["tensors"])

@@ -12,6 +12,7 @@ __all__ = [
     "clip_factor",
     "compared",
     "corrected_for_spike",
+    "grown",
     "observe",
     "running_moments",
 ]
@@ -67,6 +68,15 @@ def observe(moments: RunningMoments, value: Tensor, rate: float) -> RunningMomen
     )
 
 
+def grown(moments: RunningMoments, count: int) -> RunningMoments:
+    """Moments (count,), with empty rows behind those (N,) that are there."""
+    missing = count - len(moments.mean)
+    if missing <= 0:
+        return moments
+    empty = running_moments((missing,), moments.mean.device)
+    return RunningMoments(*(torch.cat([old, new]) for old, new in zip(moments, empty, strict=True)))
+
+
 def compared(
     moments: RunningMoments, values: Tensor, rows: Tensor, count: int, rate: float
 ) -> tuple[Tensor, RunningMoments]:
@@ -83,10 +93,7 @@ def compared(
         Means (T,) before the values joined, or the value itself where it is the first of its row;
         and the moments (count,) after.
     """
-    missing = running_moments((count - len(moments.mean),), values.device)
-    moments = RunningMoments(
-        *(torch.cat([old, new]) for old, new in zip(moments, missing, strict=True))
-    )
+    moments = grown(moments, count)
     full = torch.full_like(moments.mean, torch.nan).index_copy(0, rows, values)
     return torch.where(moments.seen > 0, moments.mean, full)[rows], observe(moments, full, rate)
 

@@ -15,7 +15,7 @@ def sgd_step_(
     momenta: list[Tensor],
     lrs: list[Tensor],
     *,
-    lr_scale: float,
+    lr_scale: float | Tensor,
     weight_decay: float,
     decay_factors: list[Tensor] | None = None,
     grad_factors: list[Tensor] | None = None,
@@ -33,7 +33,7 @@ def sgd_step_(
         buffers: n momentum buffers.
         momenta: n tensors without dimensions.
         lrs: n tensors without dimensions.
-        lr_scale: factor on all of `lrs`.
+        lr_scale: factor on all of `lrs`, a number or a tensor of one element.
         weight_decay: coefficient of L2 weight decay.
         decay_factors: n tensors without dimensions; None for factors of 1.
         grad_factors: n tensors without dimensions; None for factors of 1.
@@ -48,4 +48,7 @@ def sgd_step_(
             torch._foreach_add_(buffers, params, alpha=weight_decay)
         else:
             torch._foreach_addcmul_(buffers, params, decay_factors, weight_decay)
+    if isinstance(lr_scale, Tensor):
+        lrs = [lr * lr_scale.reshape(()) for lr in lrs]
+        lr_scale = 1.0
     torch._foreach_addcmul_(params, buffers, lrs, -lr_scale)

@@ -57,15 +57,21 @@ def advance_utilities_(
         device: where the result is needed.
 
     Returns:
-        The largest bias-corrected |u|, without tensors that hold a NaN or an infinity.
+        The largest bias-corrected |u| (n,) of each; NaN or infinite where one of its elements is.
     """
     largest = []
     for *tensors, step in zip(utilities, params, grads, steps, strict=True):
+        found = []
         for utility, param, grad in in_blocks(*tensors):
-            utility.mul_(beta).addcmul_(param, grad, value=beta - 1)
-            low, high = utility.aminmax()
-            largest.append(torch.maximum(-low, high).to(device, torch.float32) / (1 - beta**step))
-    return torch.stack(largest).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).max()
+            utility.mul_(beta).addcmul_(
+                param.to(utility.dtype), grad.to(utility.dtype), value=beta - 1
+            )
+            if utility.numel():  # this rank's shard may be empty
+                low, high = utility.aminmax()
+                found.append(torch.maximum(-low, high).to(device, torch.float32))
+        zero = torch.zeros((), device=device)
+        largest.append((torch.stack(found).max() if found else zero) / (1 - beta**step))
+    return torch.stack(largest)
 
 
 def per_utility(largest: Tensor) -> Tensor:
@@ -91,11 +97,11 @@ def upgd_step_(
     direction is c / a * m / (sqrt(v) + eps c).
 
     Args:
-        group: options.
+        group: options; its lr may be a tensor.
         utility_scale: `per_utility` of the network.
         steps: number of gradients in each average, these included.
         stds: n stds of the noise, numbers or tensors without dimensions.
-        params: n parameters.
+        params: n parameters; those of a narrower dtype than the averages are computed in theirs.
         grads: n gradients.
         firsts: n first moments, not bias-corrected, like all averages here.
         seconds: n second moments.
@@ -103,6 +109,12 @@ def upgd_step_(
         noises: n tensors of noise with these stds, which are overwritten; None for no noise.
     """
     beta1, beta2 = group["betas"]
+    narrow = params
+    # A tensor that has the right dtype is not copied.
+    params = [param.to(first.dtype) for param, first in zip(params, firsts, strict=True)]
+    grads = [grad.to(first.dtype) for grad, first in zip(grads, firsts, strict=True)]
+    if noises is not None:
+        noises = [noise.to(first.dtype) for noise, first in zip(noises, firsts, strict=True)]
     first_bias = [1 - beta1**step for step in steps]  # a
     second_bias = [(1 - beta2**step) ** 0.5 for step in steps]  # c
     torch._foreach_lerp_(firsts, grads, 1 - beta1)
@@ -115,9 +127,17 @@ def upgd_step_(
         firsts = _noisy(group, noises, firsts, seconds, roots, stds, first_bias, second_bias)
     torch._foreach_mul_(moved, firsts)
     if group["weight_decay"] != 0:
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        kept = 1 - group["lr"] * group["weight_decay"]
+        torch._foreach_mul_(params, kept.reshape(()) if isinstance(kept, Tensor) else kept)
     sizes = [-group["lr"] * c / a for a, c in zip(first_bias, second_bias, strict=True)]
-    torch._foreach_addcdiv_(params, moved, roots, sizes)
+    if isinstance(group["lr"], Tensor):
+        torch._foreach_mul_(moved, [size.reshape(()) for size in sizes])
+        torch._foreach_addcdiv_(params, moved, roots)
+    else:
+        torch._foreach_addcdiv_(params, moved, roots, sizes)
+    for wide, param in zip(params, narrow, strict=True):
+        if wide is not param:
+            param.copy_(wide)
 
 
 def _gates(
