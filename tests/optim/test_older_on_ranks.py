@@ -1,11 +1,12 @@
 """The older optimizers on several ranks: replicas and shards equal one process.
 
-torch's AdamW passes the same tests.
+torch's AdamW passes the same tests. To start processes takes far longer than what they compute, so
+two and four ranks are started once, and each test looks at its part of the results.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ import pytest
 import torch
 from ranks import on_ranks
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint import load, save
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Shard
 from torch.optim import Optimizer
 
 from lr_gym.optim import (
@@ -109,9 +116,6 @@ def train(
 
 
 def sharded(model: nn.Module, hybrid: bool = False) -> nn.Module:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     world = distributed.get_world_size()
     shape = (2, world // 2) if hybrid else (world,)
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
@@ -122,6 +126,7 @@ def sharded(model: nn.Module, hybrid: bool = False) -> nn.Module:
     return model
 
 
+@functools.cache
 def alone(name: str) -> list[Tensor]:
     model = model_of()
     train(model, made(name, model), range(STEPS))
@@ -153,11 +158,11 @@ def counted_calls() -> list[int]:
     return calls
 
 
-def replicas(rank: int, names: list[str]) -> Any:
-    world = distributed.get_world_size()
+def replicas(calls: list[int]) -> dict[str, Any]:
+    """Parameters of every optimizer under DDP, and its collective calls."""
+    rank, world = distributed.get_rank(), distributed.get_world_size()
     results = {}
-    calls = counted_calls()
-    for name in names:
+    for name in MAKE:
         calls.clear()
         model = model_of()
         whole = nn.parallel.DistributedDataParallel(model)
@@ -166,23 +171,10 @@ def replicas(rank: int, names: list[str]) -> Any:
     return results
 
 
-def test_replicas_are_one_process(tmp_path: Path) -> None:
-    first, second = on_ranks(2, tmp_path, replicas, list(MAKE))
-    for name in MAKE:
-        expected = alone(name)
-        for p, q in zip(first[name][0], second[name][0], strict=True):
-            assert torch.equal(p, q), name
-        compared(first[name][0], expected)
-        # one check of the parameters; then a loss where spikes are looked for, or at decisions
-        losses = {"enhanced": STEPS, "enhanced noisy": STEPS, "enhanced rarely": STEPS // 3}
-        own = [3] * (name != "adamw") + [1] * losses.get(name, 0)
-        assert first[name][1] == own, name
-
-
-def shards(rank: int, names: list[str], hybrid: bool = False) -> Any:
-    world = distributed.get_world_size()
+def shards(names: list[str], calls: list[int], *, hybrid: bool) -> dict[str, Any]:
+    """Parameters of some optimizers under FSDP2, and the number of their collective calls."""
+    rank, world = distributed.get_rank(), distributed.get_world_size()
     results = {}
-    calls = counted_calls()
     for name in names:
         calls.clear()
         model = sharded(model_of(), hybrid)
@@ -196,143 +188,178 @@ def shards(rank: int, names: list[str], hybrid: bool = False) -> Any:
     return results
 
 
-def test_shards_are_one_process(tmp_path: Path) -> None:
-    for results in on_ranks(2, tmp_path, shards, list(MAKE)):
-        for name, (params, calls) in results.items():
-            compared(params, alone(name))
-            assert calls <= 1 + STEPS * MAKE[name][2], name
+RESUMED = ["adamw", "agreement snr", "upgd", "upgd relative", "garo", "enhanced noisy"]
 
 
-def test_shards_of_replicas_are_one_process(tmp_path: Path) -> None:
-    names = ["adamw", "agreement snr", "upgd relative", "garo", "enhanced noisy", "vgs"]
-    for results in on_ranks(4, tmp_path, shards, names, True):
-        for name, (params, _) in results.items():
-            compared(params, alone(name))
+def states_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
 
 
-RESUMED = [name for name in MAKE if name not in ("vgs", "upgd silent", "agreement std")]
-
-
-def halves(rank: int, names: list[str], folder: str, steps: list[int], save: bool) -> Any:
-    """Train from `steps[0]` to `steps[1]` on shards, between a checkpoint before and one after."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
-    world = distributed.get_world_size()
+def half(folder: Path, *, first: bool) -> dict[str, list[Tensor]]:
+    """Train up to a checkpoint or on from there, on shards where there are ranks."""
+    ranks = distributed.is_initialized()
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if ranks else (0, 1)
     results = {}
-    for name in names:
-        model = sharded(model_of()) if world > 1 else model_of()
+    for name in RESUMED:
+        model = sharded(model_of()) if ranks else model_of()
         optimizer = made(name, model)
-        if steps[0] > 0:
-            states = dict(
-                zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True)
-            )
-            dcp.load(states, checkpoint_id=f"{folder}/{name}")
+        if not first:
+            found = states_of(model, optimizer)
+            load(found, checkpoint_id=folder / name)
             set_state_dict(
                 model,
                 optimizer,
-                model_state_dict=states["model"],
-                optim_state_dict=states["optimizer"],
+                model_state_dict=found["model"],
+                optim_state_dict=found["optimizer"],
             )
-        train(model, optimizer, range(*steps), rank, world)
-        if save:
-            states = dict(
-                zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True)
-            )
-            dcp.save(states, checkpoint_id=f"{folder}/{name}")
-        params = [p.full_tensor() if world > 1 else p for p in model.parameters()]
+        train(model, optimizer, range(7) if first else range(7, STEPS), rank, world)
+        if first:
+            save(states_of(model, optimizer), checkpoint_id=folder / name)
+        params = [param.full_tensor() if ranks else param for param in model.parameters()]
         results[name] = [param.detach() for param in params]
     return results
 
 
-def test_checkpoints_of_two_ranks_go_on_on_one_and_four(tmp_path: Path) -> None:
-    folders = iter(tmp_path / str(i) for i in itertools.count())
-
-    def run(world: int, steps: list[int], save: bool) -> Any:
-        folder = next(folders)
-        folder.mkdir()
-        checkpoints = str(tmp_path / "checkpoints")
-        return on_ranks(world, folder, halves, RESUMED, checkpoints, steps, save)
-
-    run(2, [0, 7], True)
-    for world in (1, 2, 4):
-        for results in run(world, [7, STEPS], False):
-            for name, params in results.items():
-                compared(params, alone(name))
-
-
-def refused(rank: int, kind: str) -> dict[str, str]:
-    model = model_of().float()
+def refused(kind: str) -> dict[str, str]:
+    """What every optimizer says at its first step where ranks hold different parameters."""
     messages = {}
-    for name in MAKE:
+    for name, (make, options, _) in MAKE.items():
         if name == "adamw":
             continue
-        make, options, _ = MAKE[name]
+        model: nn.Module = model_of().float()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if kind == "zero":
-                from torch.distributed.optim import ZeroRedundancyOptimizer
-
                 optimizer = ZeroRedundancyOptimizer(model.parameters(), make, lr=0.01, **options)
-                whole: Any = model
             else:
-                from torch.distributed.fsdp import FullyShardedDataParallel
-
-                whole = FullyShardedDataParallel(
-                    model_of().float(), use_orig_params=True, device_id=torch.device("cpu")
+                model = FullyShardedDataParallel(
+                    model, use_orig_params=True, device_id=torch.device("cpu")
                 )
-                optimizer = make(whole.parameters(), lr=0.01, **options)
-            whole(torch.ones(3, 5)).square().mean().backward()
-            try:
-                optimizer.step()
-                messages[name] = ""
-            except RuntimeError as error:
-                messages[name] = str(error)
+                optimizer = make(model.parameters(), lr=0.01, **options)
+            model(torch.ones(3, 5)).square().mean().backward()
+            messages[name] = error_of(optimizer)
     return messages
 
 
+def error_of(optimizer: Any) -> str:
+    try:
+        optimizer.step()
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def impossible() -> dict[str, str]:
+    """What is said of shards that an optimizer cannot train."""
+    rows = sharded(model_of())
+    columns = nn.Linear(6, 4).double()
+    fully_shard(columns, shard_placement_fn=lambda param: Shard(param.ndim - 1))
+    cases = {
+        "alone": (rows, made("upgd", rows, process_group=False), 5),
+        "columns": (columns, made("enhanced noisy", columns), 6),
+    }
+    for model, _, width in cases.values():
+        model(torch.ones(2, width).double()).square().mean().backward()
+    return {name: error_of(optimizer) for name, (_, optimizer, _) in cases.items()}
+
+
+def own_model(rank: int) -> int:
+    """Every rank trains a model of its own, for another number of steps."""
+    model = model_of()
+    optimizer = made("enhanced", model, process_group=False)
+    train(model, optimizer, range(5 + 3 * rank))
+    return int(optimizer.param_groups[0]["step"])
+
+
+def on_two(rank: int, folder: Path) -> dict[str, Any]:
+    calls = counted_calls()
+    results = {
+        "alone": own_model(rank),
+        "replicas": replicas(calls),
+        "shards": shards(list(MAKE), calls, hybrid=False),
+        "zero": refused("zero"),
+        "fsdp1": refused("fsdp1"),
+        "impossible": impossible(),
+    }
+    half(folder, first=True)
+    return {**results, "resumed": half(folder, first=False)}
+
+
+def on_four(rank: int, folder: Path) -> dict[str, Any]:
+    return {
+        "shards": shards(HYBRID, counted_calls(), hybrid=True),
+        "resumed": half(folder, first=False),
+    }
+
+
+HYBRID = ["agreement snr", "upgd relative", "enhanced noisy", "vgs"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> list[dict[str, Any]]:
+    return on_ranks(2, tmp_path_factory.mktemp("two"), on_two, checkpoints)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, two: Any) -> Any:
+    return on_ranks(4, tmp_path_factory.mktemp("four"), on_four, checkpoints)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_replicas_are_one_process(name: str, two: Any) -> None:
+    params, calls = two[0]["replicas"][name]
+    for p, q in zip(params, two[1]["replicas"][name][0], strict=True):
+        assert torch.equal(p, q)
+    compared(params, alone(name))
+    # one check of the parameters; then a loss where spikes are looked for, or at decisions
+    losses = {"enhanced": STEPS, "enhanced noisy": STEPS, "enhanced rarely": STEPS // 3}
+    assert calls == [3] * (name != "adamw") + [1] * losses.get(name, 0)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_shards_are_one_process(name: str, two: Any) -> None:
+    for results in two:
+        params, calls = results["shards"][name]
+        compared(params, alone(name))
+        assert calls <= 1 + STEPS * MAKE[name][2]
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_shards_of_replicas_are_one_process(name: str, four: Any) -> None:
+    for results in four:
+        compared(results["shards"][name][0], alone(name))
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_of_two_ranks_goes_on_on_one_two_and_four(
+    name: str, two: Any, four: Any, checkpoints: Path
+) -> None:
+    expected = alone(name)
+    for results in (*two, *four):
+        compared(results["resumed"][name], expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that there are no ranks
+        compared(half(checkpoints, first=False)[name], expected)
+
+
 @pytest.mark.parametrize("kind", ["zero", "fsdp1"])
-def test_ranks_with_different_parameters_are_refused_by_name(kind: str, tmp_path: Path) -> None:
-    for messages in on_ranks(2, tmp_path, refused, kind):
-        for name, message in messages.items():
+def test_ranks_with_different_parameters_are_refused_by_name(kind: str, two: Any) -> None:
+    for results in two:
+        for name, message in results[kind].items():
             assert "FSDP1" in message, name
             assert "ZeroRedundancyOptimizer" in message, name
 
 
-def impossible(rank: int) -> list[str]:
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Shard
-
-    messages = []
-    model = sharded(model_of())
-    columns = nn.Linear(4, 4).double()
-    fully_shard(columns, shard_placement_fn=lambda p: Shard(p.ndim - 1))
-    cases = [
-        (model, 5, made("upgd", model, process_group=False)),
-        (columns, 4, made("enhanced noisy", columns)),
-    ]
-    for net, width, optimizer in cases:
-        net(torch.ones(2, width).double()).square().mean().backward()
-        try:
-            optimizer.step()
-        except ValueError as error:
-            messages.append(str(error))
-    return messages
+def test_what_shards_cannot_do_is_an_error(two: Any) -> None:
+    for results in two:
+        assert "leave process_group out" in results["impossible"]["alone"]
+        assert "gradient_centering" in results["impossible"]["columns"]
 
 
-def test_what_shards_cannot_do_is_an_error(tmp_path: Path) -> None:
-    for alone_message, centred_message in on_ranks(2, tmp_path, impossible):
-        assert "leave process_group out" in alone_message
-        assert "gradient_centering" in centred_message
-
-
-def own_models(rank: int) -> list[int]:
-    """Every rank trains a model of its own, for other numbers of steps."""
-    model = model_of()
-    optimizer = made("enhanced", model, process_group=False)
-    train(model, optimizer, range(5 + 3 * rank))
-    return [optimizer.param_groups[0]["step"]]
-
-
-def test_a_process_may_decide_alone(tmp_path: Path) -> None:
-    assert on_ranks(2, tmp_path, own_models) == [[5], [8]]
+def test_a_process_may_decide_alone(two: Any) -> None:
+    assert [results["alone"] for results in two] == [5, 8]

@@ -1,4 +1,4 @@
-"""The path of EnhancedSGD's gradients up to the clipping: a function of the pending gradients."""
+"""The path of EnhancedSGD's gradients up to the update, as functions of the pending gradients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from lr_gym.optim.contrib.gradient_shaping import (
     entropy_factor,
     kept_average,
     noisy,
+    total_norm,
     variance_factor,
 )
 from lr_gym.optim.contrib.noise import NoiseSource
+from lr_gym.optim.contrib.pooling import averaged
 
-__all__ = ["Factors", "Pending", "shaped"]
+__all__ = ["Factors", "Pending", "shaped", "watched"]
 
 
 class Factors(NamedTuple):
@@ -115,3 +117,32 @@ def _adjusted(
             variance_factor(found.variance, mean_variance),
         )
     return grads, factors
+
+
+def watched(
+    pending: Pending, signals: Signals, options: EnhancedOptions, factors: Factors, loss: Any
+) -> tuple[Factors, Tensor]:
+    """Clip by the norm of all gradients, and look for a spike of the loss.
+
+    Args:
+        pending: the gradients, shaped.
+        signals: the moments of norm and loss, which join them.
+        options: features and their constants.
+        factors: factors (T,) so far.
+        loss: the loss of this rank, which is to fall; None where there is none.
+
+    Returns:
+        The factors, and what is to fall (): the loss, or the norm where there is no loss.
+    """
+    device = factors.gradient.device
+    signal = torch.zeros((), device=device)
+    if options.gradient_clipping or (options.q_learning and loss is None):
+        signal = total_norm(pending.grads, pending.params, device, pending.ranks)
+    if options.gradient_clipping:
+        factors = factors._replace(gradient=factors.gradient * signals.clipped(signal))
+    if loss is not None:
+        signal = torch.as_tensor(loss).detach().to(device, torch.float32).reshape(())
+        if options.loss_correction_factor < 1:
+            signal = averaged(signal, pending.ranks)
+            signals.watch_loss(signal)
+    return factors, signal

@@ -40,11 +40,11 @@ from lr_gym.optim.base import (
 from lr_gym.optim.batching import kernel_calls
 from lr_gym.optim.contrib.adaptive_optimizer import AdaptiveOptimizer
 from lr_gym.optim.contrib.enhanced_options import EnhancedOptions
-from lr_gym.optim.contrib.enhanced_path import Factors, Pending, shaped
+from lr_gym.optim.contrib.enhanced_path import Factors, Pending, shaped, watched
 from lr_gym.optim.contrib.enhanced_signals import Signals
 from lr_gym.optim.contrib.gaussian_prior import draw_from_prior_
 from lr_gym.optim.contrib.gradient_entropy import Distribution
-from lr_gym.optim.contrib.gradient_shaping import kept_average, total_norm
+from lr_gym.optim.contrib.gradient_shaping import kept_average
 from lr_gym.optim.contrib.lookahead import lookahead_
 from lr_gym.optim.contrib.lr_q_control import LearnedScales, default_controller, layer_means
 from lr_gym.optim.contrib.noise import NoiseSource
@@ -167,7 +167,10 @@ class EnhancedSGD(AdaptiveOptimizer):
         grads, factors, found = shaped(pending, self.state, signals, self.noise, options, step)
         if options.watches_distribution_at(step):
             self._used["entropy"] = found.entropy
-        factors, signal = self._watch(pending._replace(grads=grads), factors, loss)
+        grows = loss is not None and self.param_groups[0]["maximize"]
+        falling = -torch.as_tensor(loss) if grows else loss
+        pending = pending._replace(grads=grads)
+        factors, signal = watched(pending, signals, options, factors, falling)
         if options.q_learning:
             signals.add(signal)
             if options.decides_at(step):
@@ -205,28 +208,6 @@ class EnhancedSGD(AdaptiveOptimizer):
             self._signals = Signals(self._options, device, len(self._layers))
         self._signals.grow(len(self._layers))
         return self._signals
-
-    def _watch(self, pending: Pending, factors: Factors, loss: Any) -> tuple[Factors, Tensor]:
-        """Clip by the norm of all gradients, and look for a spike of the loss.
-
-        Returns:
-            The factors, and what is to fall (): the loss, or the norm where there is no loss.
-        """
-        options = self._options
-        device = factors.gradient.device
-        signals = self._watching(device)
-        signal = torch.zeros((), device=device)
-        if options.gradient_clipping or (options.q_learning and loss is None):
-            signal = total_norm(pending.grads, pending.params, device, pending.ranks)
-        if options.gradient_clipping:
-            factors = factors._replace(gradient=factors.gradient * signals.clipped(signal))
-        if loss is not None:
-            signal = torch.as_tensor(loss).detach().to(device, torch.float32).reshape(())
-            signal = -signal if self.param_groups[0]["maximize"] else signal
-            if options.loss_correction_factor < 1:
-                signal = averaged(signal, pending.ranks)
-                signals.watch_loss(signal)
-        return factors, signal
 
     def _decide(
         self, pending: Pending, found: Distribution, lossless: bool, epoch: int | None

@@ -115,6 +115,7 @@ class GradientAgreementOptimizer(Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Give the base another list, as Lightning's BaseFinetuning does."""
         self.base_optimizer.param_groups = groups
 
     @property
@@ -124,6 +125,7 @@ class GradientAgreementOptimizer(Optimizer):
 
     @state.setter
     def state(self, state: Any) -> None:
+        """Give the base another state."""
         self.base_optimizer.state = state
 
     @property
@@ -133,6 +135,7 @@ class GradientAgreementOptimizer(Optimizer):
 
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
+        """Give the base other defaults."""
         self.base_optimizer.defaults = defaults
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
