@@ -3,7 +3,7 @@
 Each control has an offset in natural-log units, which is 0 at the start of a training. An action in
 [-1, 1] either sets the offset ("residual": the policy bends the base schedule and cannot leave it
 by more than a bound) or moves it ("recursive": the policy can walk away from a badly chosen initial
-learning rate). Offset 0 is exactly the base optimizer.
+learning rate). At offset 0 the base optimizer is left exactly as it is.
 
     lr        base lr * exp(offset)
     momentum  1 - (1 - base momentum) * exp(-offset), within [0, 0.999]
@@ -48,7 +48,7 @@ class ActionMode(NamedTuple):
 
     Attributes:
         recursive: whether an action moves the offset; else it sets the offset.
-        step: change of the offset, or the offset, that an action of 1 makes.
+        step: what an action of 1 adds to the offset, or sets the offset to.
         bound: largest absolute value of an offset.
         discrete: whether the agent picks a row of `action_table`, as DQN does, instead of a vector.
     """
@@ -92,7 +92,7 @@ def check_controls(controls: Sequence[str]) -> tuple[str, ...]:
 
 
 def action_table(controls: Sequence[str]) -> Tensor:
-    """All discrete actions as continuous ones (n, A): every combination of the controls' levels."""
+    """All n discrete actions as values (n, A): every combination of the levels of the controls."""
     levels = [_LR_LEVELS if name == "lr" else _OTHER_LEVELS for name in controls]
     return torch.tensor(list(itertools.product(*levels)))
 
@@ -103,7 +103,7 @@ def move(mode: ActionMode, offset: Tensor, action: Tensor) -> Tensor:
     Args:
         mode: how actions act.
         offset: (B, L, A) offsets before.
-        action: (B, L, A), clipped to [-1, 1]; one that is not finite counts as 0.
+        action: (B, L, A) actions, clipped to [-1, 1]; an action that is not finite counts as 0.
 
     Returns:
         (B, L, A) offsets.

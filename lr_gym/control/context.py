@@ -1,4 +1,4 @@
-"""What is known of a training as a whole: what stays fixed, and what time it is."""
+"""TrainingContext and Clock: what stays fixed in a training, and how far it is."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Controller:
     """
 
     def __init__(self, spec: ControlSpec, horizon: int | None, interval: int | None = None) -> None:
-        """Settle when decisions fall.
+        """Work out when decisions are due.
 
         Args:
             spec: how the policy observes and acts.
@@ -109,15 +109,18 @@ class Controller:
         return np.minimum(np.asarray(step) / self.horizon, 1.0)
 
     def schedule(self, step: Any) -> NDArray[np.float64]:
-        """Factor of the base schedule, of the shape of `step`; its start at unknown lengths.
+        """Factor of the base schedule on the learning rate; its first value at unknown lengths.
 
         Args:
             step: inner steps made, a number or an array of the host.
+
+        Returns:
+            Factors in the shape of `step`.
         """
         return self._schedule(self.progress(step))
 
     def shown_schedule(self, step: Any, progress_known: Tensor) -> Tensor:
-        """`schedule` on the device: runs that do not know their progress stay at its start.
+        """`schedule` on the device; runs whose progress is not known stay at its first value.
 
         Args:
             step: (..., B) inner steps made, numbers of the host.
@@ -127,11 +130,11 @@ class Controller:
         return torch.where(progress_known > 0, factor, float(self._schedule(0.0)))
 
     def add_loss(self, state: ControlState, loss: Tensor) -> ControlState:
-        """Take note of training losses; a loss that is not finite does not count.
+        """Add training losses to the sums of this interval; a loss that is not finite is left out.
 
         Mixed precision skips steps whose loss overflows, and the other losses of the interval
-        still tell how the training goes. Steps that a run did not take are NaN and so do not
-        count either.
+        still tell how the training goes. A step that a run did not take has the loss NaN, and so it
+        is left out too.
 
         Args:
             state: the state before.
@@ -152,7 +155,7 @@ class Controller:
         context: TrainingContext,
         step: Any,
     ) -> tuple[Tensor, ControlState]:
-        """A decision is due: update the memory and observe.
+        """Observe at a decision, and update the memory.
 
         Args:
             state: the state, with the losses since the last decision.
@@ -190,10 +193,10 @@ class Controller:
             state: the state after `observe`.
             action: (B, L, A) within [-1, 1].
             base: (B, L) hyperparameters of the base optimizer, without the base schedule.
-            moving: (B, L) bool, False for layers that keep offset and action as they are; None
-                lets all layers act.
-            restrain: a guard, (offsets before, offsets that the policy wants) -> offsets; all
-                (B, L, A). None lets the policy act freely.
+            moving: (B, L) bool, False for layers that keep their offset and their last action;
+                None lets all layers act.
+            restrain: the guard, a function (offsets before, offsets that the policy wants) ->
+                offsets, (B, L, A) each; None lets the policy act freely.
 
         Returns:
             The hyperparameters (B, L), without the base schedule, and the state.

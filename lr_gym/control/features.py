@@ -35,7 +35,7 @@ PEAK_CENTRE = -3.0  # decades: log10 of the learning rate at which the feature p
 PEAK_WIDTH = 3.5  # decades from there to where peak_lr is 1
 
 # Groups of features. "course": how a training goes, what policies see by default. "task": what
-# describes a training as a whole; only many tasks teach what it means. "endless": the time in
+# describes a training as a whole, for policies that learn on many tasks. "endless": the time in
 # trainings whose end is not known.
 OF_COURSE = frozenset({"course"})
 OF_TASK = frozenset({"task"})
@@ -73,12 +73,13 @@ class Feature(NamedTuple):
         compute: function Observed -> (B, L) or (B, 1), within [-1, 1].
         about: one line for the documentation.
         needs: what must be known, else the feature is 0: "loss", "progress", "epoch" or "passes".
-        groups: the named groups that the feature belongs to.
-        of_stats: whether the feature depends on more than the size of the pending gradient, so
+        groups: names of the groups that hold the feature.
+        needs_stats: whether the feature depends on more than the size of the pending gradient, so
             that weights and moments must be measured too.
-        of_end: whether the feature says if the end of the training is known.
-        quantity: where users know the observed thing as a number: its name, perhaps with the
-            placeholder {layer}, and the function from the feature back to the number.
+        says_end_known: whether the feature says if the end of the training is known.
+        quantity: for messages, where the feature stands for a number that users know: the name of
+            that number, perhaps with the placeholder {layer}, and the function from feature to
+            number.
         given: whether the value is known before the training starts and no learning rate
             changes it.
     """
@@ -87,15 +88,15 @@ class Feature(NamedTuple):
     about: str
     needs: str | None = None
     groups: frozenset[str] = OF_COURSE
-    of_stats: bool = False
-    of_end: bool = False
+    needs_stats: bool = False
+    says_end_known: bool = False
     quantity: tuple[str, Callable[[float], float]] | None = None
     given: bool = False
 
     @property
     def tells_end(self) -> bool:
         """Whether the feature depends on how long the training will be."""
-        return self.of_end or self.needs in ("progress", "passes")
+        return self.says_end_known or self.needs in ("progress", "passes")
 
 
 def loss_known(o: Observed) -> Tensor:
@@ -170,32 +171,32 @@ FEATURES: dict[str, Feature] = {
     "update_ratio": Feature(
         lambda o: torch.tanh((_log_update_ratio(o) + 2.5) / 1.5),
         "log10 of rms(next update) / rms(weights), centred on 10^-2.5",
-        of_stats=True,
+        needs_stats=True,
     ),
     "update_ratio_among_layers": Feature(
         lambda o: torch.tanh(_ratio_among_layers(o)),
         "update_ratio minus its mean over the layers that are trained",
-        of_stats=True,
+        needs_stats=True,
     ),
     "grad_trend": Feature(
         lambda o: torch.tanh(log(o.stats.grad_rms) - o.memory.log_grad),
         "log of rms(gradient) over its running geometric mean",
-        of_stats=True,
+        needs_stats=True,
     ),
     "cosine": Feature(
         lambda o: o.stats.cosine,
         "cosine of pending gradient and momentum",
-        of_stats=True,
+        needs_stats=True,
     ),
     "snr": Feature(
         lambda o: torch.tanh((_log_snr(o) + 0.8) / 0.5),
         "log10 of |m|^2 / v: signal over noise of the gradient across steps",
-        of_stats=True,
+        needs_stats=True,
     ),
     "weight_growth": Feature(
         lambda o: torch.tanh(2.0 * (log(o.stats.param_rms) - log(o.memory.initial_param_rms))),
         "log of rms(weights) over its value at the start",
-        of_stats=True,
+        needs_stats=True,
     ),
     "loss_ratio": Feature(
         lambda o: _column(torch.tanh((o.memory.short_loss - log(o.memory.initial_loss)) / 2.0)),
@@ -233,7 +234,7 @@ FEATURES: dict[str, Feature] = {
         lambda o: _column(o.context.progress_known),
         "1 where the progress features are shown, 0 where masked",
         groups=BOTH,
-        of_end=True,
+        says_end_known=True,
     ),
     "last_action_lr": Feature(lambda o: o.action[..., 0], "the last action on the lr"),
     "momentum": Feature(
@@ -309,7 +310,7 @@ FEATURES: dict[str, Feature] = {
         lambda o: _column(o.context.passes_known * o.context.progress_known),
         "1 where passes are shown, 0 where masked",
         groups=OF_TASK,
-        of_end=True,
+        says_end_known=True,
     ),
     "steps": Feature(
         lambda o: _column(torch.log10(1.0 + o.clock.step) / 2.0 - 1.0),

@@ -90,7 +90,7 @@ def tensor_sums(
 
 
 def pooled(layout: Layout, sums: Tensor) -> LayerStats:
-    """Statistics of every layer from the `tensor_sums` of its tensors.
+    """The statistics of every layer from the sums of its tensors.
 
     Args:
         layout: the layer of each of n tensors, and their sizes.

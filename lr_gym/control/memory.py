@@ -69,7 +69,7 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
         mean_loss: (B,) mean loss since the last decision, NaN where none was given.
 
     Returns:
-        The new memory; losses keep their old figures in runs without a new loss.
+        The new memory. What it holds of losses stays as it was in runs without a new loss.
     """
     log_grad = log(stats.grad_rms)
     new_layer = memory.initial_param_rms == 0

@@ -28,14 +28,14 @@ class ControlSpec:
     granularity: str = "per_layer"
     """What one decision is for: "per_layer" decides for each layer, "global" for the model."""
     controls: tuple[str, ...] = ("lr",)
-    """Hyperparameters that the policy sets: a part of ("lr", "momentum", "noise"), in order."""
+    """Hyperparameters that the policy sets: some of ("lr", "momentum", "noise"), in this order."""
     action: str = "recursive"
     """How an action acts, a name of ACTIONS: "recursive" moves the learning rate from where it is,
     "residual" bends the base schedule, "discrete" moves it by one of a few factors."""
     action_step: float | None = None
-    """Log of the largest factor on the learning rate in a decision; that of ACTIONS by default."""
+    """Log of the largest factor on the learning rate in one decision; by default as in ACTIONS."""
     action_bound: float | None = None
-    """Log of the largest factor on the learning rate in all; by default that of ACTIONS."""
+    """Log of the largest factor on the learning rate in all; by default as in ACTIONS."""
     base: str = "adamw"
     """Base optimizer, a name of RULES: sgd, adam, adamw or muon."""
     schedule: str = "wsd"
@@ -47,7 +47,7 @@ class ControlSpec:
     momentum and noise where they are controlled."""
     average: float | None = None
     """Judge a training by the average of its weights over about the last 1 / (average + 1) of its
-    time: this replaces the decay where the end is not known. None takes the last weights."""
+    time. Where the end is not known, this replaces the decay. None judges the last weights."""
 
     def __post_init__(self) -> None:
         """Check every field, and fill in defaults so that saved specs outlive changes of them."""
@@ -86,7 +86,7 @@ class ControlSpec:
     @property
     def gradient_only(self) -> bool:
         """Whether the policy sees nothing of LayerStats but the size of the gradient."""
-        return not any(FEATURES[name].of_stats for name in self.features)
+        return not any(FEATURES[name].needs_stats for name in self.features)
 
     def check_base(self, base: str) -> None:
         """Raise a ValueError where `base` is not of the family that the policy was trained on.

@@ -1,7 +1,4 @@
-"""LRControlEnv.
-
-One inner training as a Gymnasium environment, the B = 1 view of LRControlVectorEnv.
-"""
+"""LRControlEnv: one inner training as a Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ __all__ = ["LRControlEnv"]
 class LRControlEnv(gym.Env[NDArray[np.float32], Any]):
     """Control the learning rates of one training.
 
-    Semantics and options are those of LRControlVectorEnv.
+    It wraps a LRControlVectorEnv with one row, whose docstring explains options and infos.
 
     Observations are flat (L * F,), layer by layer; actions are flat (L * A,), or L indices in the
     discrete modes (a single index where there is one layer, so that DQN can learn on it).
@@ -45,17 +42,14 @@ class LRControlEnv(gym.Env[NDArray[np.float32], Any]):
             autoreset_mode=AutoresetMode.DISABLED,
             **options,
         )
-        rows = self.vector_env.single_observation_space.shape
-        assert rows is not None
-        self.observation_space = gym.spaces.Box(-1.0, 1.0, (int(np.prod(rows)),), np.float32)
-        inner = self.vector_env.single_action_space
-        if isinstance(inner, gym.spaces.MultiDiscrete):
-            single = len(inner.nvec) == 1
-            self.action_space = gym.spaces.Discrete(int(inner.nvec[0])) if single else inner
+        self.observation_space = _flat(self.vector_env.single_observation_space)
+        actions = self.vector_env.single_action_space
+        if not isinstance(actions, gym.spaces.MultiDiscrete):
+            self.action_space = _flat(actions)
+        elif len(actions.nvec) > 1:
+            self.action_space = actions
         else:
-            self.action_space = gym.spaces.Box(
-                -1.0, 1.0, (int(np.prod(inner.shape or ())),), np.float32
-            )
+            self.action_space = gym.spaces.Discrete(int(actions.nvec[0]))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,3 +87,8 @@ class LRControlEnv(gym.Env[NDArray[np.float32], Any]):
             key: value[0].copy() if value.ndim > 1 else value[0].item()
             for key, value in infos.items()
         }
+
+
+def _flat(space: gym.Space[Any]) -> gym.spaces.Box[np.float32]:
+    """The Box (n,) within [-1, 1] with as many numbers as a Box of another shape."""
+    return gym.spaces.Box(-1.0, 1.0, (int(np.prod(space.shape or ())),), np.float32)

@@ -1,7 +1,7 @@
 """Episodes: B trainings under a controller, on the device.
 
 An episode is one training. The functions here take an EnvState and return the next one; nothing
-waits for the device. Seeds, spaces, restarts and everything else of the host is in `vector_env`.
+waits for the device. Seeds, spaces, restarts and everything else on the host are in `vector_env`.
 """
 
 from __future__ import annotations
@@ -60,12 +60,13 @@ class EnvState(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """What came of one decision.
+    """The result of one decision.
 
     Attributes:
         state: the trainings afterwards.
         observation: (B, L, F) at the next decision.
-        reward: (B,) decrease of the potential; what is missing to `diverged_return` on divergence.
+        reward: (B,) decrease of the potential; for a run that diverged, the difference between
+            `diverged_return` and its return so far.
         divergence: (B,) index into DIVERGENCE, 0 for runs that did not diverge.
     """
 
@@ -226,7 +227,7 @@ class Episodes:
         return state._replace(control=control), observation
 
     def _averaged(self, state: EnvState, step: NDArray[np.int64]) -> Weights | tuple[()]:
-        """The averages after a decision, where weights are averaged."""
+        """The averaged weights after a decision; () where none are kept."""
         power = self.controller.spec.average
         if power is None or not state.average:
             return ()
@@ -252,7 +253,7 @@ class Episodes:
         above |= loss > loss_limit(state.initial_loss)
         divergence = torch.where(non_finite, 1, torch.where(above, 2, 0))
         gain = potential(state.loss, optimum) - potential(loss, optimum)
-        # whatever a run has collected before, it ends with the same return when it diverges
+        # Whatever a run has collected before, it ends with the same return when it diverges.
         missing = diverged_return(state.initial_loss, optimum) - state.collected
         gain = torch.where(divergence > 0, missing, gain)
         state = state._replace(loss=loss, collected=state.collected + gain)

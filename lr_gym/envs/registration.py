@@ -74,7 +74,7 @@ class _WaitForGymnasium(MetaPathFinder):
 
 def register_when_possible() -> None:
     """Register the environments now if Gymnasium is imported, else when it is imported."""
-    if sys.modules.get("gymnasium") is not None:  # None is how an import is forbidden
+    if sys.modules.get("gymnasium") is not None:  # None would forbid its import
         register_environments()
     else:
         sys.meta_path.insert(0, _WaitForGymnasium())

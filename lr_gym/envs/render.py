@@ -1,7 +1,4 @@
-"""Pictures of a training under control, from its history.
-
-Loss so far and each layer's learning rate.
-"""
+"""Pictures of a controlled training: its loss so far and each layer's learning rate."""
 
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ _WIDTH = 40
 
 
 def _spark(values: Sequence[float]) -> str:
+    """A sparkline of the last numbers, logarithmic: the lowest has the lowest bar."""
     finite = np.log10(np.clip(np.nan_to_num(values, nan=1e-12, posinf=1e12), 1e-12, 1e12))[-_WIDTH:]
     low, high = finite.min(), finite.max()
     levels = (
@@ -51,9 +49,8 @@ def render_rgb(history: History, layers: Sequence[str], horizon: int) -> NDArray
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(6.4, 3.2), dpi=100
-    )  # laid out by hand: the solver takes ten times as long as the rest
+    figure = Figure(figsize=(6.4, 3.2), dpi=100)
+    # Laid out by hand, since matplotlib's solver takes ten times as long as all the rest.
     figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.14, hspace=0.12)
     canvas = FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, sharex=True)
@@ -70,7 +67,7 @@ def render_rgb(history: History, layers: Sequence[str], horizon: int) -> NDArray
 
 
 class Recording:
-    """History of every run of an environment, kept only where it will be drawn."""
+    """The histories of all runs of an environment; nothing is kept where nothing is drawn."""
 
     def __init__(self, render_mode: str | None, runs: int) -> None:
         """Start with empty histories.

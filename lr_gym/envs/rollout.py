@@ -17,17 +17,18 @@ from lr_gym.tasks import Task
 
 __all__ = ["DIVERGED", "controlled_env", "divergence", "final_losses", "play"]
 
-# Loss that a diverged training counts as where losses are averaged; no other loss comes near it.
+# The loss of a diverged training where losses are averaged; no other loss comes near it.
 DIVERGED = 1e3
 
 
 def divergence(before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The loss (T, 1) that a diverged training counts as, and a larger loss too, on each task.
+    """The largest loss (T, 1) that a training counts with on each task, diverged or not.
 
     It is DIVERGED, or ten times the median of `before` where that is more.
 
     Args:
-        before: (T, S) losses of trainings without what is judged, inf where they diverged.
+        before: (T, S) final losses of S trainings of each of T tasks, to compare with; inf where a
+            training diverged.
     """
     limits = []
     for losses in before:
@@ -45,7 +46,7 @@ def controlled_env(
     horizon: int | None = None,
     render_mode: str | None = None,
 ) -> LRControlVectorEnv:
-    """An environment whose runs are controlled as a saved policy expects.
+    """Make an environment for a saved policy.
 
     Nothing is masked, and runs that ended wait for a reset.
 
@@ -106,7 +107,8 @@ def play(
             survived = ended & ~infos["diverged"]
             losses[survived] = env.evaluate(split)[survived]
             finished |= ended
-        # runs that diverged start over, since the environment steps all rows; they do not count
+        # The environment steps all rows together, so runs that diverged start over. What they do
+        # then does not count.
         if terminated.any() and not finished.all():
             observation, _ = env.reset(options={"reset_mask": terminated})
     return losses, torch.stack(offsets)

@@ -1,4 +1,4 @@
-"""What the host knows of the rows of a vector environment: seeds, episodes, steps."""
+"""Rows: what the host knows of each row of a vector environment."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class RunDistribution:
         return torch.exp(low + (high - low) * place)
 
     def known(self, run_seed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """1 where loss, progress and passes are shown, else 0: (B,) each for seeds (B,)."""
+        """What is shown of runs with seeds (B,): loss, progress and passes, (B,) each, 1 or 0."""
         draw = uniform(run_seed, Stream.MASK, 0, 3, dtype=torch.float64)
         shares = numbers_like([self.mask_loss, self.mask_progress, self.mask_passes], draw)
         return tuple(column.clone() for column in (draw >= shares).to(dtype).unbind(1))

@@ -20,7 +20,7 @@ State = TypeVar("State")
 
 
 def snapshot(host: Mapping[str, NDArray[Any]], runs: Any) -> dict[str, Tensor]:
-    """Copies of everything, by name.
+    """Copies of all arrays and tensors by name.
 
     Args:
         host: arrays of the host.

@@ -1,4 +1,4 @@
-"""Spaces of the environments, and actions of any form as numbers on the device."""
+"""Spaces of the environments, and the reader of actions, which checks them."""
 
 from __future__ import annotations
 

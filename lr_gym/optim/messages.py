@@ -1,4 +1,4 @@
-"""What a PolicyOptimizer warns its user of."""
+"""The warnings that a PolicyOptimizer gives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lr_gym.optim.state import CONTROLLER
 __all__ = ["check_layers", "check_over", "check_rates", "warn_of_guard"]
 
 RISE = 3.0  # factor by which a group's learning rate may rise above its start without a warning
-FALL = 0.99  # factor by which it may fall below its peak without a warning
+FALL = 0.99  # a group's learning rate below this part of its highest value counts as decayed
 
 
 def check_layers(model: ControlledModel, states: Mapping[Tensor, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What torch's `load_state_dict` does to the state of an optimizer, put right."""
+"""Repairs of what torch's `load_state_dict` does to the state of a PolicyOptimizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = "policy"  # key of a group: the policy that drives it, see Settings.pol
 
 @contextmanager
 def restoring(optimizer: Optimizer, settings: Settings) -> Iterator[None]:
-    """Put right what torch's `load_state_dict`, called within this context, leaves wrong.
+    """A context for torch's `load_state_dict`, which repairs afterwards what that leaves wrong.
 
     Args:
         optimizer: the PolicyOptimizer.

@@ -77,7 +77,7 @@ class Policy(Protocol):
 
 # kind -> class; a class offers `predict`, `tensors`, `to` and `from_parts`.
 KINDS: dict[str, type[MLPPolicy] | type[QTablePolicy]] = {
-    kind.kind: kind for kind in (MLPPolicy, QTablePolicy)
+    policy.kind: policy for policy in (MLPPolicy, QTablePolicy)
 }
 SavedPolicy = MLPPolicy | QTablePolicy
 
@@ -108,19 +108,18 @@ def builtin_policies() -> list[str]:
     return [name for name in builtin_names() if name != GARO]
 
 
-def _resolve(path: str | os.PathLike[str]) -> Path:
+def _find_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a policy, whether a path, a folder or "builtin:NAME" was given."""
     text = os.fspath(path)
+    names = ", ".join(builtin_policies())
+    if text == BUILTIN + GARO:
+        raise PolicyFileError(
+            f"{text} holds no policy but weights: use GlobalAdaptiveSGD(params, weights={text!r})"
+        )
     if text.startswith(BUILTIN):
         name = text.removeprefix(BUILTIN)
         if name not in builtin_policies():
-            hint = (
-                ": its weights are for GlobalAdaptiveSGD(params, weights='builtin:garo')"
-                if name == GARO
-                else ""
-            )
-            raise PolicyFileError(
-                f"no built-in policy {name!r}; there are {', '.join(builtin_policies())}{hint}"
-            )
+            raise PolicyFileError(f"no built-in policy {name!r}; there are {names}")
         return builtin_file(name)
     file = Path(text)
     if file.is_dir():
@@ -128,8 +127,7 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
     if not file.is_file():
         raise PolicyFileError(
             f"no policy file at {str(file)!r}: give a .safetensors file, the output folder of "
-            "train_agent.py, or "
-            f"builtin:NAME with NAME one of {', '.join(builtin_policies())}"
+            f"train_agent.py, or builtin:NAME with NAME one of {names}"
         )
     return file
 
@@ -141,7 +139,7 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
         PolicyFileError: where the file is missing, larger than 16 MiB, truncated, altered, not
             finite, or of an unknown schema version or kind. The message names the file.
     """
-    file = _resolve(path)
+    file = _find_file(path)
     with reading(file):
         content, tensors = read_tensor_file(file, *KINDS)
         if not isinstance(content["about"], dict):

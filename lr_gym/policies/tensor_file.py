@@ -106,11 +106,11 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def read_tensor_file(file: Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Content and tensors of a file of one of these kinds; to be called within `reading`.
+    """Read content and tensors of a file of one of these kinds; call it within `reading`.
 
     Raises:
-        PolicyFileError: where the file is missing or too large; `reading` makes it of all other
-            errors.
+        PolicyFileError: where the file is missing or too large; the context `reading` turns all
+            other errors into a PolicyFileError too.
     """
     if not file.is_file():
         raise PolicyFileError(f"no policy file at {str(file)!r}")
@@ -136,7 +136,7 @@ def read_tensor_file(file: Path, *kinds: str) -> tuple[dict[str, Any], dict[str,
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """A ValueError that names the first tensor with a NaN or infinity."""
+    """Raise a ValueError that names the first tensor with a NaN or an infinity."""
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must hold finite numbers")
