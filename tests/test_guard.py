@@ -20,6 +20,7 @@ from lr_gym.optim.guard import (
     restrain,
     trust_in,
 )
+from lr_gym.optim.guard_message import guard_message
 from lr_gym.policies.ranges import ObservedRanges
 
 # Trust
@@ -236,3 +237,13 @@ def test_offsets_stay_within_an_action_of_those_reached():
     assert restrained(1.0, KNOWN, -3.3, -4.0) == pytest.approx(-2.0 - step)
     # All trainings start with offsets of 0, so a step away from 0 is always allowed.
     assert restrained(1.0, KNOWN, 0.0, -1.0, offsets=((3.0,), (4.0,))) == -1.0
+
+
+def test_the_message_names_the_layer_of_a_learning_rate():
+    """Layers are often called 0, 1, ...; that is no part of the rate."""
+    ranges = ObservedRanges(
+        torch.tensor([[-0.5714], [0.5714]]), torch.zeros(2, 1), torch.tensor([1e-5, 0.1])
+    )
+    arguments = (["peak_lr"], ["0"], torch.tensor([True]))
+    text = guard_message(ranges, *arguments, torch.tensor([[-1.0]]), torch.tensor([[0.43]]))
+    assert "learning rate of layer 0: 3.16e-07, where it was 1e-05 to 0.1 in its" in text
