@@ -75,6 +75,19 @@ def bad_metric(*args):
     raise KeyError("no such metric")
 
 
+def regression(targets_shape, loss) -> dict:
+    """TINY with one output, and targets of another shape than (n, 1)."""
+    data = Data(*(Split(x, y.float().reshape(targets_shape)) for x, y in tiny_data()))
+    return {"data": lambda: data, "model": lambda: nn.Linear(5, 1), "loss": loss}
+
+
+def unseeded_data():
+    draw = np.random.default_rng()
+    return tiny_data()._replace(
+        reward=Split(torch.from_numpy(draw.normal(size=(40, 5))).float(), TARGETS)
+    )
+
+
 def centred(outputs, targets):
     """Each loss depends on the other examples of the call."""
     losses = cross_entropy(outputs, targets)
@@ -191,6 +204,27 @@ WRONG = {
         {"loss": lambda x, y: x.square()},
         r"the loss has shape \(7, 3\) for 7 examples, .*: take the mean of each example's",
     ),
+    "every output met every target": (
+        regression(-1, lambda x, y: (x - y).square()),
+        r"shape \(7, 7\) for 7 examples.* every output met every target. .*float32 of shape "
+        r"\(7, 1\), .*float32 of shape \(7,\): .*the shape of the outputs, \(n, 1\)",
+    ),
+    "every output met every target, and the mean was taken": (
+        regression(-1, lambda x, y: (x - y).square().mean(1)),
+        "depends on the other examples of its minibatch .*the shape of the outputs, "
+        r"\(n, 1\)",
+    ),
+    "outputs without the second dimension": (
+        {
+            **regression((-1, 1), lambda x, y: (x - y).square().mean(1)),
+            "model": lambda: nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)),
+        },
+        r"depends on the other examples .*the shape of the outputs, \(n,\)",
+    ),
+    "data without a seed": (
+        {"data": unseeded_data},
+        r"data\(\) returned other data the second time: the inputs of the reward split .*seed",
+    ),
     "loss is not finite": (
         {"loss": lambda x, y: (0.0 * x[:, 0]).log()},
         r"the loss of the initial model is not finite \(-inf\)",
@@ -234,11 +268,11 @@ WRONG = {
     ),
     "examples depend on others": (
         {"loss": centred},
-        "the losses of 2 runs at once differ by .* every example by itself",
+        "the loss of an example depends on the other examples .* every example by itself",
     ),
     "memory outside of buffers": (
         with_model(Growing()),
-        "keep nothing from one call to the next",
+        "the losses of 2 runs at once differ by .*keep nothing from one call to the next",
     ),
 }
 
@@ -294,6 +328,12 @@ def test_what_is_right_passes(name):
 def test_a_module_of_ones_own_passes_once_its_distribution_is_known(monkeypatch):
     monkeypatch.setitem(INITIAL, Scale, lambda module, name: Initial("constant", 1.0))
     check_task(dataclasses.replace(TINY, **with_model(Scale(3))))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_tried_where_the_caller_has_none(mode):
+    with mode():
+        check_task(TINY)
 
 
 def test_the_global_generators_stay_as_they_are():

@@ -82,8 +82,12 @@ def test_a_wrong_place_is_explained(products, place, message):
 
 def test_a_module_that_misses_another_one_says_so(folder):
     (folder / "needy.py").write_text("import no_such_package\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+    with pytest.raises(ModuleNotFoundError, match="no_such_package") as error:
         find_task("needy:TASK")
+    assert str(error.value).startswith("task 'needy:TASK': importing needy failed: No module")
+    (folder / "outdated.py").write_text("from torch import no_such_name\n")
+    with pytest.raises(ImportError, match="'outdated:TASK': importing outdated failed: .*no_such"):
+        find_task("outdated:TASK")
 
 
 def test_the_core_alone_trains_a_task_of_ones_own(products):

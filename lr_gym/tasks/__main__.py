@@ -82,6 +82,8 @@ the task on a minibatch and says what it lacks; call it yourself for a Task that
 object.
 
 - `data` returns the same data every time: every environment and every process calls it.
+- Targets have the shape of the outputs, here `(n, 1)`; only class indices have no dimension for the
+  classes.
 - `model` builds a module that maps one tensor to one tensor. All its parameters are trained.
 - Every run starts from weights of its own, drawn as torch draws those of its layers. A layer of
   your own that has parameters needs a line below the layer:

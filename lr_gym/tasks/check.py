@@ -25,6 +25,8 @@ RUNS = 2
 # The batched path and the plain model differ by rounding, which batch norms can amplify; what mixes
 # two runs differs by far more.
 TOLERANCE = 1e-2
+# A loss of fewer examples at a time differs by rounding only.
+ROUNDING = 1e-3
 
 
 def check_task(task: Task) -> Task:
@@ -45,9 +47,16 @@ def check_task(task: Task) -> Task:
         ImportError, OSError: as raised by the task's own functions, where a package or a file is
             missing.
     """
-    with _named(task.name), torch.random.fork_rng(devices=[]):
+    with (
+        _named(task.name),
+        torch.random.fork_rng(devices=[]),
+        # The caller may be in one of the modes that switch gradients off.
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+    ):
         _check_functions(task)
         data = _checked_data(task)
+        _check_data_again(task, data)
         model = _checked_model(task)
         seeds = torch.arange(RUNS)
         params = initial_parameters(model, seeds)
@@ -130,6 +139,19 @@ def _checked_data(task: Task) -> Data:
     if task.sizes is not None and tuple(task.sizes) != counts:
         raise ValueError(f"sizes is {task.sizes}, and the splits have {counts} examples")
     return data.to("cpu", torch.float32)
+
+
+def _check_data_again(task: Task, data: Data) -> None:
+    """A second call of data() returns the same numbers."""
+    again = _call("data()", task.data).to("cpu", torch.float32)
+    for name, first, second in zip(SPLITS, data, again, strict=True):
+        for part in Split._fields:
+            if not torch.equal(getattr(first, part), getattr(second, part)):
+                raise ValueError(
+                    f"data() returned other data the second time: the {part} of the {name} split "
+                    "differ. Every environment and every process calls it: draw its random "
+                    "numbers from a generator with a fixed seed"
+                )
 
 
 def _check_split(name: str, split: Any) -> None:
@@ -248,19 +270,54 @@ def _losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"the loss is of type {type(losses).__name__}, and must be a tensor")
     count = len(targets)
     if losses.shape != (count,):
-        remedy = (
-            "give it reduction='none'" if losses.ndim == 0 else "take the mean of each example's"
-        )
         raise ValueError(
             f"the loss has shape {tuple(losses.shape)} for {count} examples, and must have one "
-            f"value for each example, shape ({count},): {remedy}"
+            f"value for each example, shape ({count},): {_shape_remedy(losses, outputs, targets)}"
         )
     if not losses.isfinite().all():
         raise ValueError(
             f"the loss of the initial model is not finite ({losses.mean():g}): scale the inputs, "
             "and keep zeros out of logarithms and divisions"
         )
+    _check_each_alone(task, outputs.detach(), targets, losses.detach())
     return losses
+
+
+def _shape_remedy(losses: Tensor, outputs: Tensor, targets: Tensor) -> str:
+    """What to do about a loss of a wrong shape."""
+    if losses.ndim == 0:
+        return "give it reduction='none'"
+    if losses.shape == (len(targets), len(targets)) and outputs.shape != targets.shape:
+        return f"every output met every target. {_broadcast(outputs, targets)}"
+    return (
+        f"take the mean of each example's. The outputs are {_shape(outputs)}, the targets "
+        f"{_shape(targets)}"
+    )
+
+
+def _broadcast(outputs: Tensor, targets: Tensor) -> str:
+    """What to do about outputs and targets whose shapes differ."""
+    shape = ", ".join(["n", *map(str, outputs.shape[1:])]) + ("," if outputs.ndim == 1 else "")
+    return (
+        f"The outputs are {_shape(outputs)}, the targets {_shape(targets)}: they broadcast; give "
+        f"the targets the shape of the outputs, ({shape})"
+    )
+
+
+def _check_each_alone(task: Task, outputs: Tensor, targets: Tensor, losses: Tensor) -> None:
+    """The loss of an example stays the same where other examples are left out."""
+    # The first half shows it where examples are sorted, every second one where they alternate.
+    for part in (slice(0, (len(losses) + 1) // 2), slice(0, None, 2)):
+        alone = _call("the loss", task.loss, outputs[part], targets[part])
+        gap = float((alone - losses[part]).abs().max())
+        if gap <= ROUNDING * float(losses.abs().max()):
+            continue
+        same_shape = outputs.shape == targets.shape or not targets.is_floating_point()
+        raise ValueError(
+            "the loss of an example depends on the other examples of its minibatch (it changes by "
+            f"{gap:.2g} where half of them are left out), and the loss must treat every example by "
+            "itself" + ("" if same_shape else f". {_broadcast(outputs, targets)}")
+        )
 
 
 def _check_metrics(task: Task, outputs: Tensor, targets: Tensor) -> None:

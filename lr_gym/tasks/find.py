@@ -27,6 +27,7 @@ def find_task(task: str | Task) -> Task:
     Raises:
         ValueError: if there is no such task; or if a task of one's own lacks something, see
             `check_task`.
+        ImportError: if the module of a task of one's own imports something that is missing.
     """
     if isinstance(task, Task):
         return task
@@ -76,10 +77,14 @@ def _import(name: str, place: str) -> ModuleType:
         importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and misses another one
-        raise ValueError(
-            f"task {place!r}: there is no module {error.name!r}, neither in the current folder "
-            f"{folder} nor installed: start in the folder that holds it"
-        ) from error
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        if missing and error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"task {place!r}: there is no module {error.name!r}, neither in the current "
+                f"folder {folder} nor installed: start in the folder that holds it"
+            ) from error
+        # The module is there, and something that it imports is missing.
+        kind = ModuleNotFoundError if missing else ImportError
+        message = f"task {place!r}: importing {name} failed: {error}"
+        raise kind(message, name=error.name) from error
