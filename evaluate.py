@@ -14,17 +14,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-
-import tyro
+from typing import Any, NamedTuple
 
 from lr_gym.benchmark.cell_runs import log_cells
+from lr_gym.benchmark.command_line import MAY_CHANGE, Args, command_of, parse
 from lr_gym.benchmark.contestants import Entrant, entrants
 from lr_gym.benchmark.environment import environment
 from lr_gym.benchmark.grid import Grid, misset_cells, named_tasks, reported_cells, suite_tasks
@@ -45,82 +43,6 @@ from lr_gym.run_folder import RunFolder
 from lr_gym.tracking import Tracker
 from lr_gym.types import check_count
 
-
-@dataclasses.dataclass(frozen=True)
-class Args:
-    """Compare trained policies with optimizers, tuned at equal cost, in ordinary scripts."""
-
-    output_dir: Path
-    """New folder for results.json and report.html.
-
-    A folder that holds results is never overwritten.
-    """
-    policy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Policy file, output folder of train_agent.py, or builtin:NAME.
-
-    Give the option once for each.
-    """
-    optimizers: str = "adam,adam-constant,adam-cosine,adam-wsd"
-    """Optimizers to compare with, separated by commas.
-
-    They are names of lr_gym.benchmark.optimizers.OPTIMIZERS.
-    """
-    task: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, or a Task of your own as
-    my_package.my_module:TASK. Give the option once for each task.
-
-    By default it is mnist1d-mlp, unless --suite is given.
-    """
-    suite: Literal["test", "validation", "train"] | None = None
-    """Train all tasks of a suite that can run on this machine."""
-    seeds: int = 10
-    """Reported trainings of each contestant on each task.
-
-    Nothing was trained or tuned on their seeds.
-    """
-    budget: int = 16
-    """Learning rates that are tried for each tuned contestant on each task."""
-    tuning_seeds: int = 3
-    """Trainings of each learning rate tried."""
-    tune_policies: bool = True
-    """Let each policy take part with a tuned initial learning rate too, in a row of its own."""
-    misset: bool = False
-    """Also train at 0.01, 0.1, 10 and 100 times each contestant's learning rate."""
-    horizon: int | None = None
-    """Inner steps of a training; the task's own by default."""
-    workers: int = os.cpu_count() or 1
-    """Processes, of one thread each."""
-    engine: Literal["local", "ray"] = "local"
-    """Where trainings run: processes of this machine, or a Ray cluster (the extra `ray`)."""
-    ray_address: str | None = None
-    """Address of a running Ray cluster; by default one of `workers` cores is started here."""
-    data_dir: Path | None = None
-    """Folder with data that cannot be downloaded, such as cifar-10-batches-py.
-
-    LR_GYM_DATA by default.
-    """
-    resume: bool = False
-    """Continue an evaluation that was stopped; no training runs twice.
-
-    An evaluation that is complete is only shown.
-    """
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """The mode auto is online where you are logged in, and offline elsewhere."""
-    wandb_cells: bool = False
-    """Also log every reported training to wandb as a run of its own, grouped by task."""
-
-
-# Arguments that may change when an evaluation is resumed, since they change no result.
-MAY_CHANGE = (
-    "output_dir",
-    "workers",
-    "data_dir",
-    "engine",
-    "ray_address",
-    "wandb",
-    "wandb_cells",
-    "resume",
-)
 RANKING_COLUMNS = ["contestant", "score", "low", "high", "failed", "better than"]
 
 
@@ -174,8 +96,7 @@ def main(args: Args) -> None:
         plan = make_plan(args)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
-    again = [arg for arg in sys.argv if arg != "--resume"]
-    advice = f"continue with: python {shlex.join(again)} --resume"
+    advice = f"continue with: {command_of(args)} --resume"
     try:
         failures = evaluate(args, plan)["failures"]
     except BrokenProcessPool:
@@ -324,7 +245,7 @@ def compile_results(args: Args, plan: Plan, trained: Trained) -> dict[str, Any]:
         "skipped": plan.skipped,
         "policies": policies,
         "cost": costs(policies, args.budget, args.tuning_seeds),
-        "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
+        "command": command_of(args),
         "environment": environment(),
     }
 
@@ -343,4 +264,8 @@ def ranking_row(entry: Mapping[str, Any]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        arguments = parse(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    main(arguments)

@@ -28,7 +28,7 @@ from agents.command_line import parse
 from agents.environments import RANDOM, learning_tasks, make_env, selection_runs, selection_tasks
 from agents.learner import Learner
 from agents.table import AGENTS, build_learner
-from lr_gym.analysis.certificate import certificate, describe
+from lr_gym.analysis.certificate import TESTED, certificate, describe
 from lr_gym.analysis.measure_ranges import observed_range
 from lr_gym.analysis.pictures import draw
 from lr_gym.benchmark.scores import relative_loss
@@ -39,6 +39,8 @@ from lr_gym.policies.policy import POLICY_FILE, load_policy, save_policy
 from lr_gym.run_folder import RunFolder
 from lr_gym.tracking import Tracker
 
+# A training of fewer updates than this is not long enough to learn, and a warning says so.
+FEW_UPDATES = 3
 # figures that are printed after every update
 SHOWN = ("reward_loss", "diverged", "selection_loss")
 # number of batches of random tasks on which the guard's ranges are measured
@@ -69,6 +71,8 @@ def main(command: list[str]) -> None:
             engine = stack.enter_context(local_engine(args.workers))
             learner, updates, folder, config = build(args, engine)
             stack.callback(folder.close)
+            if updates < FEW_UPDATES:
+                print(few_updates(args, updates))
         except (ValueError, ImportError, OSError) as error:
             sys.exit(f"error: {error}")
         try:
@@ -76,10 +80,10 @@ def main(command: list[str]) -> None:
         except OSError as error:  # most likely the disk is full
             sys.exit(
                 f"error: {error}; what was saved before is intact: mend that, then continue with "
-                "--resume"
+                f"--resume --output-dir {args.output_dir}"
             )
         except KeyboardInterrupt:
-            sys.exit("stopped; continue with the same command and --resume")
+            sys.exit(f"stopped; continue with --resume --output-dir {args.output_dir}")
 
 
 def build(args: Args, engine: Engine = run_here) -> tuple[Learner, int, RunFolder, dict[str, Any]]:
@@ -102,6 +106,15 @@ def build(args: Args, engine: Engine = run_here) -> tuple[Learner, int, RunFolde
     config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
     folder = RunFolder(args.output_dir, config, resume=args.resume, may_change=MAY_CHANGE)
     return learner, updates, folder, config
+
+
+def few_updates(args: Args, updates: int) -> str:
+    """The warning about a training that is too short to learn anything."""
+    made = "1 update" if updates == 1 else f"{updates} updates"
+    return (
+        f"warning: --timesteps {args.timesteps} makes only {made}, too few to learn from: raise "
+        "it to get dozens of updates, or make each update smaller by fewer --num-envs"
+    )
 
 
 def train(
@@ -243,7 +256,7 @@ def store_ranges(file: Path, args: Args) -> None:
 
 def store_certificate(file: Path, args: Args) -> None:
     """Find out whether the policy is feedback or a schedule; print it and store it in its file."""
-    print("is it feedback, or a schedule?", flush=True)
+    print(TESTED, flush=True)
     policy = load_policy(file)
     result = certificate(
         policy, *selection_tasks(args), runs=args.certificate_runs, horizon=args.horizon

@@ -37,8 +37,8 @@ class Args:
     agent: str = "ppo"
     """The agent that learns, a name of the list above."""
     preset: str = "default"
-    """Named settings of the agent, from its file in agents/presets. The config file and the command
-    line override them."""
+    """Named settings of the agent, from the list above. The config file and the command line
+    override them."""
     config: Path | None = None
     """YAML file of settings, named as these arguments are. Its mapping `control` holds the control
     options, its mapping `ppo` those of PPO, and so on. The command line overrides it."""
@@ -99,7 +99,8 @@ class Args:
     """Folder of data that cannot be downloaded, such as cifar-10-batches-py. By default the
     environment variable LR_GYM_DATA."""
     resume: bool = False
-    """Continue the run in the output folder, bit for bit."""
+    """Continue the run in the output folder, bit for bit. Options that are not given are those of
+    the run."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mode of wandb: auto is online where you are logged in, and offline elsewhere."""
     tensorboard: bool = False

@@ -13,7 +13,7 @@ import torch
 
 from lr_gym.files import remove_unfinished, write_atomically
 
-__all__ = ["RunFolder", "RunFolderError"]
+__all__ = ["RunFolder", "RunFolderError", "stored_args"]
 
 CHECKPOINT = "checkpoint.pt"
 ARGS = "args.json"
@@ -102,6 +102,23 @@ class RunFolder:
     def close(self) -> None:
         """Release the folder."""
         self._lock.release()
+
+
+def stored_args(path: Path) -> dict[str, Any]:
+    """The arguments of the run in a folder, or nothing where the folder holds no run.
+
+    Raises:
+        RunFolderError: The file of the arguments cannot be read; the message names it.
+    """
+    file = path / ARGS
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"{file} does not hold the arguments of a run ({error}): start one in a new folder"
+        ) from error
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lr_gym.benchmark.scores import (
     relative_loss,
     scores,
 )
-from lr_gym.benchmark.significance import compare_all, holm, paired_test, winner
+from lr_gym.benchmark.significance import compare_all, holm, paired_test, smallest_shown, winner
 
 INF = float("inf")
 
@@ -129,6 +129,15 @@ def test_paired_test_of_one_seed_or_no_spread():
     assert paired_test([[3.0], [4.0]]) == 1.0
     assert paired_test([[0.0, 0.0]]) == 1.0
     assert paired_test([[1.0] * 10]) == pytest.approx(stats.binomtest(10, 10).pvalue)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_the_smallest_difference_shown_is_where_the_test_turns(draw, tasks):
+    spread = draw[:tasks] - draw[:tasks].mean(1, keepdims=True)
+    smallest = smallest_shown(draw[:tasks], 6)
+    assert 6 * paired_test(spread + smallest) == pytest.approx(0.05)
+    assert smallest_shown([[3.0], [4.0]], 6) is None
+    assert smallest_shown([[1.0] * 10], 6) is None
 
 
 def test_holm_by_its_definition():

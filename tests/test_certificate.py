@@ -92,6 +92,7 @@ def test_plain_values_and_words():
     assert result["differences"]["untrained"]["mean"] == pytest.approx(expected)
     lines = describe(result)
     assert len(lines) == 4
+    assert "below 0 the policy has the lower loss" in lines[0]
     assert "not shown to be more than a schedule" in lines[-1]
     feedback = {
         **result,

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
 
 import evaluate
+from lr_gym.benchmark.command_line import command_of, parse
 from lr_gym.benchmark.contestants import entrants
 from lr_gym.benchmark.loop import Outcome
 from lr_gym.benchmark.optimizers import OPTIMIZERS
@@ -53,7 +54,7 @@ def run_here(folder: Path, *more: str) -> None:
     words, environment = command(folder, *more)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LR_GYM_CACHE", environment["LR_GYM_CACHE"])
-        evaluate.main(tyro.cli(evaluate.Args, args=words[2:]))
+        evaluate.main(parse(words[2:]))
 
 
 def results_of(folder: Path) -> dict[str, object]:
@@ -88,6 +89,38 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "whole"
     run_here(folder)
     return folder
+
+
+def test_an_evaluation_goes_on_with_its_own_options(whole, capsys):
+    words, _ = command(whole)
+    asked = parse(words[2:])
+    assert parse(shlex.split(command_of(asked))[2:]) == asked
+    assert json.loads((whole / "results.json").read_text())["command"] == command_of(asked)
+    folder = ["--resume", "--output-dir", str(whole)]
+    again = dataclasses.replace(asked, resume=True)
+    assert parse(folder) == parse([*words[2:], "--resume"]) == again
+    assert parse([*folder, "--task", "logistic"]).task == ("logistic",)
+    evaluate.main(parse(folder))
+    assert "nothing was run again" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="was started with seeds=2, not 3"):
+        evaluate.main(parse([*folder, "--seeds", "3"]))
+
+
+def test_a_folder_of_something_else_is_not_resumed(tmp_path):
+    (tmp_path / "args.json").write_text('{"agent": "ppo"}')
+    with pytest.raises(ValueError, match=r"holds no evaluation .*agent"):
+        parse(["--resume", "--output-dir", str(tmp_path)])
+
+
+def test_the_help_lists_the_optimizers_and_has_no_empty_lines(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    for name, recipe in OPTIMIZERS.items():
+        tuned = "lr tuned" if recipe.lr is None else "lr not tuned"
+        assert re.search(rf"^  {name} +{re.escape(recipe.about)} \({tuned}\)$", shown, re.MULTILINE)
+    assert not re.search(r"^│ *│$", shown, re.MULTILINE)
 
 
 def test_results_hold_what_was_asked_for(whole):
@@ -293,6 +326,20 @@ def test_the_summary_names_losses_as_it_names_wins():
         "than every other entrant, though sgd leads the ranking by interquartile means."
     )
     assert not any("guard" in line for line in lines)
+    # On one task the losses are named; where nothing is shown, so is what could have been.
+    losses = {"policy mnist1d": (2.0, 2.2), "sgd": (1.0, 1.2)}
+    found = {
+        ("quadratic", name): [Outcome(loss, loss, {}, [], [], [], []) for loss in pair]
+        for name, pair in losses.items()
+    }
+    assert summarise(rows, across, 1, 0, found)[2] == (
+        "policy mnist1d against the best baseline, sgd: mean test loss 2.1 against 1.1, worse."
+    )
+    equal = {**across, "pairs": [pair._replace(better=None) for pair in pairs]}
+    assert summarise(rows, equal, 1, 0, found)[2].endswith(
+        "no difference shown. With 2 seeds only losses that differ by a factor of 9.17 or more "
+        "could have been told apart; give --seeds 10 or more."
+    )
     one = summarise(
         rows, across, 1, 0, {("quadratic", "sgd"): [Outcome(1.0, 1.0, {}, [], [], [], [])]}
     )

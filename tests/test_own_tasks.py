@@ -86,7 +86,7 @@ def test_a_module_that_misses_another_one_says_so(folder):
         find_task("needy:TASK")
     assert str(error.value).startswith("task 'needy:TASK': importing needy failed: No module")
     (folder / "outdated.py").write_text("from torch import no_such_name\n")
-    with pytest.raises(ImportError, match="'outdated:TASK': importing outdated failed: .*no_such"):
+    with pytest.raises(ImportError, match=r"'outdated:TASK': importing outdated failed: .*no_such"):
         find_task("outdated:TASK")
 
 

@@ -120,6 +120,15 @@ def test_figures_are_in_tables_too(results, report):
                 assert f"{row['test_loss']['mean']:.4g}" in html
 
 
+def test_figures_are_explained(results, report):
+    html = tables(report.read_text())
+    assert "0.7 half the loss" in html
+    (line,) = (line for line in results["summary"] if line.startswith("policy mnist1d against"))
+    assert "against the best baseline" in line
+    assert "of 2 tasks" in line
+    assert html.count("against the best baseline") == 2
+
+
 def test_names_cannot_inject_markup(results, tmp_path):
     write_report({**results, "command": "<script>alert(1)</script>"}, tmp_path / "r.html")
     assert "<script>alert(1)" not in (tmp_path / "r.html").read_text()

@@ -118,7 +118,9 @@ def test_a_killed_training_resumes_bit_for_bit(trained, tmp_path):
     kill_after(1, command, folder)
     kill_after(4, [*command, "--resume"], folder)
     load_policy(folder)  # what was saved before can be read
-    run(*command, "--resume")
+    # The options that are not given are those of the run.
+    done = run("train_agent.py", "--resume", "--output-dir", str(folder))
+    assert "warning" not in done.stdout
     assert curve(folder) == curve(trained)
     assert (folder / "policy.safetensors").read_bytes() == (
         trained / "policy.safetensors"
@@ -206,6 +208,8 @@ def test_a_look_at_the_policy(tmp_path):
     folder = tmp_path / "look"
     options = "--timesteps 16 --certificate-runs 2 --tensorboard"
     done = run(*TRAIN, *options.split(), "--output-dir", str(folder))
+    assert "warning: --timesteps 16 makes only 1 update, too few to learn from" in done.stdout
+    assert "This tests whether the policy needs what it observes" in done.stdout
     assert "replayed mean schedule" in done.stdout
     assert set(load_policy(folder).about["certificate"]["differences"]) == {
         "replay",

@@ -30,7 +30,7 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import Policy, load_policy
 from lr_gym.tasks import Task, find_task
 
-__all__ = ["COMPARED", "FIRST_SEED", "certificate", "certificate_losses", "describe"]
+__all__ = ["COMPARED", "FIRST_SEED", "TESTED", "certificate", "certificate_losses", "describe"]
 
 # name of a control -> how `describe` speaks of it
 CONTROLS = {
@@ -39,6 +39,11 @@ CONTROLS = {
     "untrained": "the untrained policy",
 }
 COMPARED = tuple(CONTROLS)
+# What is said before the lines of `describe`.
+TESTED = (
+    "This tests whether the policy needs what it observes: the same trainings were run with the "
+    "mean schedule that it chose in other runs, with another run's observations, and without it."
+)
 # Seeds from here on are those of no training of an agent and of no selection of a policy.
 FIRST_SEED = 1 << 41
 
@@ -165,6 +170,7 @@ def describe(certificate: Mapping[str, Any]) -> list[str]:
         f"({gap['low']:+.4f} to {gap['high']:+.4f}), {certificate['seeds']} seeds."
         for name, gap in certificate["differences"].items()
     ]
+    lines[0] = f"{lines[0].removesuffix('.')}; below 0 the policy has the lower loss."
     feedback = certificate["differences"]["replay"]["high"] < 0
     lines.append("It is feedback." if feedback else "It is not shown to be more than a schedule.")
     return lines
@@ -187,4 +193,5 @@ if __name__ == "__main__":
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(TESTED)
     print(*describe(certificate(load_policy(args.policy), *args.tasks, runs=args.runs)), sep="\n")

@@ -8,7 +8,9 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from lr_gym.analysis.certificate import TESTED
 from lr_gym.benchmark.plots import Plot, plots_of, task_plots
+from lr_gym.benchmark.scores import SCORE_SCALE
 from lr_gym.files import write_atomically
 
 __all__ = ["write_report"]
@@ -37,7 +39,12 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     )
     environment.filters |= {"number": _number, "interval": _interval}
     html = environment.get_template("report.html.jinja2").render(
-        results=results, plots=plots, task_plots=per_task, plotlyjs=get_plotlyjs()
+        results=results,
+        plots=plots,
+        task_plots=per_task,
+        plotlyjs=get_plotlyjs(),
+        score_scale=SCORE_SCALE,
+        tested=TESTED,
     )
     write_atomically(path, html.encode())
 

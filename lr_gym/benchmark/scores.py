@@ -17,6 +17,7 @@ from lr_gym.analysis.intervals import LEVEL, RESAMPLES, Interval
 
 __all__ = [
     "BOUND",
+    "SCORE_SCALE",
     "iqm",
     "iqm_interval",
     "performance_profile",
@@ -27,6 +28,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 BOUND = float(np.log(1000.0))  # nats; a diverged training scores -BOUND
+SCORE_SCALE = "0.1 is a loss about 10 % lower, 0.7 half the loss, 2.3 a tenth of it"
 OFFSET = 1e-8  # added to both losses: the score stays finite at a known optimum of 0
 
 

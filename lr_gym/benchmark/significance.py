@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["ALPHA", "Comparison", "compare_all", "holm", "paired_test", "winner"]
+__all__ = ["ALPHA", "Comparison", "compare_all", "holm", "paired_test", "smallest_shown", "winner"]
 
 ALPHA = 0.05  # highest chance of a single false verdict in a whole table
 
@@ -52,12 +52,41 @@ def paired_test(differences: ArrayLike) -> float:
     seeds = array.shape[1]
     if seeds < 2:
         return 1.0
-    parts = array.var(1, ddof=1) / seeds  # (T,)
-    mean, variance = array.mean(1).sum(), parts.sum()
+    mean = array.mean(1).sum()
+    variance, freedom = _variance(array)
     if variance == 0.0:
         return 1.0 if mean == 0.0 else 2.0 * 0.5**seeds
-    freedom = variance**2 / (parts**2 / (seeds - 1)).sum()
     return float(2.0 * stats.t.sf(abs(mean) / np.sqrt(variance), freedom))
+
+
+def _variance(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Variance of the sum over tasks of the means over seeds, and its degrees of freedom."""
+    seeds = differences.shape[1]
+    parts = differences.var(1, ddof=1) / seeds  # (T,)
+    variance = parts.sum()
+    if variance == 0.0:
+        return 0.0, np.inf
+    return variance, variance**2 / (parts**2 / (seeds - 1)).sum()
+
+
+def smallest_shown(differences: ArrayLike, pairs: int) -> float | None:
+    """The smallest mean difference that `paired_test` would have shown at this spread over seeds.
+
+    Args:
+        differences: (T, S) differences between scores with the same seed.
+        pairs: number of pairs of the table. The correction is that of the smallest p-value, which
+            Holm multiplies by this number.
+
+    Returns:
+        The difference in nats, or None where the spread is unknown (one seed) or 0.
+    """
+    array = np.atleast_2d(np.asarray(differences, dtype=float))
+    if array.shape[1] < 2:
+        return None
+    variance, freedom = _variance(array)
+    if variance == 0.0:
+        return None
+    return float(stats.t.isf(ALPHA / (2 * pairs), freedom) * np.sqrt(variance) / len(array))
 
 
 def holm(p: Sequence[float]) -> list[float]:

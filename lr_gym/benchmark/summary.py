@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lr_gym.benchmark.contestants import Entrant
 from lr_gym.benchmark.loop import Outcome
-from lr_gym.benchmark.significance import Comparison
+from lr_gym.benchmark.scores import BOUND, scores
+from lr_gym.benchmark.significance import Comparison, smallest_shown
 
-__all__ = ["costs", "summarise"]
+__all__ = ["ADVISED_SEEDS", "costs", "summarise"]
+
+# (task, entrant's name) -> the outcome of each seed
+Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]
+# Below so many seeds a verdict of "no difference shown" says little, and the summary says that.
+ADVISED_SEEDS = 10
 
 
 def costs(policies: Mapping[str, Mapping[str, Any]], budget: int, tuning_seeds: int) -> list[str]:
@@ -38,7 +48,7 @@ def summarise(
     across: Mapping[str, Any],
     tasks: int,
     failures: int,
-    outcomes: Mapping[tuple[str, str], Sequence[Outcome]],
+    outcomes: Outcomes,
 ) -> list[str]:
     """The result in words, which names losses as plainly as wins.
 
@@ -56,7 +66,10 @@ def summarise(
     baselines = [row.name for row in rows if row.policy is None]
     policies = [row.name for row in rows if row.policy is not None]
     if baselines:
-        lines += [_policy_line(name, baselines, across["pairs"]) for name in policies]
+        best = next(row["name"] for row in across["ranking"] if row["name"] in baselines)
+        for name in policies:
+            lines.append(_policy_line(name, baselines, across["pairs"]))
+            lines += _best_baseline_lines(name, best, across["pairs"], outcomes)
     for row in rows:
         lines += _guard_lines(row.name, outcomes)
     if failures:
@@ -95,11 +108,54 @@ def _policy_line(name: str, baselines: Sequence[str], pairs: Sequence[Comparison
     )
 
 
+def _best_baseline_lines(
+    name: str, best: str, pairs: Sequence[Comparison], outcomes: Outcomes
+) -> list[str]:
+    """The losses of a policy and of the best baseline, and what so many seeds could show."""
+    tasks = [task for task, entrant in outcomes if entrant == best and (task, name) in outcomes]
+    if not tasks:
+        return []
+    own = _losses(name, tasks, outcomes)
+    other = _losses(best, tasks, outcomes)
+    better = next(pair.better for pair in pairs if {pair.first, pair.second} == {name, best})
+    verdict = {name: "better", best: "worse"}.get(better or "", "no difference shown")
+    if len(tasks) == 1:
+        figures = f"mean test loss {_loss(own)} against {_loss(other)}"
+    else:
+        lower = int((own.mean(1) < other.mean(1)).sum())
+        figures = f"the lower mean test loss on {lower} of {len(tasks)} tasks"
+    line = f"{name} against the best baseline, {best}: {figures}, {verdict}."
+    smallest = smallest_shown(scores(own, other), len(pairs))
+    if better is None and smallest is not None:
+        line += f" {_sample_words(own.shape[1], smallest)}"
+    return [line]
+
+
+def _sample_words(seeds: int, smallest: float) -> str:
+    """What so many seeds could have shown, where nothing was shown."""
+    if smallest < BOUND:
+        shown = f"only losses that differ by a factor of {math.exp(smallest):.3g} or more"
+    else:
+        shown = "no losses, however different,"
+    advice = f"; give --seeds {ADVISED_SEEDS} or more" if seeds < ADVISED_SEEDS else ""
+    return f"With {seeds} seeds {shown} could have been told apart{advice}."
+
+
+def _losses(name: str, tasks: Sequence[str], outcomes: Outcomes) -> NDArray[np.float64]:
+    """Test losses (T, S) of an entrant."""
+    return np.array([[outcome.test_loss for outcome in outcomes[task, name]] for task in tasks])
+
+
+def _loss(losses: NDArray[np.float64]) -> str:
+    mean = float(losses.mean())
+    return f"{mean:.4g}" if math.isfinite(mean) else "infinity (diverged)"
+
+
 def _counted(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
-def _guard_lines(name: str, outcomes: Mapping[tuple[str, str], Sequence[Outcome]]) -> list[str]:
+def _guard_lines(name: str, outcomes: Outcomes) -> list[str]:
     """In how many trainings of an entrant the guard acted; nothing where it never did."""
     groups = [group for (_, entrant), group in outcomes.items() if entrant == name]
     trainings = [outcome for group in groups for outcome in group]

@@ -10,7 +10,8 @@ import rich.console
 import rich.measure
 import rich.table
 
-from lr_gym.analysis.certificate import describe
+from lr_gym.analysis.certificate import TESTED, describe
+from lr_gym.benchmark.scores import SCORE_SCALE
 
 __all__ = ["print_results", "ranking_table"]
 
@@ -20,10 +21,12 @@ def print_results(results: Mapping[str, Any]) -> None:
     _print_whole(ranking_table(results))
     for line in results["summary"]:
         print(line)
-    for path, about in results["policies"].items():
-        if "certificate" in about:
-            print(f"feedback or schedule? {path} on {about['certificate']['task']}:")
-            print(*(f"  {line}" for line in describe(about["certificate"])), sep="\n")
+    certified = {p: about for p, about in results["policies"].items() if "certificate" in about}
+    if certified:
+        print(TESTED)
+    for path, about in certified.items():
+        print(f"{path} on {about['certificate']['task']}:")
+        print(*(f"  {line}" for line in describe(about["certificate"])), sep="\n")
     for name, reason in results["skipped"].items():
         print(f"skipped {name}: {reason}")
 
@@ -42,7 +45,7 @@ def ranking_table(results: Mapping[str, Any]) -> rich.table.Table:
     where = tasks[0] if alone else f"{len(tasks)} tasks"
     table = rich.table.Table(
         title=f"{where}, {results['seeds']} seeds",
-        caption=f"score: log of {results['reference']}'s test loss over one's own",
+        caption=f"score: log of {results['reference']}'s test loss over one's own; {SCORE_SCALE}",
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_edge=False,

@@ -37,14 +37,14 @@ class ControlSpec:
     action_bound: float | None = None
     """Log of the largest factor on the learning rate in all; by default as in ACTIONS."""
     base: str = "adamw"
-    """Base optimizer, a name of RULES: sgd, adam, adamw or muon."""
+    """Base optimizer, a name of RULES."""
     schedule: str = "wsd"
     """Base schedule, a name of SCHEDULES, which multiplies the learning rate at every step."""
     decisions: int = 50
     """Decisions in a training; one falls every max(1, horizon // decisions) steps."""
     features: tuple[str, ...] = ()
-    """What the policy sees, names of FEATURES, in order. By default the group "course", and
-    momentum and noise where they are controlled."""
+    """What the policy sees, names of FEATURES in order. By default the group "course", and momentum
+    and noise where they are controlled."""
     average: float | None = None
     """Judge a training by the average of its weights over about the last 1 / (average + 1) of its
     time. Where the end is not known, this replaces the decay. None judges the last weights."""

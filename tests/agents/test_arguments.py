@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
 from agents.command_line import parse
 from agents.settings import presets
 from agents.table import AGENTS
+from lr_gym.control.action import ACTIONS, CONTROLLED
+from lr_gym.control.features import FEATURES
+from lr_gym.updates.rules import RULES
+from lr_gym.updates.schedules import SCHEDULES
 
 BASE = ["--output-dir", "out"]
 
@@ -106,3 +111,38 @@ def test_bad_files_are_named(text, words, tmp_path):
 def test_unknown_preset_lists_the_known():
     with pytest.raises(ValueError, match=r"'best' of ppo; choose from default, source"):
         parse([*BASE, "--preset", "best"])
+
+
+def test_a_run_goes_on_with_its_own_options(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text("seed: 7\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    options = ["--agent", "sweep", "--preset", "anytime", "--config", str(file), "--sweep.hidden"]
+    command = ["--output-dir", str(folder), *options, "8", "8", "--data-dir", str(tmp_path)]
+    args = parse([*command, "--features", "snr", "steps", "--initial-lr", "0.01", "0.1"])
+    values = {**dataclasses.asdict(args), "config": str(file), "data_dir": str(tmp_path)}
+    stored = json.dumps({**values, "output_dir": "moved/since"})
+    (folder / "args.json").write_text(stored)
+    expected = dataclasses.replace(args, resume=True)
+    assert parse(["--resume", "--output-dir", str(folder)]) == expected
+    assert parse(["--resume", f"--output-dir={folder}", "--seed", "8"]).seed == 8
+    again = [*command, "--features", "snr", "steps", "--initial-lr", "0.01", "0.1", "--resume"]
+    assert parse(again) == expected
+    with pytest.raises(ValueError, match=r"'sarsa'; choose from ppo"):
+        parse(["--resume", "--output-dir", str(folder), "--agent", "sarsa"])
+    (folder / "args.json").write_text("3")
+    with pytest.raises(ValueError, match=r"args\.json does not hold the arguments of a run"):
+        parse(["--resume", "--output-dir", str(folder)])
+
+
+def test_the_help_lists_what_can_be_chosen(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    for table in (ACTIONS, SCHEDULES, RULES, CONTROLLED):
+        assert f"{{{','.join(table)}}}" in shown
+    assert all(name in shown for name in (*FEATURES, *AGENTS))
+    for agent in AGENTS:
+        assert f"({', '.join(presets(agent))})" in shown
