@@ -23,6 +23,7 @@ FLOORS = [
     ("agents",),
     ("lr_gym.benchmark",),
     ("lr_gym.analysis",),
+    ("lr_gym.integrations",),
     ("lr_gym.optim",),
     ("lr_gym.envs",),
     ("lr_gym.training",),

@@ -17,6 +17,7 @@ from lr_gym.updates.rules import RULES
 from lr_gym.updates.schedules import SCHEDULES, base_schedule
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the parameters have no names")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -142,7 +142,7 @@ def test_an_infinite_loss_is_not_told():
     optimizer = PolicyOptimizer(model.parameters(), constant())
     for loss in (1.0, float("inf"), float("nan"), 3.0):
         optimizer.observe(loss)
-    control = optimizer._model.control
+    control = optimizer._held.model.control
     assert (control.loss_sum / control.loss_count).item() == 2.0
 
 
@@ -229,11 +229,11 @@ def test_edited_groups_are_noticed():
     first, *_, last = model.children()
     optimizer = PolicyOptimizer([{"params": last.parameters()}], acting(), total_steps=40)
     train(optimizer, model, loss_at, range(5))
-    kept = optimizer._model.control.offset[0, 0].clone()
+    kept = optimizer._held.model.control.offset[0, 0].clone()
     before = [p.detach().clone() for p in first.parameters()]
     optimizer.param_groups[0]["params"].extend(first.parameters())
     optimizer.metrics()
-    assert torch.equal(optimizer._model.control.offset[0, 0], kept)
+    assert torch.equal(optimizer._held.model.control.offset[0, 0], kept)
     train(optimizer, model, loss_at, range(5, 10))
     assert not any(torch.equal(p, old) for p, old in zip(first.parameters(), before, strict=True))
     del optimizer.param_groups[0]["params"][2:]

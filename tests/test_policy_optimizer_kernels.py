@@ -20,6 +20,7 @@ from torch import nn
 from lr_gym.optim import PolicyOptimizer, batching, fused_step
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the parameters have no names")
 @pytest.mark.parametrize("base", ["sgd", "adam", "adamw", "muon"])
 @pytest.mark.parametrize("controls", [("lr",), ("lr", "momentum", "noise")])
 def test_small_tensors_of_one_shape_move_as_each_alone(monkeypatch, base, controls):

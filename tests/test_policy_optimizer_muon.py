@@ -27,7 +27,9 @@ def test_muon_leaves_to_adamw_what_a_group_says_and_the_readout():
 def test_muon_keeps_one_moment_of_a_hidden_matrix(fused):
     model, loss_at = plain_run(TINY, 1, torch.float64)
     twin, twin_loss_at = plain_run(TINY, 1, torch.float64)
-    optimizer = PolicyOptimizer(model.parameters(), constant(base="muon"), lr=0.01, fused=fused)
+    optimizer = PolicyOptimizer(
+        model.named_parameters(), constant(base="muon"), lr=0.01, fused=fused
+    )
     train(optimizer, model, loss_at, range(20))
     train(TORCH["muon"](twin.parameters()), twin, twin_loss_at, range(20), observe=False)
     assert_close(model, twin)
@@ -47,6 +49,7 @@ def test_a_group_may_want_all_its_matrices_with_muon():
     assert_close(model, twin)
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the parameters have no names")
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_readout_that_becomes_hidden_keeps_its_moment(fused):
     """A new last matrix makes the old one hidden: it loses AdamW's second moment."""

@@ -78,6 +78,7 @@ def test_the_hooks_of_the_user_decide_what_is_loaded():
     assert len(after._optimizer_load_state_dict_pre_hooks) == 1
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the parameters have no names")
 def test_muon_goes_on_from_adamw_and_its_groups_keep_what_they_want():
     model, loss_at = plain_run(TINY, 1, torch.float64)
     before = torch.optim.AdamW(model.parameters(), lr=0.01)

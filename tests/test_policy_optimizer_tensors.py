@@ -13,6 +13,7 @@ from lr_gym.optim import PolicyOptimizer
 from lr_gym.updates.rules import RULES
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the parameters have no names")
 @pytest.mark.parametrize("base", RULES)
 def test_zero_gradients_keep_everything_finite(base):
     model, _ = plain_run(TINY, 1, torch.float32)
@@ -53,6 +54,7 @@ ODD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:PolicyOptimizer. the parameters have no names")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("base", RULES)
 @pytest.mark.parametrize("kind", ODD)

@@ -10,6 +10,7 @@ from lr_gym.optim.contrib.enhanced_sgd import EnhancedSGD
 from lr_gym.optim.contrib.garo import GlobalAdaptiveSGD
 from lr_gym.optim.contrib.gradient_agreement import GradientAgreementOptimizer
 from lr_gym.optim.contrib.variance_gradient_scaler import VarianceGradientScaler
+from lr_gym.optim.named_groups import named_groups
 from lr_gym.optim.policy_optimizer import PolicyOptimizer
 from lr_gym.policies.q_table import QLearningController
 
@@ -23,4 +24,5 @@ __all__ = [
     "VarianceGradientScaler",
     "log_metrics",
     "muon_groups",
+    "named_groups",
 ]

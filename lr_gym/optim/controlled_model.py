@@ -15,7 +15,7 @@ from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
 from lr_gym.layers import Layout
 from lr_gym.optim.distributed import average_losses, check_equal_on_ranks, ranks_of
-from lr_gym.optim.group_rates import reference_lr, scheduled_lr
+from lr_gym.optim.group_rates import applied_lrs, reference_lr, scheduled_lr
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.model_layout import lay_out
 from lr_gym.optim.settings import Settings
@@ -110,6 +110,14 @@ class ControlledModel:
         multiplier, scheduled = self.used or (self.multiplier, self.scheduled(step))
         rates = [float(scheduled[id(slot.group)]) for slot in self.first_slot_of_layer]
         return multiplier._replace(lr=multiplier.lr * numbers_like([rates], multiplier.lr))
+
+    def applied_lrs(self, step: int) -> list[float]:
+        """One learning rate for each group, as `applied` has them for its layers.
+
+        Reads from the device.
+        """
+        multiplier, scheduled = self.used or (self.multiplier, self.scheduled(step))
+        return applied_lrs(self.groups, self.slots, multiplier.lr[0], scheduled)
 
     def refresh(self) -> None:
         """Decode the momentum anew where somebody, such as OneCycleLR, has changed betas."""

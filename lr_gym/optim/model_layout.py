@@ -35,6 +35,8 @@ def lay_out(
     params = [param for group in groups for param in group["params"]]
     _check_one_device(params)
     layout = _layout(groups, params, granularity)
+    if rule.family == "muon" and not _all_named(groups, params):
+        _check_groups_choose_muon(groups)
     owners = [group for group in groups for _ in group["params"]]
     starts = itertools.accumulate(layout.sizes, initial=0)
     hidden = hidden_matrices((group["params"], group.get("muon")) for group in groups)
@@ -46,11 +48,11 @@ def lay_out(
 
 
 def _layout(groups: Sequence[dict[str, Any]], params: Sequence[Tensor], granularity: str) -> Layout:
-    names = [name for group in groups for name in group.get("param_names", ())]
-    if len(names) != len(params):
+    if not _all_named(groups, params):
         if granularity == "per_layer":
             _check_groups_begin_layers(groups)
         return layout_of_tensors(params, granularity)
+    names = [name for group in groups for name in group["param_names"]]
     if len(set(names)) < len(names):  # two models, say, whose parameters have the same names
         names = [
             f"group{i}.{name}" for i, group in enumerate(groups) for name in group["param_names"]
@@ -67,13 +69,39 @@ def _check_one_device(params: Sequence[Tensor]) -> None:
         )
 
 
+def _all_named(groups: Sequence[dict[str, Any]], params: Sequence[Tensor]) -> bool:
+    return sum(len(group.get("param_names", ())) for group in groups) == len(params)
+
+
 def _check_groups_begin_layers(groups: Sequence[dict[str, Any]]) -> None:
-    """Warn of groups without names whose first tensor joins a layer of the group before."""
-    for i, group in enumerate(groups):
-        if i and group["params"] and group["params"][0].ndim < 2:
+    """Warn of groups without names whose vectors cannot be told apart by shape.
+
+    The vectors at the start of a group join the last matrix of the group before. Where the first
+    group begins with vectors, they are a layer of their own, which is wrong if it holds no matrix:
+    frameworks collect the biases of all layers in such a group.
+    """
+    filled = [group["params"] for group in groups if group["params"]]
+    for i, params in enumerate(filled):
+        if params[0].ndim >= 2:
+            continue
+        if i or (len(filled) > 1 and all(param.ndim < 2 for param in params)):
             warn_user(
-                f"the first tensor of group {i} is no matrix, so it counts as a part of the last "
-                "layer of the group before: give (name, parameter) pairs, as "
-                "model.named_parameters() does"
+                f"the first tensor of group {i} is no matrix, and the parameters have no names, so "
+                "biases are not known to belong to the layers of their weights: give (name, "
+                "parameter) pairs, as model.named_parameters() does, or pass "
+                "lr_gym.optim.named_groups(groups, model)"
+            )
+            return
+
+
+def _check_groups_choose_muon(groups: Sequence[dict[str, Any]]) -> None:
+    """Warn of groups without names that do not say which of their matrices Muon updates."""
+    for i, group in enumerate(groups):
+        if group.get("muon") is None and any(param.ndim >= 2 for param in group["params"]):
+            warn_user(
+                f"the parameters have no names, and group {i} does not say whether Muon updates "
+                "its matrices, so the last matrix of all groups is taken for the readout and "
+                "embeddings are given to Muon: pass lr_gym.optim.muon_groups(model), or for groups "
+                "of your own lr_gym.optim.named_groups(groups, model)"
             )
             return

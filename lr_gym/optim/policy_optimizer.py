@@ -30,6 +30,7 @@ fade to your learning rate; `metrics()` shows how far it is trusted, and a warni
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -57,6 +58,17 @@ from lr_gym.updates.rules import base_rule
 __all__ = ["PolicyOptimizer"]
 
 _MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
+
+
+@dataclasses.dataclass
+class _Held:
+    """The model with its controller, None until parameters and devices are known.
+
+    It is held in an object of its own because wrappers (Lightning's) call our methods with
+    themselves as self. What such a method assigned to an attribute would stay in the wrapper.
+    """
+
+    model: ControlledModel | None = None
 
 
 class PolicyOptimizer(Optimizer):
@@ -137,7 +149,7 @@ class PolicyOptimizer(Optimizer):
             process_group=process_group,
         )
         self._notices = Notices()
-        self._model: ControlledModel | None = None  # None until parameters and devices are known
+        self._held = _Held()
         options = defaults_of(
             base,
             total_steps,
@@ -203,12 +215,12 @@ class PolicyOptimizer(Optimizer):
         running statistics anew: `torch.optim.swa_utils.update_bn`.
         """
         if self.averages:
-            self._show(show_average_, training=False)
+            _show(self, show_average_, training=False)
 
     @torch.no_grad()
     def train(self) -> None:
         """Put back the weights that are trained, bit for bit; call it before the next `step`."""
-        self._show(leave_average_, training=True)
+        _show(self, leave_average_, training=True)
 
     def observe(self, loss: Tensor | float) -> None:
         """Tell the policy the training loss of the pending gradient.
@@ -232,6 +244,13 @@ class PolicyOptimizer(Optimizer):
         warn_of_guard(self._notices, model, wait=True)
         return model.metrics(self.param_groups[0]["step"])
 
+    def applied_lrs(self) -> list[float]:
+        """For each group the geometric mean of its layers' learning rates at the last step.
+
+        `group["lr"]` is yours and your scheduler's, and not this. Reads from the device.
+        """
+        return self._prepare().applied_lrs(self.param_groups[0]["step"])
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in mid-training: its layers start at multiplier 1.
 
@@ -248,7 +267,7 @@ class PolicyOptimizer(Optimizer):
             raise
         group["step"] = self.param_groups[0]["step"]
         note_start(group)
-        self._model = None
+        self._held.model = None
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state; the controller's is in the state of each layer's first parameter."""
@@ -262,7 +281,7 @@ class PolicyOptimizer(Optimizer):
         """
         with restoring(self, self._settings):
             super().load_state_dict(state_dict)
-        self._model = None
+        self._held.model = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything that a copy or a pickle needs; torch's own keeps only groups and state."""
@@ -272,7 +291,7 @@ class PolicyOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; torch calls this when it loads a state, and groups then may lack our keys."""
         super().__setstate__(state)
-        self._model = None
+        self._held = _Held()
         for group in self.param_groups:
             for key, default in self.defaults.items():
                 group.setdefault(key, default)
@@ -284,31 +303,34 @@ class PolicyOptimizer(Optimizer):
         """The model with its controller, laid out anew if somebody has edited param_groups."""
         for group in self.param_groups:
             note_start(group)
-        if self._model is not None:
-            if self._model.holds(self.param_groups):
-                self._model.refresh()
-                return self._model
-            self._store_controller()
-        self._model = controlled_model(self.param_groups, self.state, self._settings)
-        check_layers(self._model, self.state)
-        return self._model
+        held = self._held
+        if held.model is not None and held.model.holds(self.param_groups):
+            held.model.refresh()
+            return held.model
+        self._store_controller()
+        held.model = controlled_model(self.param_groups, self.state, self._settings)
+        check_layers(held.model, self.state)
+        return held.model
 
     def _store_controller(self) -> None:
-        model = getattr(self, "_model", None)  # torch adds groups before __init__ is over
-        if model is not None:
-            model.store(self.state, self._params())
-
-    def _show(self, show: Callable[[dict[str, Any], Tensor], None], *, training: bool) -> None:
-        for group in self.param_groups:
-            group[_MODE] = training
-            for param in group["params"]:
-                show(self.state[param], param)
+        if self._held.model is not None:
+            self._held.model.store(self.state, self._params())
 
     def _check_trains(self) -> None:
         if not self.param_groups[0].get(_MODE, True):
             raise RuntimeError(
                 "the parameters are the averaged ones: call optimizer.train() before going on"
             )
+
+
+def _show(
+    optimizer: PolicyOptimizer, show: Callable[[dict[str, Any], Tensor], None], *, training: bool
+) -> None:
+    """Put other weights into the model, and note in every group whether they are trained."""
+    for group in optimizer.param_groups:
+        group[_MODE] = training
+        for param in group["params"]:
+            show(optimizer.state[param], param)
 
 
 def _check_group(group: dict[str, Any]) -> None:
