@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -174,7 +174,7 @@ class PolicyOptimizer(Optimizer):
         Returns:
             What the closure returned, else None.
         """
-        self._check_trains()
+        _check_trains(self.param_groups)
         loss = evaluate(closure)
         model = self._prepare()
         if only_initialises(self.param_groups, self.state):
@@ -231,7 +231,7 @@ class PolicyOptimizer(Optimizer):
         Raises:
             ValueError: for more than one number.
         """
-        self._check_trains()
+        _check_trains(self.param_groups)
         self._prepare().add_loss(loss)
 
     def metrics(self) -> dict[str, float]:
@@ -313,14 +313,8 @@ class PolicyOptimizer(Optimizer):
         return held.model
 
     def _store_controller(self) -> None:
-        if self._held.model is not None:
-            self._held.model.store(self.state, self._params())
-
-    def _check_trains(self) -> None:
-        if not self.param_groups[0].get(_MODE, True):
-            raise RuntimeError(
-                "the parameters are the averaged ones: call optimizer.train() before going on"
-            )
+        if (model := self._held.model) is not None:
+            model.store(self.state, self._params())
 
 
 def _show(
@@ -331,6 +325,14 @@ def _show(
         group[_MODE] = training
         for param in group["params"]:
             show(optimizer.state[param], param)
+
+
+def _check_trains(groups: Sequence[dict[str, Any]]) -> None:
+    """Raise a RuntimeError while the model holds the averaged weights."""
+    if not groups[0].get(_MODE, True):
+        raise RuntimeError(
+            "the parameters are the averaged ones: call optimizer.train() before going on"
+        )
 
 
 def _check_group(group: dict[str, Any]) -> None:
