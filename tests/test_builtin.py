@@ -25,5 +25,6 @@ def test_every_file_is_small_described_and_loads(name):
 
 def test_the_page_describes_nothing_else():
     headings = [line.removeprefix("## ") for line in PAGE.splitlines() if line.startswith("## ")]
-    assert sorted(headings) == builtin_names()
+    names = [heading for heading in headings if heading.islower()]  # others begin with a capital
+    assert sorted(names) == builtin_names()
     assert builtin_policies() == [name for name in builtin_names() if name != GARO]

@@ -73,7 +73,7 @@ def test_of_a_model_far_too_small_or_large_no_rate_is_moved(lr):
     optimizer = make(model, policy, lr=lr)
     count = sum(param.numel() for param in model.parameters())
     with pytest.warns(
-        UserWarning, match=rf"parameters {count}, where it was 1e\+04 to 1e\+06 in its training"
+        UserWarning, match=rf"parameters: {count}, and the policy knows 1e\+04 to 1e\+06"
     ):
         train(optimizer, model, loss_at, range(30))
     assert metric(optimizer, "multiplier") == [1.0, 1.0]
@@ -129,7 +129,7 @@ def test_one_warning_that_says_where_and_what():
     layer, feature = optimizer._prepare().layout.names[0], "depth"
     assert layer in text
     assert f"{feature} of {layer} (position of the layer" in text
-    assert ") is -1.00, and was 0.00 to 0.00 in its training" in text
+    assert ") is -1.00, and the policy knows 0.00 to 0.00." in text
     assert "metrics()" in text
 
 

@@ -256,7 +256,7 @@ FEATURES: dict[str, Feature] = {
         _peak_lr,
         "log10 of the learning rate without the base schedule, linear within 10^-6.5..10^0.5",
         quantity=(
-            "learning rate of layer {layer}:",
+            "learning rate of layer {layer}",
             lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE),
         ),
         groups=OF_TASK,

@@ -44,20 +44,23 @@ def guard_message(
         *ranges.features[:, feature].tolist(),
     )
     return (
-        f"the policy has learned from nothing like {len(names)} of {len(layers)} layers "
-        f"({listed}): {example} in its training. So its decisions count less there, or not at "
-        "all, and the learning rates of these layers fade to yours. If the policy has not learned "
-        "from that rate either, they stay as they are or move to the nearest rate that it knows. "
-        "Choose lr as you would for the base optimizer alone, or train a policy on tasks like "
-        "yours. optimizer.metrics() shows the trust in each layer, from 0 to 1."
+        f"the policy has learned from nothing like this training: {example}. So your own lr is "
+        f"used instead of the policy's, at once or little by little, in {len(names)} of "
+        f"{len(layers)} layers ({listed}). If the policy does not know that lr either, their "
+        "rates stay where they are or move to the nearest rate that it knows. Choose lr as you "
+        "would for the base optimizer alone, or train a policy on tasks like yours. "
+        "optimizer.metrics() shows the trust in each layer, from 0 (your lr) to 1 (the policy's)."
     )
 
 
 def _comparison(feature: str, layer: str, value: float, low: float, high: float) -> str:
-    """What is observed and what its range was, in the units that users know where there are any."""
+    """What is observed and the range that the policy knows, in the user's units if there are any."""
     row = FEATURES[feature]
     if row.quantity is None:
-        return f"{feature} of {layer} ({row.about}) is {value:.2f}, and was {low:.2f} to {high:.2f}"
+        return (
+            f"{feature} of {layer} ({row.about}) is {value:.2f}, "
+            f"and the policy knows {low:.2f} to {high:.2f}"
+        )
     name, to_number = row.quantity
     here, least, most = (f"{max(0.0, to_number(x)):.3g}" for x in (value, low, high))
-    return f"{name.format(layer=layer)} {here}, where it was {least} to {most}"
+    return f"{name.format(layer=layer)}: {here}, and the policy knows {least} to {most}"

@@ -69,15 +69,17 @@ A task is a `lr_gym.tasks.Task` in any Python file. This is `products.py`:
 {OWN_TASK}```
 
 Wherever a task is named, its place may stand instead, as `module:name`; the module lies in the
-current folder or is installed:
+current folder or is installed. The scripts may lie elsewhere: `python /path/to/train_agent.py`
+works from the folder of the module.
 
 ```
 python train_agent.py --task products:TASK --output-dir runs/products
 python evaluate.py --task products:TASK --policy runs/products --output-dir runs/compared
 ```
 
-So it is in Python: `gymnasium.make("lr_gym/LRControl-v0", task="products:TASK")`, or
-`LRControlVectorEnv(TASK, num_envs=64)`. Before anything is trained, `lr_gym.tasks.check_task` tries
+So it is in Python, after `import lr_gym`, which registers the environments:
+`gymnasium.make("lr_gym/LRControl-v0", task="products:TASK")`, or `LRControlVectorEnv(TASK,
+num_envs=64)`. Before anything is trained, `lr_gym.tasks.check_task` tries
 the task on a minibatch and says what it lacks; call it yourself for a Task that you hand over as an
 object.
 
