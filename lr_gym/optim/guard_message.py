@@ -54,7 +54,7 @@ def guard_message(
 
 
 def _comparison(feature: str, layer: str, value: float, low: float, high: float) -> str:
-    """What is observed and the range that the policy knows, in the user's units if there are any."""
+    """What is observed and the range that the policy knows, in the user's units if any."""
     row = FEATURES[feature]
     if row.quantity is None:
         return (
