@@ -246,4 +246,4 @@ def test_the_message_names_the_layer_of_a_learning_rate():
     )
     arguments = (["peak_lr"], ["0"], torch.tensor([True]))
     text = guard_message(ranges, *arguments, torch.tensor([[-1.0]]), torch.tensor([[0.43]]))
-    assert "learning rate of layer 0: 3.16e-07, where it was 1e-05 to 0.1 in its" in text
+    assert "learning rate of layer 0: 3.16e-07, and the policy knows 1e-05 to 0.1. So" in text
