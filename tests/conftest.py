@@ -1,7 +1,7 @@
 """All tests compute on one thread.
 
-Results do not depend on the number of threads, but several processes on one machine are slower if
-each of them uses all cores.
+Several processes on one machine are slower if each of them uses all cores. Also, the products of a
+single run are cut for several threads, which may change a result by one rounding.
 """
 
 from __future__ import annotations

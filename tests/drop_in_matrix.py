@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from framework_situations import FRAMEWORKS
 from situations import (
     OPTIMIZERS,
     SITUATIONS,
@@ -99,7 +100,7 @@ def matrix() -> dict[str, dict[str, str]]:
 
     found = {
         name: {optimizer: cell(optimizer, situation) for optimizer in OPTIMIZERS}
-        for name, situation in SITUATIONS.items()
+        for name, situation in (SITUATIONS | FRAMEWORKS).items()
     }
     for name in RANKED:
         with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ from pathlib import Path
 import drop_in_matrix
 import pytest
 from drop_in_matrix import RANKED, cell
+from framework_situations import FRAMEWORKS
 from ranks import on_ranks
 from situations import OPTIMIZERS, SITUATIONS
 
@@ -27,9 +28,11 @@ def check(situation: str, cells: list[str]) -> None:
     assert names == documented(situation), "run python tests/drop_in_matrix.py"
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.filterwarnings("ignore")  # of the frameworks
+@pytest.mark.parametrize("situation", [*SITUATIONS, *FRAMEWORKS])
 def test_every_cell_is_right_or_an_error(situation):
-    check(situation, [cell(optimizer, SITUATIONS[situation]) for optimizer in OPTIMIZERS])
+    run = (SITUATIONS | FRAMEWORKS)[situation]
+    check(situation, [cell(optimizer, run) for optimizer in OPTIMIZERS])
 
 
 @pytest.mark.parametrize("situation", RANKED)

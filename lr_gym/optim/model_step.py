@@ -111,7 +111,7 @@ def _gathers(slot: Slot) -> bool:
     return slot.sharded and slot.rule.family == "muon"
 
 
-def only_initialises(groups: Sequence[dict[str, Any]], states: States) -> bool:
+def only_initialises(groups: Sequence[dict[str, Any]], states: States, ranks: Any | None) -> bool:
     """Whether a step is to make the state only, as torch.distributed.checkpoint asks for it.
 
     To have a state to load into, it sets every lr and every gradient to 0 and makes a first step.
@@ -119,12 +119,16 @@ def only_initialises(groups: Sequence[dict[str, Any]], states: States) -> bool:
     Args:
         groups: parameter groups of the optimizer.
         states: state of each parameter.
+        ranks: ranks that decide together; a gradient of 0 on one of them says nothing of others.
     """
     if states or any(float(group["lr"]) != 0.0 for group in groups):
         return False
     params = (param for group in groups for param in group["params"])
     grads = [local(param.grad) for param in params if param.grad is not None]
-    return not any(bool(grad.any()) for grad in grads)
+    moving = any(bool(grad.any()) for grad in grads)
+    if ranks is not None:
+        moving = bool(add_up(torch.tensor(float(moving), device=grads[0].device), ranks))
+    return not moving
 
 
 def prepare_state(model: ControlledModel, states: States, settings: Settings) -> None:

@@ -1,9 +1,15 @@
 """PolicyOptimizer: a trained policy as an optimizer for any PyTorch training script.
 
-The learning rate that is applied is `group["lr"]` (yours, and your scheduler's) times the policy's
-base schedule times the policy's multiplier for the layer. The policy starts from the lr that a
-group is made with. What becomes of `group["lr"]` later, by a warmup say, multiplies its rates and
-is not shown to it. It decides every `total_steps // decisions` steps; a decision holds in between.
+The learning rate that is applied to a layer is the product of
+
+    group["lr"]     the group's rate, which belongs to you and to your schedulers
+    multiplier      what the policy sets for the layer; it starts at 1
+    factor          the policy's base schedule
+
+The policy starts from the largest lr that a group is made with, and moves all groups together, so
+ratios between groups stay. Later changes of `group["lr"]` are not shown to the policy: a warmup
+multiplies its rates, and of a decay of yours and its own the lower one counts. A decision is made
+every `total_steps // decisions` steps and holds in between.
 
 Layers are found by parameter names where names are given (`model.named_parameters()`), else by
 shape: a tensor of two or more dimensions opens a layer and smaller ones join it.
@@ -177,7 +183,7 @@ class PolicyOptimizer(Optimizer):
         _check_trains(self.param_groups)
         loss = evaluate(closure)
         model = self._prepare()
-        if only_initialises(self.param_groups, self.state):
+        if only_initialises(self.param_groups, self.state, model.ranks):
             prepare_state(model, self.state, self._settings)
             self._store_controller()
             return loss

@@ -119,7 +119,8 @@ class AdaptiveOptimizer(Optimizer):
         if not self._checked:
             ranks_of_step(self._params(), self._process_group, first=True)
             self._checked = True
-        if only_initialises(self.param_groups, self.state):
+        ranks = ranks_of(self._process_group)
+        if only_initialises(self.param_groups, self.state, ranks):
             self._make_state(work)
             self._store()
             return None, True

@@ -150,7 +150,7 @@ class GradientAgreementOptimizer(Optimizer):
         params, grads = dense_grads(self._params())
         ranks = ranks_of_step(self._params(), self.process_group, first=not self._checked)
         self._checked = True
-        if only_initialises(self.param_groups, self.state):
+        if only_initialises(self.param_groups, self.state, ranks):
             self.base_optimizer.step()
             if self.score == "snr":
                 for param, grad in zip(params, grads, strict=True):
