@@ -130,9 +130,9 @@ if __name__ == "__main__":
                 print(f"{situation}, {optimizer}: {text}")
     page = Path("docs/drop_in.md")
     if page.exists():
-        begin, end = "<!-- matrix -->\n", "\n<!-- end of matrix -->"
+        begin, end = "<!-- matrix -->\n", "<!-- end of matrix -->"
         before, _, rest = page.read_text().partition(begin)
         after = rest.partition(end)[2]
-        page.write_text(before + begin + table(results) + end + after)
+        page.write_text(before + begin + table(results) + "\n" + end + after)
     else:
         print(table(results))
