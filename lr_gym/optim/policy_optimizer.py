@@ -297,7 +297,8 @@ class PolicyOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; torch calls this when it loads a state, and groups then may lack our keys."""
         super().__setstate__(state)
-        self._held = _Held()
+        self.__dict__.setdefault("_held", _Held())  # a copy has none; a loaded one keeps its own
+        self._held.model = None
         for group in self.param_groups:
             for key, default in self.defaults.items():
                 group.setdefault(key, default)
