@@ -163,6 +163,7 @@ def test_a_closures_loss_is_returned_and_not_taken():
 # torch.compile
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")  # where another test has switched caches off
 def test_a_compiled_training_step_is_the_eager_one():
     runs = []
     for compiled in (False, True):

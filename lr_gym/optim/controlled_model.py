@@ -14,7 +14,7 @@ from lr_gym.control.action import decode
 from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
 from lr_gym.layers import Layout
-from lr_gym.optim.distributed import average_losses, check_equal_on_ranks, ranks_of
+from lr_gym.optim.distributed import add_up, check_equal_on_ranks, ranks_of
 from lr_gym.optim.group_rates import applied_lrs, reference_lr, scheduled_lr
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.model_layout import lay_out
@@ -140,7 +140,9 @@ class ControlledModel:
             if not self.checked:
                 check_equal_on_ranks([slot.param for slot in self.slots], self.ranks)
                 self.checked = True
-            state = average_losses(state, self.ranks)
+            # the mean over all ranks is that of the global batch
+            losses = add_up(torch.stack([state.loss_sum, state.loss_count]), self.ranks)
+            state = state._replace(loss_sum=losses[0], loss_count=losses[1])
         observation, state = self.controller.observe(
             state, stats, self.shown(), self._context(settings), [step]
         )

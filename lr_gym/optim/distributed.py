@@ -16,11 +16,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from lr_gym.control.controller import ControlState
-
 __all__ = [
     "add_up",
-    "average_losses",
     "check_equal_on_ranks",
     "gathered",
     "local",
@@ -89,18 +86,6 @@ def own_shard(whole: Tensor, like: Tensor) -> Tensor:
         src_data_rank=None,
     )
     return local(spread)
-
-
-def average_losses(state: ControlState, ranks: Any) -> ControlState:
-    """Sums and counts of losses over all ranks, so that the mean is that of the global batch.
-
-    Args:
-        state: state of the controller of this rank.
-        ranks: the group of ranks.
-    """
-    both = torch.stack([state.loss_sum, state.loss_count])
-    distributed.all_reduce(both, group=ranks)
-    return state._replace(loss_sum=both[0], loss_count=both[1])
 
 
 def add_up(sums: Tensor, ranks: Any) -> Tensor:

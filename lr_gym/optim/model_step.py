@@ -13,7 +13,7 @@ from lr_gym.layers import Layout
 from lr_gym.optim.base_step import plain_update, same_shape_batches
 from lr_gym.optim.batching import BLOCK
 from lr_gym.optim.controlled_model import ControlledModel
-from lr_gym.optim.distributed import add_up, local, replicas
+from lr_gym.optim.distributed import add_up, replicas
 from lr_gym.optim.fused_step import fused_update
 from lr_gym.optim.group_rates import PEAK_LR
 from lr_gym.optim.moments import MASSES, masses, moments
@@ -24,7 +24,7 @@ from lr_gym.optim.slots import Slot, gradient_of
 from lr_gym.types import LayerStats, numbers_like
 from lr_gym.updates.averaging import snapshot_, snapshot_weight
 
-__all__ = ["average", "measured", "only_initialises", "prepare_state", "update"]
+__all__ = ["average", "measured", "prepare_state", "update"]
 
 States = Mapping[Tensor, dict[str, Any]]  # state of each parameter
 
@@ -109,26 +109,6 @@ def update(model: ControlledModel, states: States, settings: Settings, step: int
 def _gathers(slot: Slot) -> bool:
     """Whether the update of a parameter needs the shards of all ranks."""
     return slot.sharded and slot.rule.family == "muon"
-
-
-def only_initialises(groups: Sequence[dict[str, Any]], states: States, ranks: Any | None) -> bool:
-    """Whether a step is to make the state only, as torch.distributed.checkpoint asks for it.
-
-    To have a state to load into, it sets every lr and every gradient to 0 and makes a first step.
-
-    Args:
-        groups: parameter groups of the optimizer.
-        states: state of each parameter.
-        ranks: ranks that decide together; a gradient of 0 on one of them says nothing of others.
-    """
-    if states or any(float(group["lr"]) != 0.0 for group in groups):
-        return False
-    params = (param for group in groups for param in group["params"])
-    grads = [local(param.grad) for param in params if param.grad is not None]
-    moving = any(bool(grad.any()) for grad in grads)
-    if ranks is not None:
-        moving = bool(add_up(torch.tensor(float(moving), device=grads[0].device), ranks))
-    return not moving
 
 
 def prepare_state(model: ControlledModel, states: States, settings: Settings) -> None:

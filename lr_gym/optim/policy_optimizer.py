@@ -48,9 +48,10 @@ from torch.optim import Optimizer
 
 from lr_gym.optim.base import COMPLEX_ADVICE, evaluate
 from lr_gym.optim.controlled_model import ControlledModel, controlled_model
+from lr_gym.optim.first_step import only_initialises
 from lr_gym.optim.group_rates import note_peak, note_start
 from lr_gym.optim.messages import check_layers, check_over, check_rates, warn_of_guard
-from lr_gym.optim.model_step import average, measured, only_initialises, prepare_state, update
+from lr_gym.optim.model_step import average, measured, prepare_state, update
 from lr_gym.optim.notices import Notices
 from lr_gym.optim.restore import POLICY, restoring
 from lr_gym.optim.settings import Settings, defaults_of, find_policy

@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from lr_gym.optim.base import Work
 from lr_gym.optim.distributed import check_equal_on_ranks, ranks_of, shards
-from lr_gym.optim.model_step import only_initialises
+from lr_gym.optim.first_step import only_initialises
 
 __all__ = ["MODEL", "AdaptiveOptimizer", "keep_saved_types", "ranks_of_step"]
 

@@ -14,7 +14,7 @@ from lr_gym.optim.base import check_choice, dense_grads, evaluate
 from lr_gym.optim.contrib.adaptive_optimizer import keep_saved_types, ranks_of_step
 from lr_gym.optim.contrib.agreement_scores import SCORES, agreement_scores, snr_memory
 from lr_gym.optim.distributed import local
-from lr_gym.optim.model_step import only_initialises
+from lr_gym.optim.first_step import only_initialises
 from lr_gym.types import check_number
 
 __all__ = ["GradientAgreementOptimizer"]
