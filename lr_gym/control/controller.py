@@ -104,6 +104,8 @@ class Controller:
         Args:
             step: inner steps made, a number or an array of the host.
         """
+        if isinstance(step, int):  # what a deployed optimizer asks at every step
+            return 0.0 if self.horizon is None else min(step / self.horizon, 1.0)
         if self.horizon is None:
             return np.zeros_like(np.asarray(step, dtype=np.float64))
         return np.minimum(np.asarray(step) / self.horizon, 1.0)

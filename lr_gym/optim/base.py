@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
 from lr_gym.layers import layout_of_named, layout_of_tensors
@@ -21,6 +23,7 @@ __all__ = [
     "check_choice",
     "check_lr",
     "dense_grads",
+    "eager",
     "evaluate",
     "groups_with_grads",
     "layers_of",
@@ -28,6 +31,8 @@ __all__ = [
     "state_tensors",
     "wide_norm",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 COMPLEX_ADVICE = (
     "give the module a real parameter with a last dimension of 2, and let its forward use "
@@ -58,6 +63,23 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise a ValueError that lists the valid values unless `value` is one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def eager(function: Function) -> Function:
+    """Run a function as it stands where a compiled function calls it.
+
+    torch.compile would not write back what a step changes in Python attributes. Elsewhere the
+    function is called directly, since torch's way to do this costs several microseconds a call.
+    """
+    disabled = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return disabled(*args, **options)
+        return function(*args, **options)
+
+    return cast(Function, run)
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class ControlledModel:
         guard: the guard of a policy that knows what it learned from, else None.
         ranks: the group of ranks that decide together, None where this process decides alone.
         groups: parameter groups of the optimizer.
+        params: each group with the parameters that it had when the layers were laid out.
         betas: betas of the groups when `multiplier` was decoded.
         checked: whether the ranks are known to hold the same parameters.
         used: multipliers and scheduled rates of the last step, None before the first.
@@ -58,16 +60,20 @@ class ControlledModel:
     guard: Guard | None
     ranks: Any | None
     groups: Sequence[dict[str, Any]]
+    params: list[tuple[dict[str, Any], list[Tensor]]]
     betas: list[Any]
     checked: bool = False
     used: tuple[Hyperparams, dict[int, float | Tensor]] | None = None
 
     def holds(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Whether these are the groups and parameters that the layers were laid out for."""
-        pairs = [(param, group) for group in groups for param in group["params"]]
-        return len(pairs) == len(self.slots) and all(
-            slot.param is param and slot.group is group
-            for slot, (param, group) in zip(self.slots, pairs, strict=True)
+        if len(groups) != len(self.params):
+            return False
+        return all(  # asked at every step, so without a loop in Python over the parameters
+            group is known
+            and len(group["params"]) == len(params)
+            and all(map(operator.is_, group["params"], params))
+            for group, (known, params) in zip(groups, self.params, strict=True)
         )
 
     def add_loss(self, loss: Tensor | float) -> None:
@@ -240,6 +246,7 @@ def controlled_model(
         guard=guard,
         ranks=ranks_of(settings.process_group),
         groups=groups,
+        params=[(group, list(group["params"])) for group in groups],
         betas=_betas(groups),
     )
 

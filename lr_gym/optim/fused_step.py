@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from lr_gym.optim.distributed import local
 from lr_gym.optim.moments import masses_to_steps_, moments
@@ -62,7 +63,8 @@ def fused_update(
     left: list[Slot] = []
     for slot in slots:
         own = state[slot.param]
-        if not _fits_kernel(own, slot, anywhere):
+        tensors = _kernel_tensors(own, slot, anywhere)
+        if tensors is None:
             left.append(slot)
             continue
         if "first_mass" in own or "step" not in own:
@@ -74,10 +76,10 @@ def fused_update(
         if key not in calls:
             calls[key] = _KernelCall(slot.group, lr, [], [], [], [], [])
         _, _, params, grads, firsts, seconds, steps = calls[key]
-        params.append(slot.data)
-        grads.append(local(slot.param.grad))  # type: ignore[arg-type]
-        firsts.append(local(own["exp_avg"]))
-        seconds.append(local(own["exp_avg_sq"]))
+        params.append(tensors[0])
+        grads.append(tensors[1])
+        firsts.append(tensors[2])
+        seconds.append(tensors[3])
         steps.append(own["step"])
     _run(calls.values(), decoupled)
     return left
@@ -116,26 +118,34 @@ def _host_or_unbound(rates: Tensor) -> Sequence[float | Tensor]:
     return (rates.float() if rates.is_cuda else rates).unbind()
 
 
-def _fits_kernel(own: State, slot: Slot, anywhere: bool) -> bool:
-    """Whether the kernels can take a parameter that has a gradient; makes its moments."""
-    param, grad = slot.data, slot.param.grad
+def _kernel_tensors(
+    own: State, slot: Slot, anywhere: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Parameter, gradient and moments on this rank, None where the kernels cannot take them.
+
+    The parameter has a gradient; its moments are made. Written out, because this runs for every
+    tensor at every step.
+    """
+    param = slot.param
+    grad = param.grad
     if slot.rule.family != "adam" or not (anywhere or param.device.type in KERNELS):
-        return False
+        return None
     if "exp_avg" not in own:
-        moments({slot.param: own}, slot)
+        moments({param: own}, slot)
     assert grad is not None
     if grad.is_sparse:
-        return False
-    grad = local(grad)
-    first = local(own["exp_avg"])
-    second = local(own["exp_avg_sq"])
+        return None
+    first: Tensor = own["exp_avg"]
+    second: Tensor = own["exp_avg_sq"]
+    if type(param) is not Parameter:  # perhaps a DTensor
+        param, grad, first, second = map(local, (param, grad, first, second))
     if not (grad.dtype == first.dtype == second.dtype == param.dtype):
-        return False
-    # On non-contiguous tensors the CPU kernels give wrong results without an error. Written out,
-    # because this runs for every tensor at every step.
-    return (
+        return None
+    # On non-contiguous tensors the CPU kernels give wrong results without an error.
+    fits = (
         param.is_contiguous()
         and grad.is_contiguous()
         and first.is_contiguous()
         and second.is_contiguous()
     )
+    return (param, grad, first, second) if fits else None

@@ -43,10 +43,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from lr_gym.optim.base import COMPLEX_ADVICE, evaluate
+from lr_gym.optim.base import COMPLEX_ADVICE, eager, evaluate
 from lr_gym.optim.controlled_model import ControlledModel, controlled_model
 from lr_gym.optim.first_step import only_initialises
 from lr_gym.optim.group_rates import note_peak, note_start
@@ -169,7 +168,7 @@ class PolicyOptimizer(Optimizer):
         options[POLICY] = self._settings.policy_id
         super().__init__(params, {**options, "maximize": maximize, "step": 0})
 
-    @_disable_dynamo  # a compiled function would not write the controller's state back
+    @eager  # a compiled function would not write the controller's state back
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step.

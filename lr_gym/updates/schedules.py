@@ -45,6 +45,8 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def _clamped(schedule: Schedule, progress: Any) -> NDArray[np.float64]:
+    if isinstance(progress, float):  # numpy would take several microseconds, at every step
+        return schedule(min(max(progress, 0.0), 1.0))
     return schedule(np.clip(progress, 0.0, 1.0))
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from lr_gym.optim.base import (
     Work,
     check_choice,
     check_lr,
+    eager,
     evaluate,
     groups_with_grads,
     state_tensors,
@@ -127,7 +127,7 @@ class AdaptiveUPGD(AdaptiveOptimizer):
         check_choice("noise_norm", options["noise_norm"], NOISE_NORMS)
         super().add_param_group(param_group)
 
-    @_disable_dynamo  # a compiled function would not write the generator's state back
+    @eager  # a compiled function would not write the generator's state back
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Measure all utilities, then update group by group."""

@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from lr_gym.optim.base import (
     Work,
     check_lr,
+    eager,
     evaluate,
     groups_with_grads,
     layers_of,
@@ -136,7 +136,7 @@ class EnhancedSGD(AdaptiveOptimizer):
         super().__setstate__(state)
         self._layers = layers_of(self.param_groups)
 
-    @_disable_dynamo  # a compiled function would not write counters and tables back
+    @eager  # a compiled function would not write counters and tables back
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Any] | None = None, current_epoch: int | None = None

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from lr_gym.optim.base import (
     Work,
     check_lr,
+    eager,
     evaluate,
     groups_with_grads,
     layers_of,
@@ -107,7 +107,7 @@ class GlobalAdaptiveSGD(AdaptiveOptimizer):
         check_number("weight_decay", options["weight_decay"])
         super().add_param_group(param_group)
 
-    @_disable_dynamo  # a compiled function would not write the cell's state back
+    @eager  # a compiled function would not write the cell's state back
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Measure all layers, let the cell decide, update."""

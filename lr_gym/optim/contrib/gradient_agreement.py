@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from lr_gym.optim.base import check_choice, dense_grads, evaluate
+from lr_gym.optim.base import check_choice, dense_grads, eager, evaluate
 from lr_gym.optim.contrib.adaptive_optimizer import keep_saved_types, ranks_of_step
 from lr_gym.optim.contrib.agreement_scores import SCORES, agreement_scores, snr_memory
 from lr_gym.optim.distributed import local
@@ -142,7 +141,7 @@ class GradientAgreementOptimizer(Optimizer):
         """Add the group to the base optimizer."""
         self.base_optimizer.add_param_group(param_group)
 
-    @_disable_dynamo  # a compiled function would not write the averages back
+    @eager  # a compiled function would not write the averages back
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Scale, then let the base step; the closure is called once, before both."""

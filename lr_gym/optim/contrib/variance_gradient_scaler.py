@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
-from lr_gym.optim.base import dense_grads
+from lr_gym.optim.base import dense_grads, eager
 from lr_gym.optim.contrib.adaptive_optimizer import ranks_of_step
 from lr_gym.optim.contrib.pooling import any_sharded, pooled
 from lr_gym.optim.distributed import local
@@ -102,7 +101,7 @@ class VarianceGradientScaler:
         self._factor = torch.ones(())
         self._checked = False  # whether the parameters on all ranks were compared
 
-    @_disable_dynamo  # a compiled function would not write the averages back
+    @eager  # a compiled function would not write the averages back
     @torch.no_grad()
     def step(self) -> Tensor:
         """Measure and scale the gradients; returns the factor, a tensor without dimensions."""
