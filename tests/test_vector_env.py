@@ -122,6 +122,13 @@ def test_render_ansi_names_every_layer():
             assert "0.004" in line
 
 
+def test_layers_start_from_the_learning_rates_given():
+    env = tiny()
+    lr = np.array([[1e-3, 1e-2], [3e-3, 3e-2], [1e-2, 1e-1]])
+    infos = env.reset(seed=0, options={"initial_lr": lr})[1]
+    np.testing.assert_allclose(infos["lr"], lr, rtol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
 def test_render_survives_divergence_and_zero_lr(mode):
     env = tiny(
@@ -187,6 +194,7 @@ def test_wrong_option_is_named(option, value):
         ({"options": {"mask": [True] * 3}}, "reset_mask"),
         ({"options": {"initial_lr": [0.1]}}, "initial_lr"),
         ({"options": {"initial_lr": [0.1, 0.1, 0.0]}}, "initial_lr"),
+        ({"options": {"initial_lr": [[0.1]] * 3}}, "initial_lr"),
     ],
 )
 def test_wrong_reset_is_named(arguments, named):

@@ -61,16 +61,17 @@ def control_spec_of(spec: ControlSpec | None, fields: Mapping[str, Any]) -> Cont
 
 
 def reset_options(
-    options: Mapping[str, Any] | None, runs: int
+    options: Mapping[str, Any] | None, runs: int, layers: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Options of `reset`: which runs start anew, and their initial learning rates.
 
     Args:
         options: what the user gave, see LRControlVectorEnv.reset.
         runs: B.
+        layers: L.
 
     Returns:
-        (B,) mask, and (B,) learning rates, NaN where runs draw their own.
+        (B,) mask, and (B, L) learning rates, NaN where runs draw their own.
 
     Raises:
         ValueError: for an unknown option or a value of another shape or range, naming it.
@@ -84,11 +85,15 @@ def reset_options(
             f"got {given or mask}"
         )
     if lr is None:
-        return mask, np.full(runs, np.nan)
+        return mask, np.full((runs, layers), np.nan)
     lrs = np.asarray(lr, dtype=np.float64)
-    if lrs.shape != (runs,) or not (np.isfinite(lrs) & (lrs > 0.0)).all():
-        raise ValueError(f"initial_lr must be {runs} positive numbers, one per run; got {lr}")
-    return mask, lrs
+    shapes = ((runs,), (runs, layers))
+    if lrs.shape not in shapes or not (np.isfinite(lrs) & (lrs > 0.0)).all():
+        raise ValueError(
+            f"initial_lr must be positive numbers, one per run {shapes[0]} or one per run and "
+            f"layer {shapes[1]}; got {lr}"
+        )
+    return mask, np.broadcast_to(lrs.reshape(runs, -1), (runs, layers)).copy()
 
 
 def check_optimum(task: Task, losses: NDArray[np.float64]) -> None:

@@ -130,7 +130,7 @@ class Episodes:
 
         Args:
             run_seed: (B,) int64 on the device.
-            lr: (B,) initial learning rates; None lets each run draw its own.
+            lr: (B, L) initial learning rates; None lets each run draw its own.
 
         Returns:
             The state, and the first observation (B, L, F).
@@ -139,7 +139,7 @@ class Episodes:
         inner = self.loop.init(run_seed)
         drawn_lr = self._runs.lr(run_seed)
         if lr is not None:
-            drawn_lr = numbers_like(lr, drawn_lr).unsqueeze(1)
+            drawn_lr = numbers_like(lr, drawn_lr)
         base = self._base(drawn_lr)
         initial_loss = self.loop.evaluate(inner, "reward")
         control = self.controller.start(runs, self.loop.layout.num_layers, inner.loss)
@@ -195,7 +195,7 @@ class Episodes:
         return state.hyper.lr * factor.unsqueeze(1)
 
     def _base(self, lr: Tensor) -> Hyperparams:
-        """Hyperparameters (B, L) of the base optimizer from learning rates (B, 1)."""
+        """Hyperparameters (B, L) of the base optimizer from learning rates (B, 1) or (B, L)."""
         ones = torch.ones(
             len(lr), self.loop.layout.num_layers, dtype=self.loop.dtype, device=self.loop.device
         )

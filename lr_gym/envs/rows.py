@@ -25,7 +25,7 @@ class Rows:
         episode: (B,) number of the row's present episode, from 0; -1 before its first one.
         step: (B,) inner steps made in that episode.
         done: (B,) whether the episode is over and the row waits for a reset.
-        given_lr: (B,) initial learning rates that the user gave, NaN where runs draw their own.
+        given_lr: (B, L) initial learning rates that the user gave, NaN where runs draw their own.
     """
 
     row_seed: NDArray[np.int64]
@@ -35,15 +35,15 @@ class Rows:
     given_lr: NDArray[np.float64]
 
     @classmethod
-    def of(cls, count: int) -> Rows:
-        """Make rows that are not seeded yet."""
+    def of(cls, count: int, layers: int) -> Rows:
+        """Make B rows of L layers that are not seeded yet."""
         zeros = np.zeros(count, dtype=np.int64)
         return cls(
             row_seed=zeros,
             episode=zeros.copy(),
             step=zeros.copy(),
             done=np.zeros(count, dtype=bool),
-            given_lr=np.full(count, np.nan),
+            given_lr=np.full((count, layers), np.nan),
         )
 
     def seed(self, seed: int | Sequence[int], mask: NDArray[np.bool_]) -> None:
@@ -73,7 +73,7 @@ class Rows:
             rows: (n,) indices of the rows.
 
         Returns:
-            The seed of each training (n,), and its initial learning rate (n,) or None.
+            The seed of each training (n,), and its initial learning rates (n, L) or None.
         """
         self.episode[rows] += 1
         self.step[rows] = 0

@@ -151,7 +151,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = action_space(spec, layers)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._rows = Rows.of(self.num_envs)
+        self._rows = Rows.of(self.num_envs, layers)
         self._observation = np.zeros(self.observation_space.shape or (), dtype=np.float32)
         self._runs: EnvState | None = None
         self._recording = Recording(render_mode, self.num_envs)
@@ -177,15 +177,15 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             seed: one int s for row seeds s, s + 1, ...; or one per row; None for each row's next
                 episode.
             options: {"reset_mask": (B,) bool} restarts those runs only, each with its seed or else
-                with its next episode (the first reset starts all of them); {"initial_lr": (B,)}
-                lets each run start from that learning rate, until the next reset, instead of
-                drawing one.
+                with its next episode (the first reset starts all of them); {"initial_lr": (B,) or
+                (B, L)} lets each run, or each of its layers, start from that learning rate, until
+                the next reset, instead of drawing one.
 
         Returns:
             The observation (B, L, F) and the infos.
         """
         first = self._runs is None
-        mask, self._rows.given_lr = reset_options(options, self.num_envs)
+        mask, self._rows.given_lr = reset_options(options, self.num_envs, self.num_layers)
         mask = mask | first
         if first or seed is not None:
             self._seed_rows(seed, mask)
