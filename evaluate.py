@@ -15,9 +15,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +26,14 @@ from lr_gym.benchmark.contestants import Entrant, entrants
 from lr_gym.benchmark.environment import environment
 from lr_gym.benchmark.grid import Grid, misset_cells, named_tasks, reported_cells, suite_tasks
 from lr_gym.benchmark.loop import Outcome
-from lr_gym.benchmark.progress import CellProgress
+from lr_gym.benchmark.progress import run_cells
 from lr_gym.benchmark.report import write_report
 from lr_gym.benchmark.results import assemble, plain
 from lr_gym.benchmark.run import Cell
-from lr_gym.benchmark.store import complete
 from lr_gym.benchmark.summary import costs
 from lr_gym.benchmark.terminal import print_results
 from lr_gym.benchmark.tuning import Tuning, best_trial, tuning_cells
-from lr_gym.engine import Engine, local_engine, ray_engine
+from lr_gym.engine import Engine, open_engine
 from lr_gym.files import write_atomically
 from lr_gym.optional import require
 from lr_gym.policies.policy import load_policy
@@ -161,7 +159,7 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
         print_results(results)
         print(f"report: {report} (complete; nothing was run again)")
         return results
-    with open_engine(args) as engine:
+    with open_engine(args.engine, args.workers, args.ray_address) as engine:
         trained = train(args, plan, engine)
     results = compile_results(args, plan, trained)
     write_report(results, report)
@@ -180,13 +178,6 @@ def evaluate(args: Args, plan: Plan) -> dict[str, Any]:
     print_results(results)
     print(f"report: {report}")
     return results
-
-
-def open_engine(args: Args) -> AbstractContextManager[Engine]:
-    """The engine that runs trainings."""
-    if args.engine == "ray":
-        return ray_engine(args.workers, args.ray_address)
-    return local_engine(args.workers)
 
 
 def train(args: Args, plan: Plan, engine: Engine) -> Trained:
@@ -209,16 +200,6 @@ def train(args: Args, plan: Plan, engine: Engine) -> Trained:
     compared = [cell for table in tables for cells in table.values() for cell in cells]
     reported = run_cells("comparing", compared, engine, args.workers)
     return Trained(tuning, lrs, grid, misset, tuned, reported)
-
-
-def run_cells(
-    title: str, cells: Iterable[Cell], engine: Engine, workers: int
-) -> dict[Cell, Outcome]:
-    """Outcomes of cells, with a progress bar; only those that are not in the store run."""
-    distinct = list(dict.fromkeys(cells))
-    with CellProgress(title, distinct, workers) as progress:
-        outcomes = complete(distinct, engine, progress)
-    return {cell: outcomes[cell] for cell in distinct}
 
 
 def compile_results(args: Args, plan: Plan, trained: Trained) -> dict[str, Any]:

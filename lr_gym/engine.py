@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from lr_gym.optional import require
 
-__all__ = ["Engine", "local_engine", "process_pool", "ray_engine", "run_here"]
+__all__ = ["Engine", "local_engine", "open_engine", "process_pool", "ray_engine", "run_here"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -132,3 +132,23 @@ def ray_engine(workers: int, address: str | None = None) -> Iterator[Engine]:
         yield engine
     finally:
         ray.shutdown()
+
+
+def open_engine(
+    name: str, workers: int, address: str | None = None
+) -> AbstractContextManager[Engine]:
+    """The engine that a command line names.
+
+    Args:
+        name: Either "local" or "ray".
+        workers: See `local_engine` and `ray_engine`.
+        address: See `ray_engine`.
+
+    Raises:
+        ValueError: There is no engine of this name.
+    """
+    if name == "ray":
+        return ray_engine(workers, address)
+    if name == "local":
+        return local_engine(workers)
+    raise ValueError(f"unknown engine {name!r}; choose local or ray")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from lr_gym.benchmark import store
 from lr_gym.benchmark.command_line import command_of, parse
 from lr_gym.benchmark.contestants import entrants
 from lr_gym.benchmark.loop import Outcome
@@ -185,10 +186,8 @@ def test_a_killed_evaluation_resumes_without_repeating_a_cell(whole, tmp_path):
 def test_another_evaluation_runs_only_what_is_new(whole, tmp_path, monkeypatch):
     before = cells_of(whole)
     ran = []
-    attempt = evaluate.complete.__globals__["attempt"]
-    monkeypatch.setitem(
-        evaluate.complete.__globals__, "attempt", lambda cell: ran.append(cell) or attempt(cell)
-    )
+    attempt = store.attempt
+    monkeypatch.setattr(store, "attempt", lambda cell: ran.append(cell) or attempt(cell))
     monkeypatch.setenv("LR_GYM_CACHE", str(cache_of(whole)))
     options = {"optimizers": "adam,sgd,radam", "horizon": 20}
     evaluate.main(args(tmp_path / "another", **options))

@@ -124,7 +124,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
         names = archive.namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"lr_gym"}
     assert "lr_gym/py.typed" in names
-    for pattern in ("policies/*.safetensors", "benchmark/*.jinja2", "**/*.py"):
+    for pattern in ("policies/*.safetensors", "benchmark/*.jinja2", "benchmark/*.json", "**/*.py"):
         files = (ROOT / "lr_gym").glob(pattern)
         assert {str(file.relative_to(ROOT)) for file in files} <= set(names)
 

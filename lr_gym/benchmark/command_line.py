@@ -16,6 +16,8 @@ from lr_gym.run_folder import RunFolderError, stored_args
 
 __all__ = ["MAY_CHANGE", "Args", "command_of", "parse"]
 
+# The optimizers that are compared by default. A calibrated one is there once it was calibrated.
+COMPARED = ("adamw-wsd-calibrated", "adam", "adam-constant", "adam-cosine", "adam-wsd")
 # The options that can be given several times. tyro appends their values to the default.
 REPEATED = ("policy", "task")
 DESCRIPTION = "\n".join(
@@ -40,7 +42,7 @@ class Args:
     policy: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Policy file, output folder of train_agent.py, or builtin:NAME. Give the option once for
     each."""
-    optimizers: str = "adam,adam-constant,adam-cosine,adam-wsd"
+    optimizers: str = ",".join(name for name in COMPARED if name in OPTIMIZERS)
     """Optimizers to compare with, names of the list above, separated by commas."""
     task: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, or a Task of your own as

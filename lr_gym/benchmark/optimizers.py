@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from lr_gym.benchmark.calibrated import calibrated_recipes, read_calibrated
 from lr_gym.benchmark.hypergradient import HypergradientAdam
 from lr_gym.benchmark.muon import make_muon
 from lr_gym.benchmark.recipes import (
@@ -33,6 +34,9 @@ SGD = partial(plain, torch.optim.SGD)
 MOMENTUM = partial(plain, torch.optim.SGD, momentum=0.9)
 ADAM = partial(plain, torch.optim.Adam)
 ADAMW = partial(plain, torch.optim.AdamW)
+# NAdam with AdamW's decay. At one calibrated rate it is better than the methods without a learning
+# rate that Kasimbeg et al. (2025, arXiv 2505.24005) compare it with.
+NADAMW = partial(plain, torch.optim.NAdam, weight_decay=0.01, decoupled_weight_decay=True)
 MUON = partial(make_muon)
 
 # Prodigy (Mishchenko & Defazio 2024): its authors advise a learning rate of 1, a cosine schedule,
@@ -44,7 +48,7 @@ PRODIGY = partial(
 D_ADAPTATION = partial(packaged, "pytorch_optimizer", "DAdaptAdam", bias_correction=True)
 TRAINED_GARO = partial(plain, GlobalAdaptiveSGD, weights="builtin:garo", layerwise=True)
 
-OPTIMIZERS: dict[str, Recipe] = {
+_RECIPES: dict[str, Recipe] = {
     "sgd": Recipe("SGD, constant", SGD, space=SGD_RANGE),
     "sgd-momentum": Recipe("SGD, momentum 0.9, constant", MOMENTUM, space=SGD_RANGE),
     "sgd-momentum-cosine": Recipe("SGD, momentum 0.9, cosine", MOMENTUM, "cosine", space=SGD_RANGE),
@@ -60,6 +64,7 @@ OPTIMIZERS: dict[str, Recipe] = {
     "adamw-wsd": Recipe("AdamW, stable, then decay (WSD without warmup)", ADAMW, "wsd"),
     "radam": Recipe("RAdam, constant", partial(plain, torch.optim.RAdam)),
     "nadam": Recipe("NAdam, constant", partial(plain, torch.optim.NAdam)),
+    "nadamw-wsd": Recipe("NAdamW, stable, then decay (WSD without warmup)", NADAMW, "wsd"),
     "muon": Recipe("Muon on hidden matrices, AdamW on the rest, cosine", MUON, "cosine"),
     "muon-wsd": Recipe("Muon on hidden matrices, AdamW on the rest, WSD", MUON, "wsd"),
     "schedule-free": Recipe(
@@ -86,6 +91,11 @@ OPTIMIZERS: dict[str, Recipe] = {
         space=SGD_RANGE,
         step=step_with_closure,  # the reward of its Q-learning is computed from the loss
     ),
+}
+
+OPTIMIZERS: dict[str, Recipe] = {
+    **_RECIPES,
+    **calibrated_recipes(_RECIPES, read_calibrated()),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import rich.console
@@ -11,8 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from lr_gym.benchmark.loop import Outcome
 from lr_gym.benchmark.run import Cell
+from lr_gym.benchmark.store import complete
+from lr_gym.engine import Engine
 
-__all__ = ["CellProgress", "remaining"]
+__all__ = ["CellProgress", "remaining", "run_cells"]
 
 
 def remaining(
@@ -70,3 +72,20 @@ class CellProgress:
         self._spent.setdefault(cell.task, []).append(outcome.seconds)
         minutes = remaining(self._pending, self._spent, self._workers) / 60.0
         self._bar.update(self._line, advance=1, left=f"about {minutes:.1f} min left")
+
+
+def run_cells(
+    title: str, cells: Iterable[Cell], engine: Engine, workers: int
+) -> dict[Cell, Outcome]:
+    """Outcomes of cells, with a progress bar; only those that are not in the store run.
+
+    Args:
+        title: word before the bar.
+        cells: cells whose outcomes are wanted; repeated ones run once.
+        engine: runs the missing cells.
+        workers: number of processes, by which the bar reckons the time that is left.
+    """
+    distinct = list(dict.fromkeys(cells))
+    with CellProgress(title, distinct, workers) as progress:
+        outcomes = complete(distinct, engine, progress)
+    return {cell: outcomes[cell] for cell in distinct}
