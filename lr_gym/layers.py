@@ -1,4 +1,4 @@
-"""Which parameter tensor belongs to which layer, and which matrices Muon updates.
+"""Which parameter tensor belongs to which layer, and which matrices Muon updates, in what blocks.
 
 A layer is a part of a model with hyperparameters of its own. By default each module that owns
 parameters directly is one layer, so a weight and its bias share a learning rate. With
@@ -8,7 +8,8 @@ granularity="global" the whole model is one layer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +24,13 @@ __all__ = [
     "layout_of_tensors",
     "muon_groups",
     "muon_matrices",
+    "row_blocks",
 ]
 
 GRANULARITIES = ("per_layer", "global")
+# Names that libraries give to a linear layer whose rows are queries, then keys, then values. Not
+# among them is query_key_value (BLOOM, GPT-NeoX), whose rows go by heads, not by these three.
+QKV_LAYERS = frozenset({"Wqkv", "c_attn", "in_proj", "qkv", "qkv_proj", "to_qkv"})
 
 
 class Layout(NamedTuple):
@@ -201,3 +206,46 @@ def muon_matrices(model: nn.Module) -> set[Tensor]:
     return hidden_matrices(
         ([param for _, param in group["params"]], group.get("muon")) for group in groups
     )
+
+
+def row_blocks(named: Iterable[tuple[str, Tensor]]) -> list[int]:
+    """Tell how many maps of one size the rows of each parameter hold, 1 for most.
+
+    Names and shapes tell it: those of torch's recurrent networks, whose rows are the gates, those
+    of nn.MultiheadAttention, whose rows are queries, keys and values, and QKV_LAYERS.
+
+    Args:
+        named: The names and parameters of a whole model.
+
+    Returns:
+        One number for each parameter, which divides its number of rows.
+
+    >>> import torch
+    >>> row_blocks(torch.nn.LSTM(2, 3).named_parameters())
+    [4, 4, 1, 1]
+    >>> row_blocks([("attention.qkv.weight", torch.ones(12, 4))])
+    [3]
+    """
+    named = list(named)
+    tensors = dict(named)
+    return [_row_blocks(name, param, tensors) for name, param in named]
+
+
+def _row_blocks(name: str, param: Tensor, tensors: Mapping[str, Tensor]) -> int:
+    if param.ndim < 2:
+        return 1
+    rows = len(param)
+    columns = math.prod(param.shape[1:])
+    path, _, own = name.rpartition(".")
+    if own == "in_proj_weight" or (own == "weight" and path.rpartition(".")[2] in QKV_LAYERS):
+        return 3 if rows == 3 * columns else 1  # fewer keys than queries are no equal blocks
+    hidden = _hidden_units(name, tensors) if own.startswith(("weight_ih", "weight_hh")) else 0
+    return rows // hidden if hidden and rows % hidden == 0 else 1
+
+
+def _hidden_units(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """Hidden units of the recurrence that owns a weight_ih or weight_hh, 0 where unknown."""
+    path, _, place = name.rpartition("_ih" if "weight_ih" in name else "_hh")
+    # an LSTM that projects its state has one column for each hidden unit in weight_hr
+    state = tensors.get(f"{path}_hr{place}", tensors.get(f"{path}_hh{place}"))
+    return 0 if state is None or state.ndim != 2 else state.shape[1]

@@ -12,8 +12,10 @@ def iterated(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def direction(matrix: torch.Tensor) -> torch.Tensor:
-    """Direction of the update of a tensor (rows, ...)."""
+def direction(matrix: torch.Tensor, blocks: int = 1) -> torch.Tensor:
+    """Direction of the update of a tensor (rows, ...), each block of its rows by itself."""
+    if blocks > 1:
+        return torch.cat([direction(block) for block in matrix.chunk(blocks)])
     flat = matrix.flatten(1)
     if flat.numel() == 0:
         return matrix
@@ -25,13 +27,26 @@ def direction(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class NaiveMuon(torch.optim.Optimizer):
-    """One parameter group; the last matrix, the readout, is left to AdamW unless `last` is set."""
+    """One parameter group; the last matrix, the readout, is left to AdamW unless `last` is set.
 
-    def __init__(self, params, lr=0.01, weight_decay=0.01, maximize=False, beta1=0.9, last=False):
+    `blocks` tells how many maps the rows of a parameter hold, where they are more than one.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr=0.01,
+        weight_decay=0.01,
+        maximize=False,
+        beta1=0.9,
+        last=False,
+        blocks=None,
+    ):
         super().__init__(
             list(params), {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         )
         params = self.param_groups[0]["params"]
+        self.blocks = blocks or {}
         matrices = [p for p in params if p.ndim >= 2]
         self.matrices, self.beta1 = matrices if last else matrices[:-1], beta1
         others = [p for p in params if all(p is not matrix for matrix in self.matrices)]
@@ -50,7 +65,8 @@ class NaiveMuon(torch.optim.Optimizer):
             if matrix.grad is not None:
                 old = self.state[matrix].get("m", torch.zeros_like(matrix))
                 self.state[matrix]["m"] = old + (1.0 - self.beta1) * (matrix.grad - old)
-                way = direction(self.state[matrix]["m"]) * (-1.0 if group["maximize"] else 1.0)
+                way = direction(self.state[matrix]["m"], self.blocks.get(matrix, 1))
+                way = way * (-1.0 if group["maximize"] else 1.0)
                 matrix.copy_(
                     (1.0 - group["lr"] * group["weight_decay"]) * matrix - group["lr"] * way
                 )

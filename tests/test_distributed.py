@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ POLICIES = ["builtin:default", "builtin:anytime", "builtin:muon", "builtin:sgd"]
 
 
 def model_of() -> nn.Module:
-    """Dimensions 7 and 5 are divided unevenly by 2 and 4 ranks."""
+    """Ranks cut 15 and 5 rows unevenly, and the first matrix elsewhere than between its blocks."""
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 1))
-    model = model.double()
+    modules = (nn.Linear(5, 15), nn.Tanh(), nn.Linear(15, 5), nn.Tanh(), nn.Linear(5, 1))
+    names = ("qkv", "1", "2", "3", "4")  # by the first name Muon takes that matrix for three
+    model = nn.Sequential(OrderedDict(zip(names, modules, strict=True))).double()
     with torch.no_grad():
         for param in model.parameters():
             param.copy_(torch.randn(param.shape, generator=generator) * 0.5)

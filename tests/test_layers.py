@@ -14,6 +14,8 @@ from lr_gym.layers import (
     layout_of_named,
     layout_of_tensors,
     muon_groups,
+    muon_matrices,
+    row_blocks,
 )
 
 
@@ -121,3 +123,58 @@ def test_a_readout_that_is_the_embedding_leaves_every_other_matrix_to_muon():
     assert [group["muon"] for group in groups] == [False, True]
     said = [([param for _, param in group["params"]], group["muon"]) for group in groups]
     assert hidden_matrices(said) == {model[1].weight, model[2].weight}
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.LSTM(3, 4, num_layers=2, bidirectional=True), 4),
+        (nn.LSTM(3, 4, num_layers=2, proj_size=2), 4),
+        (nn.GRU(12, 4, bias=False), 3),
+        (nn.RNN(3, 4), 1),
+        (nn.LSTMCell(3, 4), 4),
+        (nn.GRUCell(3, 4), 3),
+        (nn.MultiheadAttention(4, 2), 3),
+        (nn.MultiheadAttention(4, 2, kdim=3), 1),
+    ],
+)
+def test_blocks_are_the_gates_and_maps_of_torchs_modules(module, expected):
+    """Blocks are as many as the biases of the module have times its units."""
+    outer = nn.Sequential(nn.Linear(4, 12), module)
+    for (name, param), blocks in zip(
+        outer.named_parameters(), row_blocks(outer.named_parameters()), strict=True
+    ):
+        fused = "weight_ih" in name or "weight_hh" in name or "in_proj_w" in name
+        assert blocks == (expected if fused else 1), name
+        assert len(param) % blocks == 0
+    assert row_blocks(module.named_parameters()) == row_blocks(outer.named_parameters())[2:]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("layers.0.attn.qkv.weight", (24, 8), 3),
+        ("qkv.weight", (24, 8), 3),
+        ("attn.qkv.weight", (24, 8, 1, 1), 3),
+        ("attn.c_attn.weight", (24, 8), 3),
+        ("attn.c_attn.weight", (8, 24), 1),  # Conv1D of transformers, whose columns are the outputs
+        ("self_attn.qkv_proj.weight", (16, 8), 1),  # fewer keys and values than queries
+        ("attn.query_key_value.weight", (24, 8), 1),
+        ("attn.qkv.bias", (24,), 1),
+        ("attn.proj.weight", (24, 8), 1),
+        ("cell.weight_hh", (24, 8), 3),
+        ("cell.weight_ih", (24, 8), 1),  # alone, it does not tell the number of hidden units
+    ],
+)
+def test_blocks_by_name_and_shape(name, shape, expected):
+    assert row_blocks([(name, torch.zeros(shape))]) == [expected]
+
+
+def test_blocks_of_a_vision_transformer():
+    model = torchvision.models.swin_t()
+    named = dict(model.named_parameters())
+    blocks = dict(zip(named, row_blocks(named.items()), strict=True))
+    fused = {name for name, count in blocks.items() if count > 1}
+    assert fused == {name for name in named if name.endswith("attn.qkv.weight")}
+    assert len(fused) == 12
+    assert all(named[name] in muon_matrices(model) for name in fused)

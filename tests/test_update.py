@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from naive_muon import NaiveMuon
+from naive_muon import NaiveMuon, direction
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lr_gym.updates.muon import orthogonal
+from lr_gym.updates.muon import iterated_type, orthogonal
 from lr_gym.updates.noise import gradient_noise, rms
 from lr_gym.updates.rule import BaseRule, MomentMasses
 from lr_gym.updates.rules import RULES, base_rule
@@ -114,6 +115,40 @@ def test_long_matrices_give_the_same_result_by_products(shape, dtype, tolerance)
         expected = ((u * values) @ v).reshape(1, *shape)
         error = (orthogonal(matrices.to(dtype)).double() - expected).norm() / expected.norm()
         assert error < tolerance
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (12, 2), (6, 5), (6, 4, 3)])
+def test_every_block_of_a_fused_matrix_moves_as_a_matrix_of_its_own(shape):
+    rule, moment = base_rule("muon").for_tensor(hidden=True, blocks=3), draw(2, *shape)
+    none = MomentMasses(torch.ones(2), torch.ones(2))
+    expected = torch.stack([direction(matrix, blocks=3) for matrix in moment])
+    torch.testing.assert_close(rule.direction(moment, None, none), expected)
+    parts = moment.chunk(3, dim=1)
+    alone = [base_rule("muon").direction(part, None, none) for part in parts]
+    torch.testing.assert_close(torch.cat(alone, dim=1), expected)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 256), (16, 8, 3, 3)])
+@pytest.mark.parametrize("decades", [0.5, 2.0])
+def test_bfloat16_orthogonalises_as_float32_does(shape, decades):
+    """Also long matrices that are badly conditioned, where iterating on products would diverge."""
+    u, _, v = torch.linalg.svd(draw(*shape).flatten(1), full_matrices=False)
+    values = torch.logspace(0, -decades, len(v), dtype=torch.float64)
+    matrix = ((u * values) @ v).reshape(1, *shape).float()
+    half, full = orthogonal(matrix, torch.bfloat16), orthogonal(matrix)
+    assert half.dtype == torch.float32
+    assert (half - full).norm() < 0.05 * full.norm()
+    found = torch.linalg.svdvals(half.flatten(2))
+    assert found.min() > 0.65
+    assert found.max() < 1.25
+    assert (half.flatten(2)[0].double() - u @ v).norm() < 0.35 * (u @ v).norm()
+
+
+def test_only_float32_on_a_gpu_is_iterated_in_bfloat16():
+    assert iterated_type(torch.zeros(2)) == torch.float32
+    with FakeTensorMode():
+        for dtype, expected in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
+            assert iterated_type(torch.empty(2, dtype=dtype, device="cuda")) == expected
 
 
 @pytest.mark.parametrize("base", ["adam", "adamw"])

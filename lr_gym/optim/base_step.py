@@ -36,7 +36,7 @@ def same_shape_batches(slots: Sequence[Slot]) -> list[list[Slot]]:
     """
 
     def kind(slot: Slot) -> Hashable:
-        return slot.data.shape, slot.param.dtype, slot.rule.family, id(slot.group)
+        return slot.data.shape, slot.param.dtype, slot.rule, id(slot.group)
 
     return same_kind_batches(slots, lambda slot: slot.data.numel(), kind)
 

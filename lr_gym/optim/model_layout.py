@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors
+from lr_gym.layers import Layout, hidden_matrices, layout_of_named, layout_of_tensors, row_blocks
 from lr_gym.optim.notices import warn_user
 from lr_gym.optim.slots import Slot
+from lr_gym.updates.muon import Muon
 from lr_gym.updates.rule import BaseRule
 
 __all__ = ["lay_out"]
@@ -34,30 +35,68 @@ def lay_out(
     """
     params = [param for group in groups for param in group["params"]]
     _check_one_device(params)
-    layout = _layout(groups, params, granularity)
-    if rule.family == "muon" and not _all_named(groups, params):
+    names = _names(groups, params)
+    layout = _layout(groups, names, params, granularity)
+    if rule.family == "muon" and names is None:
         _check_groups_choose_muon(groups)
     owners = [group for group in groups for _ in group["params"]]
     starts = itertools.accumulate(layout.sizes, initial=0)
     hidden = hidden_matrices((group["params"], group.get("muon")) for group in groups)
     slots = [
-        Slot(param, group, layer, start, rule.for_tensor(param in hidden))
-        for param, group, layer, start in zip(params, owners, layout.layer_of, starts, strict=False)
+        Slot(param, group, layer, start, rule.for_tensor(param in hidden, blocks))
+        for param, group, layer, start, blocks in zip(
+            params, owners, layout.layer_of, starts, _blocks(owners, names, params), strict=False
+        )
     ]
+    for slot in slots:
+        _check_blocks(slot)
     return layout, slots
 
 
-def _layout(groups: Sequence[dict[str, Any]], params: Sequence[Tensor], granularity: str) -> Layout:
-    if not _all_named(groups, params):
-        if granularity == "per_layer":
-            _check_groups_begin_layers(groups)
-        return layout_of_tensors(params, granularity)
-    names = [name for group in groups for name in group["param_names"]]
+def _names(groups: Sequence[dict[str, Any]], params: Sequence[Tensor]) -> list[str] | None:
+    """A name of its own for each parameter; None unless all of them were given with one."""
+    names = [name for group in groups for name in group.get("param_names", ())]
+    if len(names) < len(params):
+        return None
     if len(set(names)) < len(names):  # two models, say, whose parameters have the same names
         names = [
             f"group{i}.{name}" for i, group in enumerate(groups) for name in group["param_names"]
         ]
-    return layout_of_named(zip(names, params, strict=True), granularity)
+    return names
+
+
+def _layout(
+    groups: Sequence[dict[str, Any]],
+    names: Sequence[str] | None,
+    params: Sequence[Tensor],
+    granularity: str,
+) -> Layout:
+    if names is not None:
+        return layout_of_named(zip(names, params, strict=True), granularity)
+    if granularity == "per_layer":
+        _check_groups_begin_layers(groups)
+    return layout_of_tensors(params, granularity)
+
+
+def _blocks(
+    owners: Sequence[dict[str, Any]], names: Sequence[str] | None, params: Sequence[Tensor]
+) -> list[int]:
+    """How many maps the rows of each parameter hold: what its group says, else what names tell."""
+    found = [1] * len(params)
+    if names is not None:
+        found = row_blocks(zip(names, params, strict=True))
+    given = [group.get("blocks") for group in owners]
+    return [own if said is None else said for said, own in zip(given, found, strict=True)]
+
+
+def _check_blocks(slot: Slot) -> None:
+    """Raise a ValueError where a group asks for blocks that the rows of a matrix do not make."""
+    if isinstance(slot.rule, Muon) and len(slot.param) % slot.rule.blocks:
+        raise ValueError(
+            f"a group says blocks={slot.rule.blocks}, but {len(slot.param)} rows of a matrix of "
+            f"shape {tuple(slot.param.shape)} are no multiple of it: put this matrix into a group "
+            "of its own"
+        )
 
 
 def _check_one_device(params: Sequence[Tensor]) -> None:
@@ -67,10 +106,6 @@ def _check_one_device(params: Sequence[Tensor]) -> None:
             f"PolicyOptimizer decides for parameters of one device; got {', '.join(devices)}: "
             "make one optimizer for each"
         )
-
-
-def _all_named(groups: Sequence[dict[str, Any]], params: Sequence[Tensor]) -> bool:
-    return sum(len(group.get("param_names", ())) for group in groups) == len(params)
 
 
 def _check_groups_begin_layers(groups: Sequence[dict[str, Any]]) -> None:

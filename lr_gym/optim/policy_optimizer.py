@@ -15,10 +15,11 @@ Layers are found by parameter names where names are given (`model.named_paramete
 shape: a tensor of two or more dimensions opens a layer and smaller ones join it.
 
 Under base="muon", Muon updates matrices and AdamW the other tensors. The matrix of a convolution is
-(out, all others); stacked gates, or queries, keys and values, are one matrix. A group with the key
-"muon" gives all its matrices to Muon (True) or none (False). Of groups without the key, the last
-matrix is taken for the readout and left to AdamW. `lr_gym.layers.muon_groups(model)` makes groups
-that leave embeddings to AdamW too.
+(out, all others). Where the rows of a matrix are several maps, such as queries, keys and values or
+the gates of an LSTM, each is updated by itself: names tell it (`lr_gym.layers.row_blocks`), or the
+key "blocks" of a group, such as 3. A group with the key "muon" gives all its matrices to Muon
+(True) or none (False). Of groups without that key, the last matrix is taken for the readout and
+left to AdamW. `lr_gym.layers.muon_groups(model)` makes groups that leave embeddings to AdamW too.
 
 Under a policy that averages weights, call `eval()` before the model is evaluated or exported, and
 `train()` before it is trained on, as you do with the model itself. A checkpoint holds model and
@@ -55,6 +56,7 @@ from lr_gym.optim.notices import Notices
 from lr_gym.optim.restore import POLICY, restoring
 from lr_gym.optim.settings import Settings, defaults_of, find_policy
 from lr_gym.policies.policy import Policy
+from lr_gym.types import check_count
 from lr_gym.updates.averaging import (
     leave_average_,
     show_average_,
@@ -261,7 +263,7 @@ class PolicyOptimizer(Optimizer):
         """Add a group, also in mid-training: its layers start at multiplier 1.
 
         Raises:
-            ValueError: for complex parameters, or a key "muon" that is not True, False or None.
+            ValueError: for complex parameters, or a wrong value of the key "muon" or "blocks".
         """
         self._store_controller()
         super().add_param_group(param_group)
@@ -348,3 +350,5 @@ def _check_group(group: dict[str, Any]) -> None:
         raise ValueError(f"complex parameters are not supported: {COMPLEX_ADVICE}")
     if group.get("muon") not in (None, True, False):
         raise ValueError(f"a group's muon must be True, False or left out; got {group['muon']!r}")
+    if group.get("blocks") is not None:
+        check_count("a group's blocks", group["blocks"])

@@ -18,6 +18,7 @@ from lr_gym.optim.state import KEYS
 __all__ = ["POLICY", "restoring"]
 
 POLICY = "policy"  # key of a group: the policy that drives it, see Settings.policy_id
+MATRIX_KEYS = ("muon", "blocks")  # keys of a group: what Muon does with its matrices
 
 
 @contextmanager
@@ -28,16 +29,17 @@ def restoring(optimizer: Optimizer, settings: Settings) -> Iterator[None]:
         optimizer: the PolicyOptimizer.
         settings: what it was made with.
     """
-    given_muon = [group.get("muon") for group in optimizer.param_groups]
+    given = [{key: group.get(key) for key in MATRIX_KEYS} for group in optimizer.param_groups]
     loaded: dict[str, Any] = {}  # what is loaded after all hooks that the user has registered
-    hook = optimizer.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+    hook = optimizer.register_load_state_dict_pre_hook(lambda _, state: loaded.update(state))
     try:
         yield
     finally:
         hook.remove()
-    for group, muon in zip(optimizer.param_groups, given_muon, strict=True):
-        if muon is not None:  # a state of torch's own optimizers says nothing of it
-            group.setdefault("muon", muon)
+    for group, options in zip(optimizer.param_groups, given, strict=True):
+        for key, value in options.items():
+            if value is not None:  # a state of torch's own optimizers says nothing of it
+                group.setdefault(key, value)
     own = settings.policy_id
     saved = {group.get(POLICY, own) for group in optimizer.param_groups}
     if saved != {own}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -94,12 +95,13 @@ def gru(hidden: int, classes: int, length: int) -> nn.Sequential:
 
 def _block(width: int, heads: int, causal: bool) -> list[nn.Module]:
     """Pre-norm transformer block (Xiong et al. 2020)."""
-    attention = Residual(
-        nn.LayerNorm(width),
-        nn.Linear(width, 3 * width),
-        SelfAttention(heads, causal),
-        nn.Linear(width, width),
-    )
+    modules = {
+        "norm": nn.LayerNorm(width),
+        "qkv": nn.Linear(width, 3 * width),  # by this name Muon knows that it is three maps
+        "heads": SelfAttention(heads, causal),
+        "out": nn.Linear(width, width),
+    }
+    attention = Residual(OrderedDict(modules))
     mlp = Residual(
         nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
     )

@@ -13,17 +13,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lr_gym.control.layer_stats import measure
-from lr_gym.layers import Layout, layout_of_named, muon_matrices
+from lr_gym.layers import Layout, layout_of_named, muon_matrices, row_blocks
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks.initial import build_model, initial_buffers, initial_parameters
 from lr_gym.tasks.stacked import aliases_of, stacked_forward
 from lr_gym.tasks.task import Split, Task
 from lr_gym.types import Hyperparams, LayerStats
 from lr_gym.updates.noise import gradient_noise
-from lr_gym.updates.rule import MomentMasses
+from lr_gym.updates.rule import BaseRule, MomentMasses
 from lr_gym.updates.rules import base_rule
 
 __all__ = ["InnerLoop", "InnerState", "StepResult", "minibatch"]
@@ -86,6 +86,16 @@ def minibatch(run_seed: Tensor, step: Tensor, batch_size: int, examples: int) ->
     return integers(run_seed, Stream.BATCH, step, batch_size, examples)
 
 
+def _rules(rule: BaseRule, model: nn.Module) -> list[BaseRule]:
+    """The rule of each parameter of a model."""
+    named = list(model.named_parameters())
+    hidden = muon_matrices(model)
+    return [
+        rule.for_tensor(param in hidden, blocks)
+        for (_, param), blocks in zip(named, row_blocks(named), strict=True)
+    ]
+
+
 class InnerLoop:
     """The mathematics of training one task with one base optimizer.
 
@@ -131,8 +141,7 @@ class InnerLoop:
         self.names = (*(name for name, _ in named), *buffer_names)
         self.layout: Layout = layout_of_named(named, granularity)
         self.rule = base_rule(base)
-        hidden = muon_matrices(self.model)
-        self.rules = [self.rule.for_tensor(param in hidden) for _, param in named]
+        self.rules = _rules(self.rule, self.model)
         self._weight_decay = weight_decay
         self._aliases = aliases_of(self.model)
         # Noise numbers the elements of the whole model, so each tensor starts where the last ended.

@@ -5,8 +5,11 @@
 
 so that a hidden matrix (`layers.hidden_matrices`) moves with all its singular values near 1, and by
 about as much as AdamW would move it. One learning rate therefore serves both: all other tensors are
-updated by AdamW. Ours has neither Nesterov's step ahead nor Jordan's momentum of 0.95, but Adam's
-beta1, because that measured best (docs/log.md).
+updated by AdamW. A fused matrix holds several maps below one another, such as the queries, keys and
+values of attention or the gates of an LSTM (`layers.row_blocks`); each of them is such a matrix.
+
+Ours has neither Nesterov's step ahead nor Jordan's momentum of 0.95, but Adam's beta1, because that
+measured best (docs/log.md).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import Tensor
 from lr_gym.updates.adam import Adam
 from lr_gym.updates.rule import BaseRule, MomentMasses
 
-__all__ = ["MUON_RMS", "NEWTON_SCHULZ_STEPS", "Muon", "orthogonal"]
+__all__ = ["MUON_RMS", "NEWTON_SCHULZ_STEPS", "Muon", "iterated_type", "orthogonal"]
 
 # Root mean square of Muon's update at lr 1 for a matrix of full rank, about that of AdamW's.
 MUON_RMS = 0.2
@@ -34,52 +37,75 @@ GRAM = 4
 
 @dataclasses.dataclass(frozen=True)
 class Muon(Adam):
-    """Muon; the formulas are at the top of this file. Of Adam's moments it keeps the first."""
+    """Muon; the formulas are at the top of this file. Of Adam's moments it keeps the first.
+
+    Attributes:
+        decoupled: as in `BaseRule`; Muon decays weights as AdamW does.
+        blocks: how many maps the rows of its tensors hold.
+    """
 
     family: ClassVar[str] = "muon"
 
     decoupled: bool = True
+    blocks: int = 1
 
-    def for_tensor(self, hidden: bool) -> BaseRule:
-        """Muon for a hidden matrix, AdamW with the same constants for any other tensor."""
-        return self if hidden else Adam(**dataclasses.asdict(self))
+    def for_tensor(self, hidden: bool, blocks: int = 1) -> BaseRule:
+        """Muon for a hidden matrix of so many blocks, AdamW with the same constants otherwise."""
+        if hidden:
+            return dataclasses.replace(self, blocks=blocks)
+        return Adam(self.decoupled, self.momentum, self.beta2, self.eps)
 
     def direction(self, first: Tensor, second: Tensor | None, masses: MomentMasses) -> Tensor:
-        """U V' of the first moment, with the root mean square of MUON_RMS."""
-        rows, columns = first.shape[1], first[0, 0].numel()
-        return orthogonal(first) * (MUON_RMS * math.sqrt(max(rows, columns)))
+        """U V' of each block of the first moment, with the root mean square of MUON_RMS."""
+        runs, rows = first.shape[:2]
+        blocks = first.reshape(runs * self.blocks, rows // self.blocks, -1)
+        size = MUON_RMS * math.sqrt(max(blocks.shape[1:]))
+        return (orthogonal(blocks, iterated_type(first)) * size).reshape(first.shape)
 
     def factor(self, masses: MomentMasses) -> Tensor:
         """1 for every run: U V' does not depend on the size of the first moment."""
         return torch.ones_like(masses.first)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def iterated_type(moment: Tensor) -> torch.dtype:
+    """The type of number in which the matrices of a moment are iterated.
+
+    On a GPU bfloat16 takes the place of float32, as in torch.optim.Muon, because its products are
+    many times as fast there and the result is needed roughly only. Elsewhere it is the moment's.
+    """
+    return torch.bfloat16 if moment.is_cuda and moment.dtype == torch.float32 else moment.dtype
+
+
+def orthogonal(matrices: Tensor, iterated: torch.dtype | None = None) -> Tensor:
     """U V' of each matrix U S V', approximately.
 
-    The singular values of the result lie within 0.7 to 1.2; those that were below 1e-3 of the
+    The singular values of the result lie within 0.68 to 1.2; those that were below 1e-3 of the
     matrix's norm come out lower. This is the iteration of Newton and Schulz as Jordan (2024) tuned
-    it, in the precision of the tensor (torch.optim.Muon's is bfloat16).
+    it.
 
     Where one side is at least GRAM times the other, as in convolutions, the iteration runs on the
     products of the shorter side. It is the same polynomial for a half to a third of the
-    multiplications, and in float32 the same matrix within 1e-3. In half precision the rounding
-    would show, so there the matrices themselves are iterated.
+    multiplications, and in float32 the same matrix within 1e-3. In half precision it diverges for
+    badly conditioned matrices, so there the matrices themselves are iterated: in bfloat16 that is
+    the same matrix within 0.1, and within 0.03 where no singular value is below 0.01 of the
+    largest.
 
     Args:
         matrices: (B, rows, *columns), B matrices.
+        iterated: type of number of the iteration, None for that of the matrices.
 
     Returns:
-        The same shape.
+        The same shape and type of number.
     """
     x = matrices.flatten(2)
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
+    x = x.to(iterated or x.dtype)
     full_precision = torch.finfo(x.dtype).bits >= 32
     long = x.shape[2] >= GRAM * x.shape[1]
     x = _by_products(x) if full_precision and long else _by_matrices(x)
-    return (x if wide else x.mT).reshape(matrices.shape)
+    return (x if wide else x.mT).reshape(matrices.shape).to(matrices.dtype)
 
 
 def _by_matrices(x: Tensor) -> Tensor:

@@ -64,8 +64,13 @@ class BaseRule(abc.ABC):
     beta2: float = 0.999
     eps: float = 1e-8
 
-    def for_tensor(self, hidden: bool) -> BaseRule:
-        """The rule of one tensor; `hidden` says whether it is a hidden matrix (`layers.py`)."""
+    def for_tensor(self, hidden: bool, blocks: int = 1) -> BaseRule:
+        """The rule of one tensor.
+
+        Args:
+            hidden: whether it is a hidden matrix (`layers.hidden_matrices`).
+            blocks: how many maps its rows hold (`layers.row_blocks`).
+        """
         return self
 
     @abc.abstractmethod
