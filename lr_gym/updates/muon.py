@@ -40,7 +40,8 @@ class Muon(Adam):
     """Muon; the formulas are at the top of this file. Of Adam's moments it keeps the first.
 
     Attributes:
-        decoupled: as in `BaseRule`; Muon decays weights as AdamW does.
+        family: "muon", see `BaseRule`.
+        decoupled: True, since Muon shrinks the weights as AdamW does.
         blocks: how many maps the rows of its tensors hold.
     """
 
