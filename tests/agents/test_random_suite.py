@@ -10,7 +10,14 @@ import torch
 from learners import assert_equal_states
 from tiny import TINY
 
-from agents.random_suite import MAX_OPERATIONS, UPDATE, measured, operations_of, random_batch
+from agents.random_suite import (
+    MAX_OPERATIONS,
+    UPDATE,
+    counted,
+    measured,
+    operations_of,
+    random_batch,
+)
 from agents.sb3 import LayerRowsVecEnv, PPOConfig, PPOLearner
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.layers import layout_of_named
@@ -38,8 +45,8 @@ def test_slots_keep_their_layers():
 @pytest.mark.parametrize("number", range(12))
 def test_sizes_are_known_before_a_model_is_built(number):
     task = random_task(number).task
-    assert measured(number).layers == layers(task)
-    assert measured(number).weights == sum(p.numel() for p in build_model(task).parameters())
+    assert counted(number).layers == layers(task)
+    assert counted(number).weights == sum(p.numel() for p in build_model(task).parameters())
 
 
 def test_no_task_of_a_batch_takes_far_longer_than_others():
@@ -47,6 +54,29 @@ def test_no_task_of_a_batch_takes_far_longer_than_others():
     numbers = [int(task.name.removeprefix("random-")) for batch in batches for task in batch]
     assert max(map(operations_of, numbers)) <= MAX_OPERATIONS
     assert max(map(operations_of, range(100))) > MAX_OPERATIONS  # there are such tasks
+
+
+def test_the_eighth_slot_is_for_large_models():
+    for generation in range(3):
+        *others, large = random_batch(5, generation, 8, 50)
+        number = int(large.name.removeprefix("random-"))
+        assert layers(large) == layers(random_batch(5, 0, 8, 50)[-1])
+        assert 200_000 <= sum(p.numel() for p in build_model(large).parameters()) <= 2_000_000
+        assert large.horizon >= 60
+        assert large.horizon % 50 == 0
+        assert large.horizon < random_task(number).task.horizon + 50
+        assert operations_of(number, large.horizon) <= 2 * MAX_OPERATIONS
+        assert [task.name for task in random_batch(5, generation, 7, 50)] == [
+            task.name for task in others
+        ]
+
+
+def test_a_slot_that_nothing_fits_says_so(monkeypatch):
+    monkeypatch.setattr("agents.random_suite.ATTEMPTS", 200)
+    with pytest.raises(ValueError, match=r"slot 7 .*large model.* horizon=100000 .*lower"):
+        random_batch(5, 0, 8, 50, horizon=100_000, max_operations=4 * 10**11)
+    with pytest.raises(ValueError, match=r"slot 0 \(.* layers\).*max_operations=10: .*raise"):
+        random_batch(5, 0, 1, 50, max_operations=10)
 
 
 def test_muons_matrices_count():
@@ -70,6 +100,17 @@ def test_muons_matrices_count():
 def test_a_shorter_horizon_makes_a_task_cheaper():
     dear = next(number for number in range(100) if operations_of(number) > MAX_OPERATIONS)
     assert operations_of(dear, 10) * random_task(dear).task.horizon == operations_of(dear) * 10
+
+
+def test_products_of_a_language_model_by_hand():
+    number = next(i for i in range(400) if random_task(i).drawn["network"] == "language-model")
+    drawn = random_task(number).drawn
+    width, length = drawn["width"], drawn["length"]
+    block = 4 * width + 4 * width * width + 4 * width + 8 * width * width + 5 * width
+    readout = 2 * width + (width + 1) * drawn["symbols"]
+    looked_up_and_added = 2 * width  # the embedding and the vector of the position
+    place = looked_up_and_added + drawn["blocks"] * block + readout
+    assert measured(number).products == length * place
 
 
 @pytest.mark.parametrize("network", ["dense", "patches", "convolutions", "recurrent", "lstm"])
@@ -98,7 +139,7 @@ def test_products_of_a_network_by_hand(network):
     }
     assert measured(number).products == expected[network]
     task = random_task(number).task
-    weights = measured(number).weights
+    weights = counted(number).weights
     assert operations_of(number) == task.horizon * (
         task.batch_size * expected[network] + UPDATE * weights
     )
