@@ -130,12 +130,12 @@ def _width(drawn: dict[str, Any]) -> int:
     Others use each weight many times for one example. Where the hidden layers would together have
     more than MAX_WEIGHTS, the width is what these allow.
     """
-    width = drawn["width"]
+    width: int = drawn["width"]
     if drawn["network"] == LANGUAGE_MODEL:  # 16 to 128, whole heads
         return 16 * round((width / 16.0) ** 0.5)
     if drawn["network"] != "dense":  # 8 to 256
         width = round(8.0 * (width / 16.0) ** (5.0 / 6.0))
-    squares = drawn["depth"] - 1  # weights of the hidden layers, in squares of the width
+    squares: int = drawn["depth"] - 1  # weights of the hidden layers, in squares of the width
     if drawn["network"] == "convolutions":
         squares *= drawn["kernel"] ** len(SHAPES[drawn["source"]])
     most = math.isqrt(MAX_WEIGHTS // max(1, squares))
