@@ -19,6 +19,7 @@ __all__ = [
     "GRANULARITIES",
     "Layout",
     "check_granularity",
+    "embedding_tables",
     "hidden_matrices",
     "layout_of_named",
     "layout_of_tensors",
@@ -143,13 +144,32 @@ def layout_of_tensors(tensors: Iterable[Tensor], granularity: str = "per_layer")
     return _layout(keys, [p.numel() for p in tensors], granularity)
 
 
+def _owned_by_embeddings(model: nn.Module) -> tuple[set[Tensor], set[Tensor]]:
+    """The parameters of a model's embeddings, and those of its other modules."""
+    owners: dict[bool, set[Tensor]] = {True: set(), False: set()}  # is an embedding -> parameters
+    for module in model.modules():
+        is_embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        owners[is_embedding].update(module.parameters(recurse=False))
+    return owners[True], owners[False]
+
+
+def embedding_tables(model: nn.Module) -> set[Tensor]:
+    """Return the parameters of a model that are only looked up.
+
+    Weights that an embedding shares with another module, such as a readout, are not among them.
+    """
+    embedded, others = _owned_by_embeddings(model)
+    return embedded - others
+
+
 def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return the parameters of a model as groups for `PolicyOptimizer` with Muon.
 
     The groups hold named parameters, in the order of the model. Those of embeddings have
     `"muon": False`, which leaves them to AdamW. If another module, such as a readout, shares the
     weights of an embedding, then all other groups have `"muon": True`: none of their matrices is
-    the readout, so Muon updates all of them.
+    the readout, so Muon updates all of them. Tables that are only looked up have
+    `"embedding": True`, which tells the unit of their learning rate.
 
     Args:
         model: The model.
@@ -159,15 +179,16 @@ def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     >>> [group.get("muon") for group in muon_groups(model)]
     [False, None]
     """
-    owners: dict[bool, set[int]] = {True: set(), False: set()}  # is an embedding -> its parameters
-    for module in model.modules():
-        is_embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        owners[is_embedding].update(map(id, module.parameters(recurse=False)))
-    embedded = owners[True]
-    tied = bool(embedded & owners[False])
-    options = {True: {"muon": False}, False: {"muon": True} if tied else {}}
-    neighbours = itertools.groupby(model.named_parameters(), lambda named: id(named[1]) in embedded)
-    return [{"params": list(named), **options[embedding]} for embedding, named in neighbours]
+    embedded, others = _owned_by_embeddings(model)
+    tied = bool(embedded & others)
+
+    def options(named: tuple[str, Tensor]) -> dict[str, bool]:
+        if named[1] not in embedded:
+            return {"muon": True} if tied else {}
+        return {"muon": False} if named[1] in others else {"muon": False, "embedding": True}
+
+    neighbours = itertools.groupby(model.named_parameters(), options)
+    return [{"params": list(named), **shared} for shared, named in neighbours]
 
 
 def hidden_matrices(groups: Iterable[tuple[Sequence[Tensor], bool | None]]) -> set[Tensor]:

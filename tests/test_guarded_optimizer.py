@@ -66,16 +66,15 @@ def test_an_unknown_base_lr_is_led_to_the_known_ones_at_most():
 
 
 @pytest.mark.parametrize("lr", [1e-5, 0.01, 5.0])
-def test_of_a_model_far_too_small_or_large_no_rate_is_moved(lr):
+def test_in_a_training_far_too_short_or_long_no_rate_is_moved(lr):
     model, loss_at = plain_run(TINY, 1, torch.float32)
-    policy = acting(everything, features=("cosine", "model_size"), controls=("lr",))
-    policy.ranges.features[:, 1] = torch.tensor([0.0, 0.5])
-    optimizer = make(model, policy, lr=lr)
-    count = sum(param.numel() for param in model.parameters())
+    policy = acting(everything, features=("cosine", "horizon"), controls=("lr",))
+    policy.ranges.features[:, 1] = torch.tensor([0.5, 0.9])
+    optimizer = make(model, policy, lr=lr, total_steps=10)
     with pytest.warns(
-        UserWarning, match=rf"parameters: {count}, and the policy knows 1e\+04 to 1e\+06"
+        UserWarning, match=r"total_steps: 10, and the policy knows 3.16e\+04 to 5.01e\+05"
     ):
-        train(optimizer, model, loss_at, range(30))
+        train(optimizer, model, loss_at, range(10))
     assert metric(optimizer, "multiplier") == [1.0, 1.0]
 
 
@@ -99,7 +98,7 @@ def test_a_scheduler_does_not_lead_out_of_the_known_learning_rates():
     """The base lr is where the user's schedule began, not where it is."""
     model, loss_at = plain_run(TINY, 1, torch.float64)
     optimizer = make(
-        model, acting(lambda spec: nothing(spec)._replace(lr=torch.tensor([0.01, 0.01])))
+        model, acting(lambda spec: nothing(spec)._replace(lr=torch.tensor([2e-3, 0.01])))
     )
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     optimizer._prepare().control.offset[:] = 1.0

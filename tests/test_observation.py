@@ -33,7 +33,7 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        context=TrainingContext(b, bl, bl, *(torch.ones(runs),) * 3),
+        context=TrainingContext(b, bl, bl, bl, *(torch.ones(runs),) * 3),
         clock=Clock(*(b,) * 4),
     )
 
@@ -49,7 +49,7 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
     clock = Clock(progress=b() * 0.9, schedule=b(), step=300.0 * b(), horizon=1e3 * b())
-    context = TrainingContext(50.0 * b(), *[1e3 * bl()] * 2, known, known, known)
+    context = TrainingContext(50.0 * b(), *[1e3 * bl()] * 2, bl(), known, known, known)
     return Observed(stats, memory, hyper, rows, rows - 0.5, context, clock)
 
 
@@ -159,6 +159,10 @@ def test_formulas_in_plain_python():
         "log_lr": math.tanh((math.log10(at(o.hyper.lr)) + 3) / 2),
         "noise": at(o.hyper.noise),
         "peak_lr": (math.log10(at(o.hyper.lr) / o.clock.schedule[run].item()) + 3) / 3.5,
+        "scaled_lr": (
+            math.log10(at(o.hyper.lr) / o.clock.schedule[run].item() / at(o.context.units)) + 3
+        )
+        / 3.5,
         "loss_level": math.tanh(memory.short_loss[run].item() / math.log(10)),
         "first_loss": math.tanh(math.log10(memory.initial_loss[run].item())),
         "model_size": math.log10(sum(o.context.sizes[run].tolist())) / 4 - 1,
@@ -322,7 +326,7 @@ def test_observations_of_many_rows_equal_those_of_each_row_alone(layers, dtype):
     )
     known = torch.ones(runs, dtype=dtype)
     context = TrainingContext(
-        draw(runs), draw(runs, layers), draw(runs, layers), known, known, known
+        draw(runs), *(draw(runs, layers) for _ in range(3)), known, known, known
     )
     steps = torch.randint(0, 1000, (decisions, runs), generator=generator).numpy()
 

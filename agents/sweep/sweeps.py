@@ -32,7 +32,7 @@ __all__ = [
 # Largest regret in nats that counts. Without it, the few tasks whose loss can fall to 0 would make
 # up most of the mean.
 WORST = 0.5
-PEAK = "peak_lr"
+PEAK = "scaled_lr"
 KNOWN = tuple(
     name for group in ("task", "endless") for name in features_of_group(group) if name != PEAK
 )
@@ -52,9 +52,9 @@ class SweepConfig:
     rates: int = 12
     """Number of learning rates of a sweep."""
     lowest: float = 3e-5
-    """Lowest learning rate of a sweep."""
+    """Lowest learning rate of a sweep, over the unit of each layer."""
     highest: float = 0.5
-    """Highest learning rate of a sweep."""
+    """Highest learning rate of a sweep, over the unit of each layer."""
     shift: float = 0.0
     """Nats by which the policy goes above the learning rate that the network names."""
     samples: int = 8
@@ -79,7 +79,7 @@ class SweepConfig:
 
     @property
     def log_rates(self) -> Tensor:
-        """Natural logarithms of the learning rates of a sweep, (rates,)."""
+        """Natural logarithms of the learning rates of a sweep over their units, (rates,)."""
         return torch.linspace(math.log(self.lowest), math.log(self.highest), self.rates)
 
 
@@ -155,7 +155,8 @@ def play_sweep(
     Returns:
         What was known, with its curve; and figures.
     """
-    lr = config.log_rates.double().exp().numpy()
+    # every layer of a run starts at the same multiple of its own unit
+    lr = config.log_rates.double().exp().numpy()[:, None] * env.lr_units
     generator = torch.Generator().manual_seed(seed)
     observation, _ = env.reset(seed=[seed] * config.rates, options={"initial_lr": lr})
     # a diverged training counts as one that ended at twice the loss it began with

@@ -60,7 +60,7 @@ def observed_range(
         seen, moved = _seen_and_done(policy, env, seed)
         features.append(seen)
         offsets.append(moved)
-        lrs.append(env.initial_lr)
+        lrs.append(_lr_range_in_units(env))
     feature_range = _range(np.concatenate(features))  # (2, F)
     for i, name in enumerate(policy.spec.features):
         if name in FULLY_KNOWN:
@@ -85,6 +85,12 @@ def _seen_and_done(
     seen = np.stack(observations)[:, alive].reshape(-1, len(policy.spec.features))
     moved = offsets.cpu().numpy()[:, alive].reshape(-1, len(policy.spec.controls))
     return seen, moved
+
+
+def _lr_range_in_units(env: LRControlVectorEnv) -> tuple[float, float]:
+    """Lowest and highest initial learning rate over unit, of all layers."""
+    low, high = env.initial_lr
+    return low / float(env.lr_units.max()), high / float(env.lr_units.min())
 
 
 def _range(rows: NDArray[np.floating]) -> Tensor:

@@ -31,8 +31,9 @@ __all__ = [
 ]
 
 LN_10 = math.log(10.0)
-PEAK_CENTRE = -3.0  # decades: log10 of the learning rate at which the feature peak_lr is 0
-PEAK_WIDTH = 3.5  # decades from there to where peak_lr is 1
+# The features peak_lr and scaled_lr, in decades of the learning rate.
+PEAK_CENTRE = -3.0  # log10 of the learning rate at which they are 0
+PEAK_WIDTH = 3.5  # from there to where they are 1
 
 # Groups of features. "course": how a training goes, what policies see by default. "task": what
 # describes a training as a whole, for policies that learn on many tasks. "endless": the time in
@@ -82,6 +83,7 @@ class Feature(NamedTuple):
             number.
         given: whether the value is known before the training starts and no learning rate
             changes it.
+        judged: whether the guard takes trust away where the value is outside the observed range.
     """
 
     compute: Callable[[Observed], Tensor]
@@ -92,6 +94,7 @@ class Feature(NamedTuple):
     says_end_known: bool = False
     quantity: tuple[str, Callable[[float], float]] | None = None
     given: bool = False
+    judged: bool = True
 
     @property
     def tells_end(self) -> bool:
@@ -147,10 +150,19 @@ def _depth(o: Observed) -> Tensor:
     return torch.linspace(-1.0, 1.0, lr.shape[1], dtype=lr.dtype, device=lr.device).unsqueeze(0)
 
 
-def _peak_lr(o: Observed) -> Tensor:
-    """(B, L) position of the learning rate without its base schedule, which may be 0 at the end."""
-    unscheduled = o.hyper.lr / _column(o.clock.schedule.clamp_min(1e-6))
-    return (_log10(unscheduled) - PEAK_CENTRE) / PEAK_WIDTH
+def _unscheduled_lr(o: Observed) -> Tensor:
+    """(B, L) learning rate without its base schedule, which may be 0 at the end."""
+    return o.hyper.lr / _column(o.clock.schedule.clamp_min(1e-6))
+
+
+def _place(lr: Tensor) -> Tensor:
+    """Place of a learning rate on the scale of PEAK_CENTRE and PEAK_WIDTH."""
+    return (_log10(lr) - PEAK_CENTRE) / PEAK_WIDTH
+
+
+def _learning_rate(y: float) -> float:
+    """The learning rate at a place: the inverse of `_place`."""
+    return float(10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE))
 
 
 def _passes_made(o: Observed) -> Tensor:
@@ -253,12 +265,16 @@ FEATURES: dict[str, Feature] = {
         groups=OPTIONAL,
     ),
     "peak_lr": Feature(
-        _peak_lr,
+        lambda o: _place(_unscheduled_lr(o)),
         "log10 of the learning rate without the base schedule, linear within 10^-6.5..10^0.5",
-        quantity=(
-            "learning rate of layer {layer}",
-            lambda y: 10.0 ** (PEAK_WIDTH * y + PEAK_CENTRE),
-        ),
+        quantity=("learning rate of layer {layer}", _learning_rate),
+        groups=OPTIONAL,
+    ),
+    "scaled_lr": Feature(
+        lambda o: _place(_unscheduled_lr(o) / o.context.units),
+        "log10 of the learning rate over its unit, without the base schedule, linear within "
+        "10^-6.5..10^0.5",
+        quantity=("learning rate of layer {layer} over its unit", _learning_rate),
         groups=OF_TASK,
     ),
     "loss_level": Feature(
@@ -288,6 +304,8 @@ FEATURES: dict[str, Feature] = {
         "log10 of the number of parameters, centred on 10^4",
         quantity=("parameters", lambda y: 10.0 ** (4.0 * (y + 1.0))),
         given=True,
+        # a policy that sees learning rates in units knows what the size of the model does to them
+        judged=False,
         groups=OF_TASK,
     ),
     "horizon": Feature(

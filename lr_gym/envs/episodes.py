@@ -15,8 +15,10 @@ from torch import Tensor
 
 from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
+from lr_gym.control.units import layer_units
 from lr_gym.envs.reward import diverged_return, loss_limit, potential
 from lr_gym.envs.run_distribution import RunDistribution
+from lr_gym.layers import embedding_tables
 from lr_gym.tasks import Task
 from lr_gym.training.executor import Executor
 from lr_gym.training.inner_loop import InnerState
@@ -82,6 +84,7 @@ class Episodes:
     Attributes:
         controller: the controller.
         loop: what executes the trainings.
+        units: (L,) unit of the learning rate of each layer.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Episodes:
             dtype=dtype,
             compile=compile,
         )
+        self.units = np.array(_units(self.loop, spec.granularity))
         self._runs = runs
         self._weight_decay = weight_decay
         self._horizon = controller.horizon
@@ -214,6 +218,7 @@ class Episodes:
             passes=ones * self._passes,
             sizes=sizes,
             elements=sizes.clone(),
+            units=ones[:, None] * numbers_like(self.units, ones),
             loss_known=loss_known,
             progress_known=progress_known,
             passes_known=passes_known,
@@ -266,6 +271,16 @@ def evaluated_state(state: EnvState) -> InnerState:
         return state.inner
     params, buffers = state.average
     return state.inner._replace(params=params, buffers=buffers)
+
+
+def _units(loop: Executor, granularity: str) -> list[float]:
+    """Unit of the learning rate of each layer of the trained model."""
+    embeddings = embedding_tables(loop.model)
+    units = [
+        rule.unit(param.shape, embedding=param in embeddings)
+        for rule, param in zip(loop.rules, loop.model.parameters(), strict=True)
+    ]
+    return layer_units(loop.layout, granularity, units, loop.layout.sizes)
 
 
 def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -69,6 +69,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         horizon: inner steps of a training.
         inner_steps_per_decision: inner steps between two decisions.
         num_layers: L.
+        lr_units: (L,) unit of the learning rate of each layer (`lr_gym.control.units`).
         initial_lr: range of the initial learning rate.
         inner: what executes the trainings.
         metadata: what Gymnasium wants to know of rendering and restarts.
@@ -125,7 +126,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             ValueError: for an option out of range, naming it.
         """
         self._autoreset = check_env_options(max_episode_steps, render_mode, autoreset_mode)
-        self.control_spec = control_spec_of(spec, control)
+        self.control_spec = spec = control_spec_of(spec, control)
         runs = RunDistribution(initial_lr, mask_loss, mask_progress, mask_passes)
         self.task = find_task(task)
         self.num_envs = check_count("num_envs", num_envs)
@@ -144,8 +145,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         )
         self.inner = self._episodes.loop
         self.inner_steps_per_decision = self._episodes.controller.interval
-        self.num_layers = self.inner.layout.num_layers
-        spec, layers = self.control_spec, self.num_layers
+        self.num_layers = layers = self.inner.layout.num_layers
+        self.lr_units = self._episodes.units
         self._read_actions = ActionReader(spec, self.num_envs, layers, self.inner.device)
         self.single_observation_space = observation_space(spec, layers)
         self.single_action_space = action_space(spec, layers)
@@ -177,9 +178,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             seed: one int s for row seeds s, s + 1, ...; or one per row; None for each row's next
                 episode.
             options: {"reset_mask": (B,) bool} restarts those runs only, each with its seed or else
-                with its next episode (the first reset starts all of them); {"initial_lr": (B,) or
-                (B, L)} lets each run, or each of its layers, start from that learning rate, until
-                the next reset, instead of drawing one.
+                with its next episode (the first reset starts all); {"initial_lr": (B,) or (B, L)}
+                gives the learning rates to start from, until the next reset.
 
         Returns:
             The observation (B, L, F) and the infos.

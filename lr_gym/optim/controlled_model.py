@@ -14,6 +14,7 @@ from torch import Tensor
 from lr_gym.control.action import decode
 from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
+from lr_gym.control.units import layer_units
 from lr_gym.layers import Layout
 from lr_gym.optim.distributed import add_up, check_equal_on_ranks, ranks_of
 from lr_gym.optim.group_rates import applied_lrs, reference_lr, scheduled_lr
@@ -149,17 +150,17 @@ class ControlledModel:
             # the mean over all ranks is that of the global batch
             losses = add_up(torch.stack([state.loss_sum, state.loss_count]), self.ranks)
             state = state._replace(loss_sum=losses[0], loss_count=losses[1])
-        observation, state = self.controller.observe(
-            state, stats, self.shown(), self._context(settings), [step]
-        )
-        action, _ = self.policy.predict(observation[0])
+        context = self._context(settings)
+        observation, state = self.controller.observe(state, stats, self.shown(), context, [step])
+        shown = observation if self.guard is None else self.guard.shown(observation)
+        action, _ = self.policy.predict(shown[0])
         moving = stats.grad_rms > 0  # without a gradient there is nothing to go by
         self.multiplier, self.control = self.controller.act(
             state,
             action.unsqueeze(0),
             _unit(self.first_slot_of_layer, stats.grad_rms),
             moving=moving,
-            restrain=None if self.guard is None else self._restrain(observation, moving),
+            restrain=self._restrain(observation, moving, context.units),
         )
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -193,10 +194,14 @@ class ControlledModel:
         ]
         save_rows(states, first, self.control, self.guard)
 
-    def _restrain(self, observation: Tensor, moving: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def _restrain(
+        self, observation: Tensor, moving: Tensor, units: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What the guard does to offsets at a decision; None where there is no guard."""
         guard = self.guard
-        assert guard is not None
-        lr = self.reference()
+        if guard is None:
+            return None
+        lr = self.reference() / units
         return lambda before, wanted: guard.decide(observation, moving, lr, before, wanted)
 
     def _context(self, settings: Settings) -> TrainingContext:
@@ -207,10 +212,22 @@ class ControlledModel:
             passes=one * ((steps or 1) / (epoch or 1)),
             sizes=numbers_like([_trained_sizes(self.layout, self.slots)], one),
             elements=numbers_like([_measured_sizes(self.layout, self.slots)], one),
+            units=self._units(),
             loss_known=one,
             progress_known=one * float(steps is not None),
             passes_known=one * float(epoch is not None),
         )
+
+    def _units(self) -> Tensor:
+        """(1, L) unit of the learning rate of each layer."""
+        units = [
+            slot.rule.unit(slot.param.shape, embedding=slot.group.get("embedding") is True)
+            for slot in self.slots
+        ]
+        sizes = [slot.param.numel() * slot.param.requires_grad for slot in self.slots]
+        granularity = self.controller.spec.granularity
+        row = layer_units(self.layout, granularity, units, sizes)
+        return numbers_like([row], self.multiplier.lr)
 
 
 def controlled_model(

@@ -4,6 +4,9 @@
     offset = safe offset + trust * (offset that the policy wants - safe offset)
 
 The functions are pure. `Guard` holds their state for one optimizer and tells the user.
+
+Every learning rate here is over its unit (`lr_gym.control.units`), as in the ranges: a rate far
+outside for a narrow layer may be an ordinary one for a wide layer.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ __all__ = [
     "GuardState",
     "alien_layers",
     "distance_outside",
+    "judged_ranges",
     "lr_in_range",
     "next_state",
     "restrain",
@@ -57,6 +61,28 @@ class GuardState(NamedTuple):
     drift: Tensor
 
 
+def judged_ranges(ranges: ObservedRanges, features: Sequence[str]) -> tuple[ObservedRanges, Tensor]:
+    """The ranges by which the guard judges, and those to which it clamps what a policy sees.
+
+    A feature that is not judged, the size of the model, takes no trust away. A policy that was
+    trained on it would extrapolate, though, so it is shown the nearest value that it has seen.
+
+    Args:
+        ranges: what the policy has learned from.
+        features: F names.
+
+    Returns:
+        The ranges, all of [-1, 1] for features that are not judged; and the lows and highs (2, F)
+        to clamp to, all of [-1, 1] for features that are judged.
+    """
+    own = ranges.features
+    whole = torch.ones_like(own)
+    whole[0] = -1.0
+    judged = torch.tensor([FEATURES[name].judged for name in features], device=own.device)
+    by_guard = torch.where(judged, own, whole)
+    return ranges._replace(features=by_guard), torch.where(judged, whole, own)
+
+
 def distance_outside(ranges: ObservedRanges, observation: Tensor) -> Tensor:
     """How far each feature of an observation (B, L, F) lies outside its range; 0 within it.
 
@@ -82,7 +108,7 @@ def trust_in(ranges: ObservedRanges, observation: Tensor) -> Tensor:
 def alien_layers(ranges: ObservedRanges, features: Sequence[str], observation: Tensor) -> Tensor:
     """Whether the training is alien: unlike all known ones in what is known before it starts.
 
-    That is the size of the model and the length and passes of the training.
+    That is the length and the passes of the training.
 
     Args:
         ranges: what the policy has learned from.
@@ -101,7 +127,7 @@ def alien_layers(ranges: ObservedRanges, features: Sequence[str], observation: T
 
 
 def lr_in_range(ranges: ObservedRanges, lr: Tensor) -> Tensor:
-    """Whether the policy has learned from trainings that started at such a learning rate."""
+    """Whether the policy has learned from trainings that started at such a rate over unit."""
     return (lr.float() >= ranges.lr[0]) & (lr.float() <= ranges.lr[1])
 
 
@@ -147,7 +173,7 @@ def safe_offsets(
 
     Args:
         ranges: what the policy has learned from.
-        lr: (B, L) learning rate of the base optimizer.
+        lr: (B, L) learning rate of the base optimizer over its unit.
         before: (B, L, A) offsets before the decision, 0 at the first one.
         wanted: (B, L, A) offsets that the policy wants.
         alien: (B, L) as from `alien_layers`.
@@ -180,7 +206,7 @@ def restrain(
         mode: the mode of the policy's actions.
         ranges: what the policy has learned from.
         trust: (B, L).
-        lr: (B, L) learning rate of the base optimizer.
+        lr: (B, L) learning rate of the base optimizer over its unit.
         before: (B, L, A) offsets before the decision.
         wanted: (B, L, A) offsets that the policy wants.
         alien: (B, L) as from `alien_layers`.
@@ -216,14 +242,19 @@ class Guard:
         """
         ones = like.new_ones(1, len(layers))
         self.state = GuardState(ones, torch.zeros_like(ones))
-        self._ranges = ObservedRanges(*(tensor.to(like) for tensor in ranges))
-        self._host_ranges = ranges
+        self._host_ranges, shown = judged_ranges(ranges, spec.features)
+        self._ranges = ObservedRanges(*(tensor.to(like) for tensor in self._host_ranges))
+        self._shown = shown.to(like.device)  # float32 like every observation
         self._spec = spec
         self._layers = tuple(layers)
         # (L, 1 + F) trust and observation of the last decision.
         self._report: Tensor | None = None
         # A report that travels to the host, and the event that tells when it has arrived.
         self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def shown(self, observation: Tensor) -> Tensor:
+        """The observation (1, L, F) that the policy is shown, see `judged_ranges`."""
+        return torch.clamp(observation, *self._shown)
 
     def decide(
         self, observation: Tensor, moving: Tensor, lr: Tensor, before: Tensor, wanted: Tensor
@@ -233,7 +264,7 @@ class Guard:
         Args:
             observation: (1, L, F).
             moving: (1, L) bool, False for layers without a gradient.
-            lr: (1, L) learning rate of the base optimizer.
+            lr: (1, L) learning rate of the base optimizer over its unit.
             before: (1, L, A) offsets before the decision.
             wanted: (1, L, A) offsets that the policy wants.
 

@@ -27,7 +27,7 @@ class ObservedRanges(NamedTuple):
     Attributes:
         features: (2, F) range of each feature of the observation.
         offsets: (2, A) range of the offset of each control.
-        lr: (2,) range of the initial learning rate.
+        lr: (2,) range of the initial learning rate of a layer over its unit.
     """
 
     features: Tensor

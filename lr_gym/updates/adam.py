@@ -16,14 +16,20 @@ AdamW multiplies the weights by 1 - lr * weight_decay first; Adam adds weight_de
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lr_gym.updates.rule import BaseRule, MomentMasses, stretch
+from lr_gym.updates.rule import BASE_WIDTH, BaseRule, MomentMasses, stretch
 
-__all__ = ["Adam"]
+__all__ = ["UNIT_POWER", "Adam"]
+
+# How the best learning rate of a matrix falls with its fan-in. An update whose elements all have
+# one sign pattern of rank 1 would ask for 1, one of independent elements for 1/2.
+UNIT_POWER = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,17 @@ class Adam(BaseRule):
     """Adam, or with `decoupled` AdamW; the formulas are at the top of this file."""
 
     family: ClassVar[str] = "adam"
+
+    def unit(self, shape: Sequence[int], *, embedding: bool = False) -> float:
+        """(BASE_WIDTH / fan_in)^UNIT_POWER of a matrix, 1 of vectors and embeddings.
+
+        The input of an embedding has a single 1, so its effective fan-in does not grow with the
+        width.
+        """
+        if len(shape) < 2 or embedding:
+            return 1.0
+        fan_in = max(1, math.prod(shape[1:]))
+        return float((BASE_WIDTH / fan_in) ** UNIT_POWER)
 
     def next_masses(self, masses: MomentMasses, momentum: Tensor) -> MomentMasses:
         """The masses after one more gradient."""

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lr_gym.updates.adam import Adam
-from lr_gym.updates.rule import BaseRule, MomentMasses
+from lr_gym.updates.rule import BASE_WIDTH, BaseRule, MomentMasses
 
 __all__ = ["MUON_RMS", "NEWTON_SCHULZ_STEPS", "Muon", "iterated_type", "orthogonal"]
 
@@ -55,6 +56,12 @@ class Muon(Adam):
         if hidden:
             return dataclasses.replace(self, blocks=blocks)
         return Adam(self.decoupled, self.momentum, self.beta2, self.eps)
+
+    def unit(self, shape: Sequence[int], *, embedding: bool = False) -> float:
+        """RMS-to-RMS norm of the update of a BASE_WIDTH square over that of this matrix's."""
+        rows, columns = shape[0], max(1, math.prod(shape[1:]))
+        norm = math.sqrt(max(rows, columns) * columns / max(1, rows))
+        return math.sqrt(BASE_WIDTH) / norm
 
     def direction(self, first: Tensor, second: Tensor | None, masses: MomentMasses) -> Tensor:
         """U V' of each block of the first moment, with the root mean square of MUON_RMS."""

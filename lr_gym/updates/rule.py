@@ -11,6 +11,13 @@ the layer of the tensor. Moments and parameters are updated in place. Every rule
 where `factor` (B,) and `lr` (B,) are multiplied first, so that what differs between runs costs a
 single pass over the tensor. The rules are in `sgd.py`, `adam.py` and `muon.py`.
 
+The unit of the learning rate of a tensor is the rate at which its update is as large, as an
+operator, as that of a square matrix of BASE_WIDTH at rate 1. How large a matrix is as an operator
+says its RMS-to-RMS norm, the spectral norm times sqrt(fan_in / fan_out); if updates keep that norm,
+one rate serves all widths (Yang, Simon & Bernstein 2023, "A spectral condition for feature
+learning", arXiv 2310.17813). Ours: no update is rescaled, so that the optimizers stay those that
+users know; the unit is what a policy measures rates in.
+
 A moment is a weighted sum of gradients. Its mass is the sum of those weights, which `factor`
 divides by. With mass_t = beta1 mass_{t-1} + (1 - beta1), Adam's bias correction is exact for a
 beta1 that changes during the training; for a constant beta1 it is the usual 1 - beta1^t.
@@ -20,11 +27,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
-__all__ = ["BaseRule", "MomentMasses", "stretch"]
+__all__ = ["BASE_WIDTH", "BaseRule", "MomentMasses", "stretch"]
+
+BASE_WIDTH = 64  # a matrix of this width and height has the unit 1 under every rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +82,15 @@ class BaseRule(abc.ABC):
             blocks: how many maps its rows hold (`layers.row_blocks`).
         """
         return self
+
+    def unit(self, shape: Sequence[int], *, embedding: bool = False) -> float:
+        """The unit of the learning rate of one tensor; 1 where a rule knows nothing better.
+
+        Args:
+            shape: shape of the tensor; the first dimension is that of the outputs.
+            embedding: whether the tensor is a table that is only looked up.
+        """
+        return 1.0
 
     @abc.abstractmethod
     def next_masses(self, masses: MomentMasses, momentum: Tensor) -> MomentMasses:

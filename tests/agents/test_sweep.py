@@ -87,7 +87,7 @@ def test_the_policy_goes_where_the_network_says():
     observation = (
         2.0 * torch.rand(200, len(SWEEP_FEATURES), generator=torch.Generator().manual_seed(1)) - 1.0
     )
-    present = (observation[:, SWEEP_FEATURES.index("peak_lr")] * 3.5 - 3.0) * math.log(10.0)
+    present = (observation[:, SWEEP_FEATURES.index("scaled_lr")] * 3.5 - 3.0) * math.log(10.0)
     with torch.no_grad():
         wanted = (
             (learner._network(observation[:, known_columns(SWEEP_FEATURES)]) - present)
@@ -141,7 +141,8 @@ def test_no_action_moves_what_is_known():
     assert observation[0, :, first] == pytest.approx(observation[1, :, first], abs=0.05)
     rest = [i for i in known_columns(features) if i != first]
     assert np.array_equal(observation[0][:, rest], observation[1][:, rest])
-    assert np.array_equal(observation[:, :1], observation[:, 1:2])  # all layers know the same
+    known = observation[..., rest]
+    assert np.array_equal(known[:, :1], known[:, 1:2])  # all layers know the same
 
 
 def test_processes_give_what_one_gives():
@@ -162,9 +163,9 @@ def test_processes_give_what_one_gives():
         ({"action": "residual"}, {}, "residual"),
         ({"action": "discrete"}, {}, "discrete"),
         ({"controls": ("lr", "momentum")}, {}, "momentum"),
-        ({"features": ("horizon",)}, {}, "peak_lr"),
-        ({"features": ("peak_lr",)}, {}, "first_loss"),
-        ({"features": ("peak_lr", "horizon", "snr")}, {}, "snr"),
+        ({"features": ("horizon",)}, {}, "scaled_lr"),
+        ({"features": ("scaled_lr",)}, {}, "first_loss"),
+        ({"features": ("scaled_lr", "horizon", "snr")}, {}, "snr"),
         ({}, {"rates": 2}, "rates=2"),
         ({}, {"lowest": 1.0, "highest": 0.1}, "lowest"),
         ({}, {"hidden": ()}, "hidden"),
