@@ -103,6 +103,9 @@ def test_a_policy_file_is_given_its_range(tmp_path):
     main(str(tmp_path), "quadratic", "random-0")
     policy = load_policy(file)
     assert policy.ranges is not None
-    assert policy.ranges.lr.tolist() == pytest.approx([1e-3, 1e-2])
+    units = [controlled_env(spec, name, 1, 1e-3).lr_units for name in ("quadratic", "random-0")]
+    lowest, highest = min(map(min, units)), max(map(max, units))
+    assert highest > lowest
+    assert policy.ranges.lr.tolist() == pytest.approx([1e-3 / highest, 1e-2 / lowest])
     assert policy.about == {"initial_lr": [1e-3, 1e-2]}
     assert policy.ranges.features[:, spec.features.index("progress")].tolist() == [-1.0, 1.0]

@@ -63,7 +63,7 @@ class SweepLearner(PolicyLearner):
         self._interval = int(np.median([env.inner_steps_per_decision for env in envs]))
         self._generator = torch.Generator().manual_seed(seed)
         self._log_rates = config.log_rates
-        # `policy_of` adds one unit to each hidden layer: the policy has the widths of `config`
+        # `policy_of` adds one neuron to each hidden layer: the policy has the widths of `config`
         widths = [len(self._spec.features) - 1, *(width - 1 for width in config.hidden)]
         self._network = RateNetwork(widths, self._log_rates, seed)
         self._optimizer = torch.optim.AdamW(

@@ -118,9 +118,10 @@ def policy_of(
 ) -> MLPPolicy:
     """Build the policy that goes to the learning rate which the network names.
 
-    Its action is (named + shift - present) / action_step, in logarithms of learning rates. The
-    present learning rate is a feature. It passes beside the network, through one more unit in each
-    layer, where it is so small that tanh is linear to 1e-4.
+    Its action is (named + shift - present) / action_step, in logarithms of learning rates over
+    their units, so one named number gives every layer its own rate. The present one is a feature.
+    It passes beside the network, through one more neuron in each layer, where it is so small that
+    tanh is linear to 1e-4.
 
     Args:
         network: Network whose inputs are the features of `spec` without PEAK.
