@@ -190,11 +190,12 @@ def test_size_alone_takes_no_trust_and_is_shown_as_far_as_it_was_seen():
     shown = torch.tensor([[[0.25, 0.3], [-0.75, 0.3]]])
     assert torch.equal(guard.shown(observation), shown)
     assert torch.equal(guard.shown(shown), shown)
+    lr = torch.full((1, 2), 0.01)
     before = torch.zeros(1, 2, 1)
     wanted = torch.tensor([[[1.0], [-1.0]]])
     moving = torch.ones(1, 2, dtype=torch.bool)
     for _ in range(30):
-        assert torch.equal(guard.decide(observation, moving, before + 0.01, before, wanted), wanted)
+        assert torch.equal(guard.decide(observation, moving, lr, before, wanted), wanted)
     assert guard.state.trust.tolist() == [[1.0, 1.0]]
     assert guard.alarm(wait=True) is None
 
