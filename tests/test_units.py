@@ -56,6 +56,12 @@ def test_units_of_adam_fall_with_the_fan_in(base):
     assert rule.unit((7, 4, 8, 8)) == pytest.approx(4.0**-UNIT_POWER)
     assert rule.unit((7, 256)) == rule.unit((999, 256)) == rule.unit((7, 4, 8, 8))
     assert rule.unit((999, 256), embedding=True) == 1.0
+    assert rule.unit((16, 1, 3)) == 1.0  # a small fan-in raises no rate
+
+
+def test_a_fused_matrix_has_the_unit_of_its_blocks():
+    rule = base_rule("muon").for_tensor(True, blocks=4)
+    assert rule.unit((4 * 16, 64)) == base_rule("muon").unit((16, 64))
 
 
 def test_sgd_has_no_unit():
@@ -90,12 +96,12 @@ def test_a_table_that_is_also_the_readout_is_no_mere_table():
 
 def cnn() -> nn.Module:
     return nn.Sequential(
-        nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
+        nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)
     )
 
 
 def reader() -> nn.Module:
-    return nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(30, 8), nn.Linear(8, 3))
+    return nn.Sequential(nn.Embedding(9, 16), nn.Flatten(), nn.Linear(80, 8), nn.Linear(8, 3))
 
 
 @functools.cache
@@ -107,7 +113,7 @@ def symbols() -> Data:
 
 
 MODELS = {
-    "mlp": tiny_task(functools.partial(mlp, (5, 96, 8, 3))),
+    "mlp": tiny_task(functools.partial(mlp, (5, 320, 8, 3))),
     "cnn": tiny_task(cnn),
     "embedding": dataclasses.replace(tiny_task(reader), data=symbols),
 }
@@ -147,7 +153,7 @@ def test_environment_and_optimizer_have_the_same_units(name, base, granularity):
 # A policy that names one number
 
 
-@pytest.mark.parametrize("start", [1e-4, 3e-3, 0.3])
+@pytest.mark.parametrize("start", [1e-4, 3e-3, 0.1])
 @pytest.mark.parametrize("base", ["adamw", "muon"])
 def test_one_named_number_is_a_rate_for_each_layer(base, start):
     """Three decisions from any start, in the environment and deployed."""

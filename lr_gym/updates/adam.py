@@ -27,8 +27,8 @@ from lr_gym.updates.rule import BASE_WIDTH, BaseRule, MomentMasses, stretch
 
 __all__ = ["UNIT_POWER", "Adam"]
 
-# How the best learning rate of a matrix falls with its fan-in. An update whose elements all have
-# one sign pattern of rank 1 would ask for 1, one of independent elements for 1/2.
+# How the unit falls with the fan-in. It is measured: over 160 tasks one rate for all of them ends
+# lower than with 0 or 1, and lower with units of at most 1 than without (docs/log.md).
 UNIT_POWER = 0.5
 
 
@@ -39,7 +39,7 @@ class Adam(BaseRule):
     family: ClassVar[str] = "adam"
 
     def unit(self, shape: Sequence[int], *, embedding: bool = False) -> float:
-        """(BASE_WIDTH / fan_in)^UNIT_POWER of a matrix, 1 of vectors and embeddings.
+        """(BASE_WIDTH / fan_in)^UNIT_POWER of a matrix, at most 1; 1 of vectors and embeddings.
 
         The input of an embedding has a single 1, so its effective fan-in does not grow with the
         width.
@@ -47,7 +47,7 @@ class Adam(BaseRule):
         if len(shape) < 2 or embedding:
             return 1.0
         fan_in = max(1, math.prod(shape[1:]))
-        return float((BASE_WIDTH / fan_in) ** UNIT_POWER)
+        return min(1.0, float((BASE_WIDTH / fan_in) ** UNIT_POWER))
 
     def next_masses(self, masses: MomentMasses, momentum: Tensor) -> MomentMasses:
         """The masses after one more gradient."""

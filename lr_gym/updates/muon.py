@@ -58,9 +58,10 @@ class Muon(Adam):
         return Adam(self.decoupled, self.momentum, self.beta2, self.eps)
 
     def unit(self, shape: Sequence[int], *, embedding: bool = False) -> float:
-        """RMS-to-RMS norm of the update of a BASE_WIDTH square over that of this matrix's."""
-        rows, columns = shape[0], max(1, math.prod(shape[1:]))
-        norm = math.sqrt(max(rows, columns) * columns / max(1, rows))
+        """RMS-to-RMS norm of the update of a BASE_WIDTH square, over that of a block of rows."""
+        rows = max(1, shape[0] // self.blocks)
+        columns = max(1, math.prod(shape[1:]))
+        norm = math.sqrt(max(rows, columns) * columns / rows)
         return math.sqrt(BASE_WIDTH) / norm
 
     def direction(self, first: Tensor, second: Tensor | None, masses: MomentMasses) -> Tensor:
