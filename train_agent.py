@@ -32,7 +32,7 @@ from lr_gym.analysis.certificate import TESTED, certificate, describe
 from lr_gym.analysis.measure_ranges import observed_range
 from lr_gym.analysis.pictures import draw
 from lr_gym.benchmark.scores import relative_loss
-from lr_gym.engine import Engine, local_engine, run_here
+from lr_gym.engine import Engine, open_engine, run_here
 from lr_gym.envs.rollout import divergence
 from lr_gym.optional import require
 from lr_gym.policies.policy import POLICY_FILE, load_policy, save_policy
@@ -50,6 +50,8 @@ SELECTION_SEED = 1 << 40
 # arguments that may change when a run is resumed, since the policy does not depend on them
 MAY_CHANGE = (
     "output_dir",
+    "engine",
+    "ray_address",
     "wandb",
     "tensorboard",
     "resume",
@@ -68,7 +70,7 @@ def main(command: list[str]) -> None:
             args = parse(command)
             if args.data_dir is not None:
                 os.environ["LR_GYM_DATA"] = str(args.data_dir)
-            engine = stack.enter_context(local_engine(args.workers))
+            engine = stack.enter_context(open_engine(args.engine, args.workers, args.ray_address))
             learner, updates, folder, config = build(args, engine)
             stack.callback(folder.close)
             if updates < FEW_UPDATES:

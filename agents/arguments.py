@@ -79,6 +79,11 @@ class Args:
     workers: int = 2 if (os.cpu_count() or 1) > 1 else 1
     """Threads among which the trainings are divided; the agent sweep uses processes. The result
     does not depend on their number."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the agent sweep plays its sweeps: in processes of this machine, or on a Ray cluster
+    (the extra `ray`). The result does not depend on it."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster; by default one of `workers` cores is started here."""
     selection_runs: int = 64
     """Number of trainings by which the policy is selected, on the selection split. A suite divides
     them among its tasks."""

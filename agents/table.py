@@ -68,6 +68,8 @@ def build_learner(args: Args, engine: Engine = run_here) -> tuple[Learner, int]:
     if args.init is not None and not agent.takes_init:
         able = ", ".join(name for name, other in AGENTS.items() if other.takes_init)
         raise ValueError(f"--init is for the agent {able}; got {args.agent}")
+    if args.engine != "local" and args.agent != "sweep":
+        raise ValueError(f"--engine {args.engine} is for the agent sweep; got {args.agent}")
     return agent.build(args, engine)
 
 
