@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
+from lr_gym.benchmark.contestants import Baseline, recipe_of
+from lr_gym.benchmark.loop import train
 from lr_gym.envs.ids import TASK_OF_ENV
 from lr_gym.tasks import SUITES, TASKS, find_task
-from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, RANGES
+from lr_gym.tasks.datasets import digits, enlarged_digits
+from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, MAX_WEIGHTS, RANGES
 
 
 def keys(name: str) -> dict[str, object]:
@@ -16,10 +20,10 @@ def keys(name: str) -> dict[str, object]:
     return {"family": task.family, "source": task.source, "horizon": task.horizon}
 
 
-@pytest.mark.parametrize("later", ["validation", "test"])
+@pytest.mark.parametrize("later", ["validation", "test", "large"])
 def test_suites_are_disjoint_by_what_they_say(later):
-    """Each task differs from all tasks of earlier suites: family, source or a longer horizon."""
-    earlier = list(SUITES)[: list(SUITES).index(later)]
+    """Each task differs from all that policies are learned on and selected by."""
+    earlier = ("train", "validation")[: list(SUITES).index(later)]
     before = [keys(name) for suite in earlier for name in SUITES[suite]]
     draws = [
         {"family": f, "source": s, "horizon": h}
@@ -32,11 +36,55 @@ def test_suites_are_disjoint_by_what_they_say(later):
     for name in SUITES[later]:
         mine = keys(name)
         by = find_task(name).differs_by
+        if by == "size":
+            continue  # the next test
         others = [other[by] for other in before + draws]
         if by == "horizon":
             assert mine["horizon"] > max(others), name
         else:
             assert mine[by] not in others, (name, by)
+
+
+def weights_of(name: str) -> int:
+    task = find_task(name)
+    with torch.device("meta"):
+        return sum(p.numel() for p in task.model().parameters())
+
+
+def test_what_differs_by_size_is_larger_than_all_that_is_learned_on():
+    names = [name for suite in SUITES.values() for name in suite]
+    larger = [name for name in names if find_task(name).differs_by == "size"]
+    assert larger == ["mnist1d-mlp-large"]
+    earlier = (*SUITES["train"], *SUITES["validation"], *(f"random-{i}" for i in range(200)))
+    most = max(weights_of(name) for name in earlier)
+    assert 0.9 * MAX_WEIGHTS < most < 1.25 * MAX_WEIGHTS
+    assert all(weights_of(name) > 1.5 * MAX_WEIGHTS for name in larger)
+
+
+def test_models_of_the_suite_large_are_large():
+    """They are built without memory: only the smallest is trained, for two steps, below."""
+    sizes = {"digits-resnet18": 11.2, "mnist1d-mlp-large": 3.2, "imdb-char-gpt": 3.2}
+    for name, millions in sizes.items():
+        assert weights_of(name) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert set(SUITES["large"]) == {*sizes, "imdb-minilm-short"}
+
+
+def test_two_steps_of_a_large_model_lower_its_loss():
+    recipe = recipe_of(Baseline("adam"))
+    start, end = (
+        train(recipe, lr, TASKS["mnist1d-mlp-large"], seed=0, horizon=2).selection_loss
+        for lr in (1e-9, 1e-3)
+    )
+    assert end < start - 0.01
+
+
+def test_enlarged_digits_repeat_pixels_and_channels():
+    for large, small in zip(enlarged_digits(), digits(), strict=True):
+        count = len(large.inputs)
+        assert torch.equal(large.targets, small.targets[:count])
+        picture = small.inputs[3].view(8, 8)
+        expected = torch.kron(picture, torch.ones(2, 2)).expand(3, 16, 16)
+        assert torch.equal(large.inputs[3], expected)
 
 
 def test_random_tasks_stay_within_the_train_suite():

@@ -10,7 +10,7 @@ from torch import nn
 
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy
-from lr_gym.tasks import TASKS, Data, Split, Task
+from lr_gym.tasks import SUITES, TASKS, Data, Split, Task
 from lr_gym.tasks.architectures import mlp
 from lr_gym.tasks.initial import plain_model
 from lr_gym.tasks.losses import cross_entropy
@@ -45,7 +45,7 @@ TABLES = ("titanic", "diamonds", "flights")
 SMALL = tuple(
     name
     for name, task in TASKS.items()
-    if task.source in ("mnist1d", "digits", *TABLES, "gaussian")
+    if task.source in ("mnist1d", "digits", *TABLES, "gaussian") and name not in SUITES["large"]
 )
 
 

@@ -34,4 +34,8 @@ TASK_OF_ENV: dict[str, str] = {
     "IMDB-BERT-v0": "imdb-bert",
     "IMDB-CharLM-v0": "imdb-char-lm",
     "CIFAR10-ResNet18-v0": "cifar10-resnet18",
+    "Digits-ResNet18-v0": "digits-resnet18",
+    "MNIST1D-MLPLarge-v0": "mnist1d-mlp-large",
+    "IMDB-CharGPT-v0": "imdb-char-gpt",
+    "IMDB-MiniLMShort-v0": "imdb-minilm-short",
 }

@@ -46,7 +46,8 @@ TASK = Task(
 _HEAD = f"""# The tasks
 
 This page is made by `python -m lr_gym.tasks > docs/tasks.md`; a test checks that it is current. The
-tasks are the rows of `lr_gym/tasks/suite_train.py`, `suite_validation.py` and `suite_test.py`.
+tasks are the rows of `lr_gym/tasks/suite_train.py`, `suite_validation.py`, `suite_test.py`
+and `suite_large.py`.
 
 Sizes are the numbers of examples of the splits {", ".join(SPLITS)}. The baseline is the best known
 figure on the test split (`benchmarks/baselines.py`); "not measured" means that no machine at hand
@@ -104,9 +105,14 @@ object.
 _SUITES = """
 ## Suites
 
-Controllers learn on `train`, are selected by `validation`, and are reported on `test`. Each task of
-a later suite differs from every task of the earlier ones, random tasks included, in what the table
-says: the `family` of models, the `source` of data, or a `horizon` longer than any before.
+Controllers learn on `train`, are selected by `validation`, and are reported on `test` and `large`.
+Each task of `validation` differs from every task of `train`, random tasks included, in what the
+table says, and each task of `test` and `large` from every task of both: the `family` of models, the
+`source` of data, a `horizon` longer than any of theirs, or a `size` that is more parameters.
+
+`large` holds short trainings of models of the size that people train, of 3 to 23 million
+parameters. With AdamW one takes about a minute of one CPU core; reading its loss on the test split
+along the way takes about as long again, although few examples are held back for it.
 
 | suite | task | differs by | family | source |
 |---|---|---|---|---|

@@ -16,7 +16,9 @@ from lr_gym.tasks.cache import cached_data
 from lr_gym.tasks.splits import first_examples, split_examples
 from lr_gym.tasks.task import Data, Split
 
-__all__ = ["digits", "digits_pictures", "few_mnist1d", "mnist1d"]
+__all__ = ["ENLARGED", "digits", "digits_pictures", "enlarged_digits", "few_mnist1d", "mnist1d"]
+
+ENLARGED = (1000, 100, 100, 200)  # in each split of `enlarged_digits`: a ResNet reads them slowly
 
 
 @functools.cache
@@ -67,6 +69,18 @@ def digits() -> Data:
     pictures, classes = require("sklearn.datasets", "tasks").load_digits(return_X_y=True)
     inputs = torch.from_numpy(pictures.astype(np.float32) / 16.0)
     return split_examples(inputs, torch.from_numpy(classes.astype(np.int64)), (1000, 200, 200, 397))
+
+
+@functools.cache
+def enlarged_digits() -> Data:
+    """`digits` as pictures (n, 3, 16, 16): each pixel four times, in three equal channels."""
+
+    def enlarged(split: Split) -> Split:
+        pictures = split.inputs.view(-1, 1, 8, 8)
+        pixels = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        return Split(pixels.repeat(1, 3, 1, 1), split.targets)
+
+    return Data(*map(enlarged, first_examples(digits(), ENLARGED)))
 
 
 @functools.cache

@@ -132,7 +132,7 @@ def _width(drawn: dict[str, Any]) -> int:
     """
     width: int = drawn["width"]
     if drawn["network"] == LANGUAGE_MODEL:  # 16 to 128, whole heads
-        return 16 * round((width / 16.0) ** 0.5)
+        return 16 * round(math.sqrt(width / 16.0))
     if drawn["network"] != "dense":  # 8 to 256
         width = round(8.0 * (width / 16.0) ** (5.0 / 6.0))
     squares: int = drawn["depth"] - 1  # weights of the hidden layers, in squares of the width

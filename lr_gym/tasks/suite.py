@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lr_gym.tasks.suite_large import LARGE
 from lr_gym.tasks.suite_test import TEST
 from lr_gym.tasks.suite_train import TRAIN
 from lr_gym.tasks.suite_validation import VALIDATION
@@ -9,11 +10,12 @@ from lr_gym.tasks.task import Task
 
 __all__ = ["SUITES", "TASKS"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (*TRAIN, *VALIDATION, *TEST)}
+TASKS: dict[str, Task] = {task.name: task for task in (*TRAIN, *VALIDATION, *TEST, *LARGE)}
 
-# Suite -> names of its tasks. Each task of a later suite differs from every task of the earlier
-# ones in what its row calls `differs_by`. Eight random tasks are in the suite by name; all others
-# may be learned on as well, since none of them can be a task of a later suite.
+# Suite -> names of its tasks. Each task of `validation` differs from every task of `train`, and
+# each task of `test` and of `large` from every one of both, in what its row calls `differs_by`.
+# Eight random tasks are in the suite by name; all others may be learned on as well, since none of
+# them can be a task of a later suite.
 SUITES: dict[str, tuple[str, ...]] = {
     "train": (
         *(task.name for task in TRAIN),
@@ -21,4 +23,5 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     "validation": tuple(task.name for task in VALIDATION),
     "test": tuple(task.name for task in TEST),
+    "large": tuple(task.name for task in LARGE),
 }

