@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from agents.learner import PolicyLearner
-from agents.sweep.rate_network import RateNetwork, learn, policy_of, regret_at
+from agents.sweep.ensemble import Member, distilled
+from agents.sweep.rate_network import RateNetwork, policy_of, regret_at
 from agents.sweep.sweeps import KNOWN, PEAK, MakeEnv, SweepConfig, Sweeps, play_slot
 from lr_gym.control.spec import ControlSpec
 from lr_gym.engine import Engine, run_here
@@ -19,6 +20,10 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
 
 __all__ = ["SweepLearner"]
+
+# Seeds of the members of one learner and of the next are this far apart. torch's generator on a CPU
+# looks at the lowest 32 bits of a seed only.
+MEMBER_SEED = 1_000_003
 
 
 class SweepLearner(PolicyLearner):
@@ -61,16 +66,21 @@ class SweepLearner(PolicyLearner):
         envs = [make(0, slot) for slot in range(slots)]
         self._spec = check_spec(envs[0].control_spec)
         self._interval = int(np.median([env.inner_steps_per_decision for env in envs]))
-        self._generator = torch.Generator().manual_seed(seed)
         self._log_rates = config.log_rates
         # `policy_of` adds one neuron to each hidden layer: the policy has the widths of `config`
-        widths = [len(self._spec.features) - 1, *(width - 1 for width in config.hidden)]
-        self._network = RateNetwork(widths, self._log_rates, seed)
-        self._optimizer = torch.optim.AdamW(
-            self._network.parameters(), config.learning_rate, weight_decay=config.weight_decay
-        )
+        self._widths = [len(self._spec.features) - 1, *(width - 1 for width in config.hidden)]
+        self._members = [
+            Member(
+                self._widths,
+                self._log_rates,
+                seed + MEMBER_SEED * member,
+                config.learning_rate,
+                config.weight_decay,
+            )
+            for member in range(config.members)
+        ]
         self._seen = Sweeps(
-            torch.zeros(0, widths[0], dtype=torch.float16),
+            torch.zeros(0, self._widths[0], dtype=torch.float16),
             torch.zeros(0, dtype=torch.int32),
             torch.zeros(0, config.rates),
         )
@@ -86,14 +96,8 @@ class SweepLearner(PolicyLearner):
         with torch.no_grad():
             regret = [float(self._regret(sweep).mean()) for sweep in new]
         self._seen = self._seen.joined(functools.reduce(Sweeps.joined, new))
-        learn(
-            self._network,
-            self._optimizer,
-            self._seen,
-            self._log_rates,
-            self._learning_rates(),
-            self._generator,
-        )
+        for member in self._members:
+            member.learn(self._seen, self._learning_rates())
         self._done += 1
         means = {
             key: float(np.mean([values[key] for values in figures if key in values]))
@@ -103,8 +107,9 @@ class SweepLearner(PolicyLearner):
         return {"regret": float(np.mean(regret)), **means}
 
     def _regret(self, seen: Sweeps) -> Tensor:
-        """Regret (n,) of what the network names in sweeps."""
-        log_lr = self._network(seen.observation.float())
+        """Regret (n,) of what the networks name on average in sweeps."""
+        shown = seen.observation.float()
+        log_lr = torch.stack([member.network(shown) for member in self._members]).mean(0)
         return regret_at(log_lr, seen.curves[seen.sweep.long()], self._log_rates)
 
     def _learning_rates(self) -> list[float]:
@@ -116,25 +121,29 @@ class SweepLearner(PolicyLearner):
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The policy that goes to `config.shift` nats above the rate that the network names."""
-        return policy_of(self._network, self._spec, self._interval, self._config.shift, about)
+        return policy_of(self._one_network(), self._spec, self._interval, self._config.shift, about)
+
+    def _one_network(self) -> RateNetwork:
+        """The network of the only member, or one that names the mean of all."""
+        networks = [member.network for member in self._members]
+        if len(networks) == 1 or not len(self._seen.curves):
+            return networks[0]
+        network = RateNetwork(self._widths, self._log_rates, self._seed)
+        distilled(networks, network, self._seen.observation)
+        return network
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
         return {
-            "linears": {
-                name: tensor.clone() for name, tensor in self._network.linears.state_dict().items()
-            },
-            "optimizer": self._optimizer.state_dict(),
-            "generator": self._generator.get_state(),
+            "members": [member.state_dict() for member in self._members],
             "counts": [self._seed, self._done],
             "seen": list(self._seen),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
-        self._network.linears.load_state_dict(state["linears"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._generator.set_state(state["generator"])
+        for member, own in zip(self._members, state["members"], strict=True):
+            member.load_state_dict(own)
         self._seed, self._done = state["counts"]
         self._seen = Sweeps(*state["seen"])
 

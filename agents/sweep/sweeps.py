@@ -68,9 +68,11 @@ class SweepConfig:
     rows."""
     steps: int = 20
     """Steps of the network's AdamW in an update."""
+    members: int = 1
+    """Networks that learn from the same sweeps. The policy is one network that names their mean."""
 
     def __post_init__(self) -> None:
-        for name in ("rates", "samples", "steps"):
+        for name in ("rates", "samples", "steps", "members"):
             check_count(f"sweep.{name}", getattr(self, name))
         if self.rates < 3 or not 0.0 < self.lowest < self.highest or not self.hidden:
             raise ValueError(

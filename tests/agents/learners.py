@@ -23,14 +23,7 @@ SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
 AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes", "sweep")
 SWEEP = SweepConfig(
-    rates=6,
-    lowest=1e-5,  # the middle of the sweep is far below the best rate: there is something to learn
-    highest=0.2,
-    samples=3,
-    hidden=(8, 8),
-    steps=30,
-    learning_rate=0.02,
-    weight_decay=0.0,
+    rates=6, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0
 )
 SWEEP_FEATURES = ("first_loss", "scaled_lr", "horizon", "steps")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -14,7 +15,8 @@ from learners import SETTING, SWEEP, SWEEP_FEATURES, assert_equal_states, make_l
 from tiny import TINY
 
 from agents.sweep import SweepConfig, SweepLearner
-from agents.sweep.rate_network import regret_at
+from agents.sweep.ensemble import distilled
+from agents.sweep.rate_network import RateNetwork, regret_at
 from agents.sweep.sweeps import KNOWN, PEAK, WORST, known_columns, play_sweep, regret_curve
 from lr_gym.engine import local_engine
 from lr_gym.envs.rollout import final_losses
@@ -90,7 +92,7 @@ def test_the_policy_goes_where_the_network_says():
     present = (observation[:, SWEEP_FEATURES.index("scaled_lr")] * 3.5 - 3.0) * math.log(10.0)
     with torch.no_grad():
         wanted = (
-            (learner._network(observation[:, known_columns(SWEEP_FEATURES)]) - present)
+            (learner._one_network()(observation[:, known_columns(SWEEP_FEATURES)]) - present)
             / spec.action_step
         ).clamp(-1.0, 1.0)
     torch.testing.assert_close(
@@ -155,6 +157,38 @@ def test_processes_give_what_one_gives():
             figures = [learner.update() for _ in range(2)]
         states.append({"figures": figures, **learner.state_dict()})
     assert_equal_states(*states)
+
+
+def several_members(members: int) -> SweepLearner:
+    config = dataclasses.replace(SWEEP, members=members)
+    return SweepLearner(functools.partial(sweep_env, SETTINGS), 1, [], config, seed=3, updates=4)
+
+
+def test_one_network_names_the_mean_of_several():
+    members = [RateNetwork([3, 16], SWEEP.log_rates, seed) for seed in range(3)]
+    for seed, network in enumerate(members):
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in network.linears[-1].parameters():
+            torch.nn.init.normal_(tensor, generator=generator)
+    fitted = RateNetwork([3, 16], SWEEP.log_rates, 9)
+    shown = torch.rand(500, 3, generator=torch.Generator().manual_seed(7))
+    distilled(members, fitted, shown)
+    with torch.no_grad():
+        named = torch.stack([network(shown) for network in members])
+        error = (fitted(shown) - named.mean(0)).abs().max()
+    assert error < 0.1 * float((named - named.mean(0)).abs().max())
+
+
+def test_several_members_learn_as_if_alone_and_continue_where_they_were_stopped():
+    whole, stopped, alone = several_members(2), several_members(2), several_members(1)
+    whole.update()
+    stopped.load_state_dict(copy.deepcopy(whole.state_dict()))
+    alone.update()
+    first, second = whole.state_dict()["members"]
+    assert_equal_states(first, alone.state_dict()["members"][0])
+    assert not torch.equal(first["linears"]["0.weight"], second["linears"]["0.weight"])
+    assert whole.update() == stopped.update()
+    assert_equal_states(whole.state_dict(), stopped.state_dict())
 
 
 @pytest.mark.parametrize(
