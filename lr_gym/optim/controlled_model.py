@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lr_gym.control.action import decode
 from lr_gym.control.context import TrainingContext
@@ -20,6 +20,14 @@ from lr_gym.optim.distributed import add_up, check_equal_on_ranks, ranks_of
 from lr_gym.optim.group_rates import applied_lrs, reference_lr, scheduled_lr
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.model_layout import lay_out
+from lr_gym.optim.pretrained import (
+    base_offsets,
+    is_pretrained,
+    no_trust,
+    norm_votes,
+    note_start_weights,
+    undecided,
+)
 from lr_gym.optim.settings import Settings
 from lr_gym.optim.sharded_step import check_shards
 from lr_gym.optim.slots import Slot
@@ -143,13 +151,19 @@ class ControlledModel:
             step: optimizer steps made.
         """
         state = self.control
+        looks = self.guard is not None and undecided(self.groups, step)
+        zero = torch.zeros_like(state.loss_sum)
+        votes = norm_votes(self.slots, zero) if looks else zero  # (1,)
         if self.ranks is not None:
             if not self.checked:
                 check_equal_on_ranks([slot.param for slot in self.slots], self.ranks)
                 self.checked = True
             # the mean over all ranks is that of the global batch
-            losses = add_up(torch.stack([state.loss_sum, state.loss_count]), self.ranks)
-            state = state._replace(loss_sum=losses[0], loss_count=losses[1])
+            sums = add_up(torch.stack([state.loss_sum, state.loss_count, votes]), self.ranks)
+            state = state._replace(loss_sum=sums[0], loss_count=sums[1])
+            votes = sums[2] / distributed.get_world_size(self.ranks)
+        if looks:
+            note_start_weights(self.groups, votes)
         context = self._context(settings)
         observation, state = self.controller.observe(state, stats, self.shown(), context, [step])
         shown = observation if self.guard is None else self.guard.shown(observation)
@@ -201,6 +215,9 @@ class ControlledModel:
         guard = self.guard
         if guard is None:
             return None
+        if is_pretrained(self.groups):
+            guard.state = no_trust(guard.state)
+            return base_offsets
         lr = self.reference() / units
         return lambda before, wanted: guard.decide(observation, moving, lr, before, wanted)
 
@@ -248,7 +265,7 @@ def controlled_model(
     like = torch.zeros((), dtype=dtype, device=slots[0].data.device)
     controller = settings.controller()
     # a user's own policy may know nothing of guards
-    ranges = getattr(settings.policy, "ranges", None)
+    ranges = getattr(settings.policy, "ranges", None) if settings.guard else None
     guard = None if ranges is None else Guard(ranges, controller.spec, layout.names, like)
     control = controller.start(1, layout.num_layers, like)
     load_rows(states, [slot.param for slot in first], control, guard)

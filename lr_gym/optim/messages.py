@@ -10,6 +10,7 @@ from torch import Tensor
 from lr_gym.optim.controlled_model import ControlledModel
 from lr_gym.optim.group_rates import PEAK_LR, START_LR
 from lr_gym.optim.notices import Notices, warn_user
+from lr_gym.optim.pretrained import MESSAGE, is_pretrained
 from lr_gym.optim.settings import Settings
 from lr_gym.optim.state import CONTROLLER
 
@@ -90,6 +91,6 @@ def warn_of_guard(notices: Notices, model: ControlledModel, *, wait: bool) -> No
     """
     if model.guard is None or notices.given("guard"):
         return
-    message = model.guard.alarm(wait=wait)
+    message = MESSAGE if is_pretrained(model.groups) else model.guard.alarm(wait=wait)
     if message is not None:
         notices.once("guard", message)

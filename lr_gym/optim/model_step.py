@@ -17,6 +17,7 @@ from lr_gym.optim.distributed import add_up, replicas
 from lr_gym.optim.fused_step import fused_update
 from lr_gym.optim.group_rates import PEAK_LR
 from lr_gym.optim.moments import MASSES, masses, moments
+from lr_gym.optim.pretrained import PRETRAINED
 from lr_gym.optim.sampling import Piece, pieces_of, square_sums, sums_of_pieces
 from lr_gym.optim.settings import Settings
 from lr_gym.optim.sharded_step import sharded_matrix_update
@@ -123,6 +124,8 @@ def prepare_state(model: ControlledModel, states: States, settings: Settings) ->
     model.used = None
     for group in model.groups:
         group.setdefault(PEAK_LR, 0.0)
+        if model.guard is not None:
+            group.setdefault(PRETRAINED, None)
     for slot in model.slots:
         state = states.get(slot.param, {})
         for key in ("step", *MASSES):  # this was no step

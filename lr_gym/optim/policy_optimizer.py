@@ -26,13 +26,14 @@ Under a policy that averages weights, call `eval()` before the model is evaluate
 optimizer in the same mode; where that was `eval()`, load both before you call `train()`.
 
 Nothing in `observe` or `step` reads a number back from the device, unless the policy is a Q-table,
-which is on the host.
+which is on the host, or guarded, and then at the first decision only.
 
 The ranks of a data-parallel training make equal decisions: at a decision, and only there, the
 losses that they observed are averaged over all ranks. FSDP2 may shard the parameters (DTensor).
 
 A policy that knows what it has learned from is guarded. On layers unlike all of that, its actions
-fade to your learning rate; `metrics()` shows how far it is trusted, and a warning says so once.
+fade to your learning rate; `metrics()` shows how far it is trusted, and a warning says so once. So
+it is from the start where the weights are pretrained (`lr_gym.optim.pretrained`).
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class PolicyOptimizer(Optimizer):
         fused: bool | None = None,
         sample: int | None = 2**13,
         process_group: Any = None,
+        guard: bool = True,
     ) -> None:
         """Load the policy.
 
@@ -137,6 +139,8 @@ class PolicyOptimizer(Optimizer):
             process_group: the ranks that train this model together and so make equal decisions: a
                 torch.distributed.ProcessGroup, None for all ranks where torch.distributed is
                 initialised, or False for this process alone.
+            guard: whether the policy's actions fade where the training is unlike all that it has
+                learned from. False lets it act everywhere.
 
         Raises:
             TypeError: for something that is no policy.
@@ -155,6 +159,7 @@ class PolicyOptimizer(Optimizer):
             fused=fused,
             sample=sample,
             process_group=process_group,
+            guard=guard,
         )
         self._notices = Notices()
         self._held = _Held()

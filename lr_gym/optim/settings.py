@@ -38,6 +38,7 @@ class Settings:
         fused: whether torch's fused kernels update what they can; None decides by the device.
         sample: elements by which large tensors are measured; None measures every element.
         process_group: ranks that decide together, see `distributed.ranks_of`.
+        guard: whether a policy that knows what it has learned from is guarded.
     """
 
     policy: Policy
@@ -48,6 +49,7 @@ class Settings:
     fused: bool | None
     sample: int | None
     process_group: Any = None
+    guard: bool = True
 
     def __post_init__(self) -> None:
         """Check every field that a user gives."""
