@@ -49,6 +49,17 @@ def test_at_its_unit_the_update_of_muon_has_one_norm_for_all_shapes(shape):
     assert rms_to_rms == pytest.approx(0.2 * math.sqrt(64), rel=1e-4)
 
 
+def test_each_block_of_a_fused_matrix_has_that_norm():
+    rule = base_rule("muon").for_tensor(True, 3)
+    first = torch.randn(1, 24, 40, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1)
+    update = rule.direction(first, None, MomentMasses(one, one))[0] * rule.unit((24, 40))
+    for part, moment in zip(update.chunk(3), first[0].chunk(3), strict=True):
+        error = torch.linalg.matrix_norm(orthogonal(moment.unsqueeze(0))[0], ord=2)
+        norm = torch.linalg.matrix_norm(part, ord=2) / error * math.sqrt(40 / 8)
+        assert float(norm) == pytest.approx(0.2 * math.sqrt(64), rel=1e-4)
+
+
 @pytest.mark.parametrize("base", ["adam", "adamw", "muon"])
 def test_units_of_adam_fall_with_the_fan_in(base):
     rule = base_rule(base).for_tensor(False)

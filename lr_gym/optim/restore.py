@@ -18,7 +18,7 @@ from lr_gym.optim.state import KEYS
 __all__ = ["POLICY", "restoring"]
 
 POLICY = "policy"  # key of a group: the policy that drives it, see Settings.policy_id
-MATRIX_KEYS = ("muon", "blocks")  # keys of a group: what Muon does with its matrices
+MATRIX_KEYS = ("muon", "blocks", "embedding")  # keys of a group: what its matrices are
 
 
 @contextmanager
