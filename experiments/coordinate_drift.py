@@ -5,7 +5,7 @@ rate * unit (`experiments.coordinates.UNITS`). The best rate is the lowest point
 through the three lowest points of the mean log loss of the reward split, over seeds. A kind's drift
 is its highest best rate over its lowest. Finished networks are kept in FOLDER.
 
-    python -m experiments.coordinate_drift runs/drift --base adamw --units one
+    python -m experiments.coordinate_drift runs/drift --base adamw --units library
     python -m experiments.coordinate_drift runs/drift  # shows what is there
 """
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
 
-from experiments.coordinates import UNITS, layer_units
+from experiments.coordinates import LIBRARY, UNITS, layer_units
 from lr_gym.engine import process_pool
 from lr_gym.tasks import architectures as nets
 from lr_gym.tasks import find_task
@@ -162,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", choices=("adamw", "muon"))
-    parser.add_argument("--units", choices=tuple(UNITS), default="one")
+    parser.add_argument("--units", choices=(*UNITS, LIBRARY), default="one")
     parser.add_argument("--widest", type=int, default=1024, help="leave out wider networks")
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()

@@ -36,6 +36,7 @@ from scipy import stats
 from torch import Tensor
 
 from agents.random_suite import operations_of
+from lr_gym.control.units import layer_units as library_units
 from lr_gym.engine import process_pool
 from lr_gym.tasks import SUITES, find_task
 from lr_gym.tasks.random_tasks import random_task
@@ -77,12 +78,17 @@ UNITS: dict[str, tuple[float, bool, float]] = {
     "spectral-0.5": (0.5, True, math.inf),
     "spectral-1": (1.0, True, math.inf),
     "spectral-0.5-capped": (0.5, True, 1.0),
-    "spectral-1-capped": (1.0, True, 1.0),
 }
+LIBRARY = "library"  # the units that lr_gym has, chosen by these sweeps
 
 
 def layer_units(loop: Executor, units: str) -> Tensor:
     """Unit (L,) of each layer: that of its tensor with the most elements."""
+    if units == LIBRARY:
+        sizes = loop.layout.sizes
+        shapes = [param.shape for param in loop.model.parameters()]
+        own = [rule.unit(shape) for rule, shape in zip(loop.rules, shapes, strict=True)]
+        return torch.tensor(library_units(loop.layout, "per_layer", own, sizes))
     power, spectral, highest = UNITS[units]
     found = [0.0] * loop.layout.num_layers
     largest = [0] * loop.layout.num_layers
@@ -305,7 +311,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", choices=("adamw", "muon"))
-    parser.add_argument("--units", choices=tuple(UNITS), default="one")
+    parser.add_argument("--units", choices=(*UNITS, LIBRARY), default="one")
     parser.add_argument("--tasks", type=int, default=300, help="random tasks besides the suites")
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()

@@ -108,15 +108,15 @@ def test_named_groups_keep_options_and_split_what_muon_updates():
     model = nn.ModuleList([nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9)])
     made = torch.optim.SGD([{"params": model.parameters(), "weight_decay": 0.1}], lr=0.5)
     groups = named_groups(made.param_groups, model)
-    assert [(group["muon"], group["weight_decay"], group["lr"]) for group in groups] == [
-        (False, 0.1, 0.5),
-        (True, 0.1, 0.5),
-    ]
-    assert [name for name, _ in groups[1]["params"]] == ["1.weight"]
+    kinds = [(group["muon"], group.get("embedding", False)) for group in groups]
+    assert kinds == [(False, False), (False, True), (True, False)]
+    assert all((group["weight_decay"], group["lr"]) == (0.1, 0.5) for group in groups)
+    names = [[name for name, _ in group["params"]] for group in groups]
+    assert names == [["1.bias", "2.weight", "2.bias"], ["0.weight"], ["1.weight"]]
     optimizer = PolicyOptimizer(groups, constant(base="muon"))
     named = named_groups(optimizer.param_groups, model)  # of a PolicyOptimizer, with names
-    assert [group["muon"] for group in named] == [False, True]
-    assert [group["params"][0][0] for group in named] == ["0.weight", "1.weight"]
+    assert [(group["muon"], group.get("embedding", False)) for group in named] == kinds
+    assert [[name for name, _ in group["params"]] for group in named] == names
     with pytest.raises(ValueError, match=r"shape \(3, 2\) in group 1 does not belong to the model"):
         named_groups([{"params": []}, {"params": [torch.ones(3, 2)]}], model)
 

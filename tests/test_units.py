@@ -68,6 +68,8 @@ def test_units_of_adam_fall_with_the_fan_in(base):
     assert rule.unit((7, 256)) == rule.unit((999, 256)) == rule.unit((7, 4, 8, 8))
     assert rule.unit((999, 256), embedding=True) == 1.0
     assert rule.unit((16, 1, 3)) == 1.0  # a small fan-in raises no rate
+    assert rule.unit((1, 197, 768)) == 1.0  # positions are added, and multiply nothing
+    assert rule.unit((1, 256)) == pytest.approx(0.5)  # a readout of one output
 
 
 def test_a_fused_matrix_has_the_unit_of_its_blocks():

@@ -26,9 +26,10 @@ def policy_optimizer(
 
     A policy that looks at no end of the training (`spec.endless`) is not told its length.
     """
-    groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
     steps = None if policy.spec.endless else length.steps
-    return PolicyOptimizer(groups, policy, lr, steps, steps_per_epoch=length.steps_per_epoch)
+    return PolicyOptimizer(
+        muon_groups(model), policy, lr, steps, steps_per_epoch=length.steps_per_epoch
+    )
 
 
 def observe_and_step(optimizer: Any, loss: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lr_gym.layers import muon_matrices
+from lr_gym.layers import embedding_tables, muon_matrices
 
 __all__ = ["named_groups"]
 
@@ -20,7 +20,8 @@ def named_groups(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> list[
 
     A group that does not say what Muon updates is split: `"muon": True` for the matrices that
     `muon_groups(model)` gives to Muon, and `"muon": False` for embeddings, the readout and vectors.
-    Both parts keep the other options of the group. Other base optimizers ignore the key.
+    Embeddings are a part of their own, with `"embedding": True`, which tells the unit of their
+    learning rate. All parts keep the other options of the group.
 
     Args:
         groups: The groups, whose parameters may have names already.
@@ -40,15 +41,22 @@ def named_groups(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> list[
     """
     names: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
     matrices = muon_matrices(model)
+    tables = embedding_tables(model)
     named: list[dict[str, Any]] = []
     for i, group in enumerate(groups):
         pairs = [_named(param, names, i) for param in group["params"]]
         if "muon" in group:
             named.append({**group, "params": pairs})
             continue
-        for wanted in (False, True):
-            part = [pair for pair in pairs if (pair[1] in matrices) is wanted]
-            named.append({**group, "muon": wanted, "params": part})
+        parts: list[list[tuple[str, Tensor]]] = [[], [], []]
+        for pair in pairs:
+            parts[2 if pair[1] in matrices else int(pair[1] in tables)].append(pair)
+        rest, embedded, hidden = parts
+        named += [
+            {**group, "muon": False, "params": rest},
+            {**group, "muon": False, "embedding": True, "params": embedded},
+            {**group, "muon": True, "params": hidden},
+        ]
     for group in named:
         group.pop("param_names", None)  # a group of an optimizer has both; the pairs are enough
     return [group for group in named if group["params"]]

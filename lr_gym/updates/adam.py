@@ -42,9 +42,11 @@ class Adam(BaseRule):
         """(BASE_WIDTH / fan_in)^UNIT_POWER of a matrix, at most 1; 1 of vectors and embeddings.
 
         The input of an embedding has a single 1, so its effective fan-in does not grow with the
-        width.
+        width. A tensor of one row and three or more dimensions, as the positions and the class
+        token of a vision transformer, is added to something and multiplies nothing.
         """
-        if len(shape) < 2 or embedding:
+        multiplies_nothing = len(shape) < 2 or (len(shape) > 2 and shape[0] == 1)
+        if multiplies_nothing or embedding:
             return 1.0
         fan_in = max(1, math.prod(shape[1:]))
         return min(1.0, float((BASE_WIDTH / fan_in) ** UNIT_POWER))
