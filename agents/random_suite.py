@@ -144,28 +144,42 @@ class _Batches(NamedTuple):
     base: str
     max_operations: int
 
-    def steps(self, number: int, large: bool) -> int | None:
-        """Steps of a training on a task, in whole intervals; None if the task does not fit."""
-        if large and not LARGE[0] <= counted(number).weights <= LARGE[1]:
-            return None
-        most = self.max_operations * (LONGER if large else 1)
+    def training(self, number: int, large: bool) -> tuple[int, int]:
+        """Operations and steps, in whole intervals, of a training on a task."""
         steps = random_task(number).task.horizon if self.horizon is None else self.horizon
         intervals = max(1, round(steps / self.decisions))
         cost = operations_of(number, self.decisions, self.base)  # of an interval of one step
         if large and self.horizon is None:
-            intervals = max(min(intervals, most // cost), -(-SHORTEST // self.decisions))
-        return intervals * self.decisions if intervals * cost <= most else None
+            shortest = -(-SHORTEST // self.decisions)
+            intervals = max(min(intervals, self.most(large) // cost), shortest)
+        return intervals * cost, intervals * self.decisions
+
+    def most(self, large: bool) -> int:
+        """Operations that a training may take."""
+        return self.max_operations * (LONGER if large else 1)
 
     def find(self, generation: int, slot: int, large: bool, layers: int) -> tuple[int, int]:
         """Number and steps of the first task that fits a slot; 0 stands for any `layers`.
 
+        Where all large models cost too much, as they may under Muon, it is the cheapest of them.
+
         Raises:
             ValueError: If none of ATTEMPTS tasks fits.
         """
+        cheapest: tuple[int, int, int] | None = None  # operations, number, steps
         for attempt in range(ATTEMPTS):
             number = _number(self.seed, generation, slot, attempt)
-            if layers in (0, counted(number).layers) and (steps := self.steps(number, large)):
+            if layers not in (0, counted(number).layers):
+                continue
+            if large and not LARGE[0] <= counted(number).weights <= LARGE[1]:
+                continue
+            operations, steps = self.training(number, large)
+            if operations <= self.most(large):
                 return number, steps
+            if large and (cheapest is None or operations < cheapest[0]):
+                cheapest = operations, number, steps
+        if cheapest is not None:
+            return cheapest[1:]
         raise ValueError(
             f"none of {ATTEMPTS} random tasks fits slot {slot} ({layers or 'any number of'} layers"
             f"{', a large model' if large else ''}) within horizon={self.horizon} and "

@@ -11,8 +11,10 @@ from learners import assert_equal_states
 from tiny import TINY
 
 from agents.random_suite import (
+    LARGE,
     MAX_OPERATIONS,
     UPDATE,
+    _number,
     counted,
     measured,
     operations_of,
@@ -73,10 +75,26 @@ def test_the_eighth_slot_is_for_large_models():
 
 def test_a_slot_that_nothing_fits_says_so(monkeypatch):
     monkeypatch.setattr("agents.random_suite.ATTEMPTS", 200)
-    with pytest.raises(ValueError, match=r"slot 7 .*large model.* horizon=100000 .*lower"):
-        random_batch(5, 0, 8, 50, horizon=100_000, max_operations=4 * 10**11)
+    monkeypatch.setattr("agents.random_suite.LARGE", (10**12, 10**13))
+    with pytest.raises(ValueError, match=r"slot 7 .*large model.*max_operations=10000000000000: l"):
+        random_batch(5, 0, 8, 50, max_operations=10**13)
     with pytest.raises(ValueError, match=r"slot 0 \(.* layers\).*max_operations=10: .*raise"):
         random_batch(5, 0, 1, 50, max_operations=10)
+
+
+def test_where_all_large_models_cost_too_much_the_cheapest_is_taken(monkeypatch):
+    monkeypatch.setattr("agents.random_suite.ATTEMPTS", 300)
+    monkeypatch.setattr("agents.random_suite.LONGER", 0)
+    chosen = random_batch(13, 1, 8, 50)[7]
+    layers = counted(int(chosen.name.removeprefix("random-"))).layers
+    costs = {}
+    for attempt in range(300):
+        number = _number(13, 1, 7, attempt)
+        if counted(number).layers == layers and LARGE[0] <= counted(number).weights <= LARGE[1]:
+            costs[f"random-{number}"] = operations_of(number, 100)
+    assert chosen.horizon == 100
+    assert chosen.name == min(costs, key=costs.__getitem__)
+    assert len(costs) > 1
 
 
 def test_muons_matrices_count():
