@@ -38,9 +38,7 @@ def _policy(name: str) -> Make:
 
 OPTIMIZERS: dict[str, Make] = {
     "AdamW": functools.partial(torch.optim.AdamW, lr=0.01),
-    **{
-        f"policy {name}": _policy(name) for name in ("default", "muon", "anytime", "sgd", "mnist1d")
-    },
+    **{f"policy {name}": _policy(name) for name in ("default", "muon", "anytime", "mnist1d")},
     "GradientAgreement": lambda params: GradientAgreementOptimizer(
         torch.optim.Adam(params, lr=0.01)
     ),

@@ -8,14 +8,17 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from deployed import spec_of
 from ranks import on_ranks
+from tiny import random_policy
 from torch import distributed, nn
 
 from lr_gym.optim import PolicyOptimizer
 
 STEPS = 24
 BATCH = 12  # examples of the global batch
-POLICIES = ["builtin:default", "builtin:anytime", "builtin:muon", "builtin:sgd"]
+SGD = random_policy(spec_of(base="sgd"))
+POLICIES = ["builtin:default", "builtin:anytime", "builtin:muon", pytest.param(SGD, id="sgd")]
 
 
 def model_of() -> nn.Module:

@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 import torch
-from deployed import acting, assert_close, constant, through_file
+from deployed import acting, assert_close, constant, spec_of, through_file
+from tiny import random_policy
 from torch import nn
 
 from lr_gym.optim import PolicyOptimizer
@@ -191,7 +192,9 @@ def test_a_compiled_training_step_is_the_eager_one():
 # Frozen tensors
 
 
-@pytest.mark.parametrize("policy", ["builtin:default", "builtin:anytime", "builtin:sgd"])
+@pytest.mark.parametrize(
+    "policy", ["builtin:default", "builtin:anytime", random_policy(spec_of(base="sgd"))]
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn])
 def test_frozen_tensors_of_any_type_are_not_looked_at(policy, dtype):
     model = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 3)).double()

@@ -28,12 +28,12 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
     return Observed(
         stats=LayerStats(*(bl,) * 6),
         memory=Memory(
-            *(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 3
+            *(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 2
         ),
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        context=TrainingContext(b, bl, bl, bl, *(torch.ones(runs),) * 3),
+        context=TrainingContext(b, bl, bl, *(torch.ones(runs),) * 3),
         clock=Clock(*(b,) * 4),
     )
 
@@ -44,12 +44,12 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     b = lambda: torch.rand(runs, generator=generator, dtype=torch.float64) + 0.1
     bl = lambda: torch.rand(runs, layers, generator=generator, dtype=torch.float64) + 0.1
     stats = LayerStats(*(bl() for _ in range(5)), bl() - 0.6)
-    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl(), bl())
+    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl())
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
     clock = Clock(progress=b() * 0.9, schedule=b(), step=300.0 * b(), horizon=1e3 * b())
-    context = TrainingContext(50.0 * b(), *[1e3 * bl()] * 2, bl(), known, known, known)
+    context = TrainingContext(50.0 * b(), 1e3 * bl(), bl(), known, known, known)
     return Observed(stats, memory, hyper, rows, rows - 0.5, context, clock)
 
 
@@ -142,8 +142,6 @@ def test_formulas_in_plain_python():
         o.hyper.lr[run, i] * stats.update_rms[run, i] / stats.param_rms[run, i]
     )
     progress = o.clock.progress[run].item()
-    pairs = zip(o.context.sizes[run].tolist(), memory.initial_grad_rms[run].tolist(), strict=True)
-    squares = sum(size * rms**2 for size, rms in pairs)
     expected = {
         "update_ratio": math.tanh((ratio(layer) + 2.5) / 1.5),
         "update_ratio_among_layers": math.tanh(ratio(layer) - sum(map(ratio, range(3))) / 3),
@@ -166,7 +164,6 @@ def test_formulas_in_plain_python():
         "loss_level": math.tanh(memory.short_loss[run].item() / math.log(10)),
         "first_loss": math.tanh(math.log10(memory.initial_loss[run].item())),
         "model_size": math.log10(sum(o.context.sizes[run].tolist())) / 4 - 1,
-        "polyak": (math.log10(memory.initial_loss[run].item()) - math.log10(squares)) / 4,
         "horizon": math.log10(o.clock.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.context.passes[run].item()) / 3,
         "steps": math.log10(1 + o.clock.step[run].item()) / 2 - 1,
@@ -223,33 +220,8 @@ def test_memory_equals_a_loop_over_numbers():
             seen, last = 1, loss
         got = [value.item() for value in memory]
         assert got == pytest.approx(
-            [seen, first, last, change, short, long, start, log_grad, grads[0]], abs=1e-9
+            [seen, first, last, change, short, long, start, log_grad], abs=1e-9
         )
-
-
-def test_polyak_is_the_same_step_in_other_units_of_the_loss_and_is_taken_once():
-    """If loss and gradient are c times larger, the step is c times shorter.
-
-    Only the first loss and gradient count.
-    """
-    o = ordinary()
-    run = torch.ones(2, dtype=torch.float64)
-    at = lambda c: remember(
-        empty_memory(2, 3, run), o.stats._replace(grad_rms=c * o.stats.grad_rms), c * run
-    )
-    see = lambda memory: observe(("polyak",), o._replace(memory=memory))
-    once = at(1.0)
-    torch.testing.assert_close(see(at(10.0)), see(once) - 0.25)
-    later = remember(once, o.stats._replace(grad_rms=3.0 * o.stats.grad_rms), 0.1 * run)
-    assert torch.equal(see(later), see(once))
-
-
-def test_polyak_takes_the_norm_over_frozen_elements_too():
-    """Statistics are means over whole layers, so the squared norm is theirs times all elements."""
-    o = ordinary()
-    half = o._replace(context=o.context._replace(sizes=o.context.sizes / 2))
-    assert torch.equal(observe(("polyak",), half), observe(("polyak",), o))
-    assert not torch.equal(observe(("model_size",), half), observe(("model_size",), o))
 
 
 @pytest.mark.parametrize("first", [0.0, -2.0])
@@ -326,7 +298,7 @@ def test_observations_of_many_rows_equal_those_of_each_row_alone(layers, dtype):
     )
     known = torch.ones(runs, dtype=dtype)
     context = TrainingContext(
-        draw(runs), *(draw(runs, layers) for _ in range(3)), known, known, known
+        draw(runs), *(draw(runs, layers) for _ in range(2)), known, known, known
     )
     steps = torch.randint(0, 1000, (decisions, runs), generator=generator).numpy()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from deployed import TORCH, acting, assert_same, constant, train
-from tiny import TINY, plain_run
+from deployed import TORCH, acting, assert_same, constant, spec_of, train
+from tiny import TINY, plain_run, random_policy
 from torch import nn
 
 from lr_gym.optim import PolicyOptimizer
@@ -134,7 +134,8 @@ def test_a_group_may_be_empty():
 
 @pytest.mark.filterwarnings("ignore:PolicyOptimizer")  # no policy has seen such gradients
 @pytest.mark.parametrize(
-    "policy", ["builtin:default", "builtin:muon", "builtin:anytime", "builtin:sgd"]
+    "policy",
+    ["builtin:default", "builtin:muon", "builtin:anytime", random_policy(spec_of(base="sgd"))],
 )
 def test_nothing_lands_on_the_default_device(policy):
     """A tensor made without naming the device would not be where the parameters are."""

@@ -15,7 +15,6 @@ class TrainingContext(NamedTuple):
     Attributes:
         passes: (B,) how often the whole training passes over its data.
         sizes: (B, L) number of parameters of each layer that are trained.
-        elements: (B, L) number of parameters of each layer that its statistics are taken over.
         units: (B, L) unit of the learning rate of each layer (`lr_gym.control.units`).
         loss_known: (B,) 1 where the features of the loss are shown, 0 where they are masked.
         progress_known: (B,) 1 where the features of progress and horizon are shown, else 0.
@@ -25,7 +24,6 @@ class TrainingContext(NamedTuple):
 
     passes: Tensor
     sizes: Tensor
-    elements: Tensor
     units: Tensor
     loss_known: Tensor
     progress_known: Tensor

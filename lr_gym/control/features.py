@@ -136,15 +136,6 @@ def _log_snr(o: Observed) -> Tensor:
     return 2.0 * (log(o.stats.momentum_rms) - log(o.stats.second_moment_rms)) / LN_10
 
 
-def _polyak(o: Observed) -> Tensor:
-    """(B,) log10 of the first step size of Polyak (1987, section 5.3) for an optimum of 0.
-
-    That step size is the first loss over the squared norm of the first gradient.
-    """
-    square = (o.context.elements * o.memory.initial_grad_rms.square()).sum(1)
-    return (log(o.memory.initial_loss) - log(square)) / LN_10
-
-
 def _depth(o: Observed) -> Tensor:
     lr = o.hyper.lr
     return torch.linspace(-1.0, 1.0, lr.shape[1], dtype=lr.dtype, device=lr.device).unsqueeze(0)
@@ -290,13 +281,6 @@ FEATURES: dict[str, Feature] = {
         "cannot move it",
         "loss",
         quantity=("first loss", _inverse_tanh_log10),
-        groups=OF_TASK,
-    ),
-    "polyak": Feature(
-        lambda o: _column(_polyak(o) / 4.0),
-        "log10 of the first loss over the squared norm of the first gradient: the units of SGD's "
-        "learning rate",
-        "loss",
         groups=OF_TASK,
     ),
     "model_size": Feature(

@@ -28,7 +28,6 @@ class Memory(NamedTuple):
         long_loss: (B,) running mean of the log loss, in which the newest value weighs LONG.
         initial_param_rms: (B, L) rms of the parameters when it was first above 0.
         log_grad: (B, L) running mean of the log of the gradient's rms; the newest weighs LONG.
-        initial_grad_rms: (B, L) rms of the gradient at the first decision with any gradient.
     """
 
     loss_seen: Tensor
@@ -39,7 +38,6 @@ class Memory(NamedTuple):
     long_loss: Tensor
     initial_param_rms: Tensor
     log_grad: Tensor
-    initial_grad_rms: Tensor
 
 
 def log(x: Tensor) -> Tensor:
@@ -56,7 +54,7 @@ def empty_memory(runs: int, layers: int, like: Tensor) -> Memory:
         like: a tensor whose device and dtype the memory gets.
     """
     per_run = (like.new_zeros(runs) for _ in range(6))
-    per_layer = (like.new_zeros(runs, layers) for _ in range(3))
+    per_layer = (like.new_zeros(runs, layers) for _ in range(2))
     return Memory(*per_run, *per_layer)
 
 
@@ -75,7 +73,6 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
     new_layer = memory.initial_param_rms == 0
     known = torch.isfinite(mean_loss)
     first_loss = known & (memory.loss_seen == 0)
-    first_grad = (memory.initial_grad_rms == 0).all(1, keepdim=True)
     loss = torch.where(known, mean_loss, memory.last_loss)
     log_loss = log(loss.clamp_min(0.0))
     last_log_loss = log(memory.last_loss.clamp_min(0.0))
@@ -95,5 +92,4 @@ def remember(memory: Memory, stats: LayerStats, mean_loss: Tensor) -> Memory:
         long_loss=running(memory.long_loss, LONG),
         initial_param_rms=torch.where(new_layer, stats.param_rms, memory.initial_param_rms),
         log_grad=torch.where(new_layer, log_grad, mean_log_grad),
-        initial_grad_rms=torch.where(first_grad, stats.grad_rms, memory.initial_grad_rms),
     )

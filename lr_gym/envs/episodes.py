@@ -217,7 +217,6 @@ class Episodes:
         return TrainingContext(
             passes=ones * self._passes,
             sizes=sizes,
-            elements=sizes.clone(),
             units=ones[:, None] * numbers_like(self.units, ones),
             loss_known=loss_known,
             progress_known=progress_known,

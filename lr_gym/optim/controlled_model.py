@@ -228,7 +228,6 @@ class ControlledModel:
         return TrainingContext(
             passes=one * ((steps or 1) / (epoch or 1)),
             sizes=numbers_like([_trained_sizes(self.layout, self.slots)], one),
-            elements=numbers_like([_measured_sizes(self.layout, self.slots)], one),
             units=self._units(),
             loss_known=one,
             progress_known=one * float(steps is not None),
@@ -295,15 +294,6 @@ def _unit(first_slot_of_layer: Sequence[Slot], like: Tensor) -> Hyperparams:
 
 def _betas(groups: Sequence[dict[str, Any]]) -> list[Any]:
     return [group["betas"] for group in groups]
-
-
-def _measured_sizes(layout: Layout, slots: Sequence[Slot]) -> list[int]:
-    """Number of elements of each layer that have a gradient, at least 1."""
-    sizes = [0] * layout.num_layers
-    for slot in slots:
-        if slot.param.grad is not None:
-            sizes[slot.layer] += slot.param.numel()
-    return [max(1, size) for size in sizes]
 
 
 def _trained_sizes(layout: Layout, slots: Sequence[Slot]) -> list[float]:

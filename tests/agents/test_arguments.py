@@ -27,7 +27,7 @@ def test_every_agent_has_its_presets(agent):
 
 GENERALISTS = [
     *((agent, "generalist") for agent in ("ppo", "es", "sweep")),
-    *(("sweep", name) for name in ("muon", "sgd", "anytime")),
+    *(("sweep", name) for name in ("muon", "anytime")),
 ]
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from deployed import spec_of
 from pretend_device import NAME, PretendDevice
+from tiny import random_policy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -188,7 +190,7 @@ RATES = {
     **MAKE,
     "policy": lambda params, lr=0.01: PolicyOptimizer(params, "builtin:default", lr, 20),
     "policy, plain": lambda params, lr=0.01: PolicyOptimizer(
-        params, "builtin:sgd", lr, 20, fused=False
+        params, random_policy(spec_of(base="sgd")), lr, 20, fused=False
     ),
 }
 every_rate = pytest.mark.parametrize("make", RATES.values(), ids=RATES.keys())
