@@ -1,8 +1,9 @@
 """The guard of a deployed policy on 20 classification models of torchvision.
 
-They have kinds of layers that no policy has learned from. Each model starts from random weights and
-makes ten steps of PolicyOptimizer on two random images: none may diverge, and the optimizer must
-warn once where its guard acts. A policy that was saved without ranges gets those of `--tasks`.
+They have kinds of layers that no policy has learned from, and up to 130 million parameters. Each
+model starts from random weights and makes the first ten steps of a training of `--total-steps` on
+two random images: none may diverge, and the optimizer must warn once where its guard acts. A policy
+that was saved without ranges gets those of `--tasks`.
 
     python -m experiments.torchvision_models --policy builtin:default --tasks mnist1d-mlp
 """
@@ -54,13 +55,17 @@ STEPS = 10
 
 
 def train(
-    model: nn.Module, side: int, policy: SavedPolicy, lr: float, generator: torch.Generator
+    model: nn.Module,
+    side: int,
+    policy: SavedPolicy,
+    lr: float,
+    total_steps: int,
+    generator: torch.Generator,
 ) -> tuple[list[float], PolicyOptimizer, int]:
     """Train. Returns losses before each step and at the end, the optimizer, and its warnings."""
     images = torch.randn(BATCH, 3, side, side, generator=generator)
     classes = torch.randint(CLASSES, (BATCH,), generator=generator)
-    groups = muon_groups(model) if policy.spec.base == "muon" else model.named_parameters()
-    optimizer = PolicyOptimizer(groups, policy, lr=lr, total_steps=STEPS)
+    optimizer = PolicyOptimizer(muon_groups(model), policy, lr=lr, total_steps=total_steps)
     losses = []
 
     def loss_of() -> torch.Tensor:
@@ -96,6 +101,7 @@ def main() -> None:
         "--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME"
     )
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--total-steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     policy = load_policy(args.policy)
@@ -103,35 +109,35 @@ def main() -> None:
         envs = (controlled_env(policy.spec, task, RUNS, INITIAL_LR) for task in args.tasks)
         policy = dataclasses.replace(policy, ranges=observed_range(policy, envs))
     print(
-        "| model | layers | loss before | after 10 steps | finite | guard acted | lowest trust | "
-        "mean trust |"
+        "| model | layers | million parameters | loss before | after 10 steps | finite "
+        "| guard acted | lowest trust | mean trust | mean rate over the user's |"
     )
-    print("|---" * 8 + "|")
+    print("|---" * 10 + "|")
     for name in args.models:
         side, options = MODELS[name]
         torch.manual_seed(args.seed)
         model = getattr(models, name)(weights=None, num_classes=CLASSES, **options)
         generator = torch.Generator().manual_seed(args.seed)
-        losses, optimizer, warned = train(model, side, policy, args.lr, generator)
+        losses, optimizer, warned = train(model, side, policy, args.lr, args.total_steps, generator)
         finite = all(map(math.isfinite, losses)) and all(
             bool(p.isfinite().all()) for p in model.parameters()
         )
+        rates = [value for key, value in optimizer.metrics().items() if key.startswith("lr/")]
         trust = [value for key, value in optimizer.metrics().items() if key.startswith("trust/")]
         acted = ["no", "yes, warned once"][warned] if warned < 2 else f"warned {warned} times"
         row = [
             name,
             len(trust),
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}",
             f"{losses[0]:.3f}",
             f"{losses[-1]:.3f}",
             "yes" if finite else "NO",
             acted,
+            f"{min(trust):.2f}",
+            f"{sum(trust) / len(trust):.2f}",
+            f"{sum(rates) / len(rates) / args.lr:.2f}",
         ]
-        print(
-            "|",
-            " | ".join(map(str, [*row, f"{min(trust):.2f}", f"{sum(trust) / len(trust):.2f}"])),
-            "|",
-            flush=True,
-        )
+        print("|", " | ".join(map(str, row)), "|", flush=True)
 
 
 if __name__ == "__main__":

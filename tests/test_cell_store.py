@@ -256,7 +256,7 @@ EVERYBODY = {"policy", *OPTIMIZERS}
         ("optim/contrib/gradient_agreement.py", {"gradient-agreement"}),
         ("optim/contrib/adaptive_upgd.py", {"adaptive-upgd"}),
         ("benchmark/hypergradient.py", {"hypergradient"}),
-        ("benchmark/muon.py", {"muon", "muon-wsd"}),
+        ("benchmark/muon.py", {"muon", "muon-wsd", "muon-wsd-calibrated"}),
         ("envs/vector_env.py", set()),
         ("benchmark/optimizers.py", set()),
         ("benchmark/results.py", set()),

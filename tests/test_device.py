@@ -146,7 +146,7 @@ def test_a_decision_does_not_wait(device, kind):
     env = LRControlVectorEnv(TINY, num_envs=RUNS, device=NAME, **ENVIRONMENTS[kind])
     device.waits.clear()
     seeds = torch.arange(RUNS).to(NAME, non_blocking=True)
-    state, _ = env._episodes.start(seeds, np.full(RUNS, 1e-3))
+    state, _ = env._episodes.start(seeds, np.full((RUNS, env.num_layers), 1e-3))
     step = np.zeros(RUNS, dtype=np.int64)
     for _ in range(2):
         action = env._read_actions(np.zeros(env.action_space.shape, env.action_space.dtype))

@@ -47,8 +47,6 @@ def calibrated_recipes(
                 "entry"
             )
         lr = float(entry["lr"])
-        about = (
-            f"{recipes[name].about}; lr {lr:g} for all tasks, the best over train and validation"
-        )
+        about = f"{name}, lr {lr:g} for all tasks"
         rows[f"{name}-calibrated"] = recipes[name]._replace(about=about, lr=lr)
     return rows
