@@ -100,10 +100,10 @@ def test_a_policy_file_is_given_its_range(tmp_path):
         dataclasses.replace(random_policy(spec), about={"initial_lr": [1e-3, 1e-2]}),
         tmp_path / "policy.safetensors",
     )
-    main(str(tmp_path), "quadratic", "random-0")
+    main(str(tmp_path), "quadratic", "mnist1d-mlp")
     policy = load_policy(file)
     assert policy.ranges is not None
-    units = [controlled_env(spec, name, 1, 1e-3).lr_units for name in ("quadratic", "random-0")]
+    units = [controlled_env(spec, name, 1, 1e-3).lr_units for name in ("quadratic", "mnist1d-mlp")]
     lowest, highest = min(map(min, units)), max(map(max, units))
     assert highest > lowest
     assert policy.ranges.lr.tolist() == pytest.approx([1e-3 / highest, 1e-2 / lowest])

@@ -25,7 +25,7 @@ DESCRIPTION = "\n".join(
         "Compare trained policies with optimizers, tuned at equal cost, in ordinary scripts. The "
         "optimizers are:",
         *(
-            f"  {name:20}{recipe.about} (lr {'tuned' if recipe.lr is None else 'not tuned'})"
+            f"  {name:26}{recipe.about} (lr {'tuned' if recipe.lr is None else 'not tuned'})"
             for name, recipe in OPTIMIZERS.items()
         ),
     ]
