@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import shlex
 import signal
@@ -225,7 +226,9 @@ def test_what_the_policy_saw_is_saved_with_it(tmp_path):
     run(*TRAIN, "--output-dir", str(tmp_path / "guard"), "--timesteps", "16", "--guard-runs", "2")
     policy = load_policy(tmp_path / "guard")
     assert policy.ranges is not None
-    assert policy.ranges.lr.tolist() == pytest.approx(list(INITIAL_LR))
+    unit = math.sqrt(64 / 100)  # of the layers of mnist1d-mlp with 100 inputs; the first has 1
+    low, high = INITIAL_LR
+    assert policy.ranges.lr.tolist() == pytest.approx([low, high / unit])
     assert (policy.ranges.features[0] <= policy.ranges.features[1]).all()
     assert "selection_loss" in policy.about
 
