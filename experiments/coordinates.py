@@ -65,13 +65,8 @@ def adam_unit(power: float, shape: torch.Size) -> float:
     return float((BASE_WIDTH / math.prod(shape[1:])) ** power)
 
 
-def muon_unit(shape: torch.Size) -> float:
-    """Ratio of the RMS-to-RMS norms of Muon's update: of a 64 x 64 matrix over this one's."""
-    rows, columns = shape[0], math.prod(shape[1:])
-    return math.sqrt(BASE_WIDTH) / math.sqrt(max(rows, columns) * columns / rows)
-
-
-# Units of a layer's learning rate: (power of 64 / fan_in under Adam, spectral unit under Muon).
+# Name -> power of 64 / fan_in under Adam, whether Muon's matrices have their spectral unit, and the
+# highest unit.
 UNITS: dict[str, tuple[float, bool, float]] = {
     "one": (0.0, False, math.inf),
     "spectral-0": (0.0, True, math.inf),
@@ -83,23 +78,14 @@ LIBRARY = "library"  # the units that lr_gym has, chosen by these sweeps
 
 
 def layer_units(loop: Executor, units: str) -> Tensor:
-    """Unit (L,) of each layer: that of its tensor with the most elements."""
-    if units == LIBRARY:
-        sizes = loop.layout.sizes
-        shapes = [param.shape for param in loop.model.parameters()]
-        own = [rule.unit(shape) for rule, shape in zip(loop.rules, shapes, strict=True)]
-        return torch.tensor(library_units(loop.layout, "per_layer", own, sizes))
-    power, spectral, highest = UNITS[units]
-    found = [0.0] * loop.layout.num_layers
-    largest = [0] * loop.layout.num_layers
-    named = loop.model.named_parameters()
-    for layer, rule, (_, param) in zip(loop.layout.layer_of, loop.rules, named, strict=True):
-        if param.numel() > largest[layer]:
-            largest[layer] = param.numel()
-            by_matrix = spectral and rule.family == "muon"
-            unit = muon_unit(param.shape) if by_matrix else adam_unit(power, param.shape)
-            found[layer] = min(highest, unit)
-    return torch.tensor(found)
+    """Unit (L,) of the learning rate of each layer, of a row of UNITS or of the library."""
+    power, spectral, highest = UNITS.get(units, (0.0, True, math.inf))
+    own = []  # the unit of each tensor
+    for rule, param in zip(loop.rules, loop.model.parameters(), strict=True):
+        by_rule = units == LIBRARY or (spectral and rule.family == "muon")
+        unit = rule.unit(param.shape) if by_rule else adam_unit(power, param.shape)
+        own.append(min(highest, unit))
+    return torch.tensor(library_units(loop.layout, "per_layer", own, loop.layout.sizes))
 
 
 def spectral_norm(matrices: Tensor) -> Tensor:

@@ -64,23 +64,23 @@ class Member:
         self._generator.set_state(state["generator"])
 
 
-def distilled(networks: Sequence[RateNetwork], like: RateNetwork, observation: Tensor) -> None:
+def distilled(networks: Sequence[RateNetwork], fitted: RateNetwork, observation: Tensor) -> None:
     """Fit one network to the mean of what several name, by squared error on known observations.
 
     Args:
         networks: The networks whose mean is wanted.
-        like: The network that is fitted, in place.
+        fitted: The network that is fitted, in place.
         observation: (n, F - 1) what was known in sweeps.
     """
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(like.parameters(), LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(fitted.parameters(), LEARNING_RATE, weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=STEPS)
     for _ in range(STEPS):
         rows = torch.randint(len(observation), (BATCH,), generator=generator)
         shown = observation[rows].float()
         with torch.no_grad():
             wanted = torch.stack([network(shown) for network in networks]).mean(0)
-        loss = (like(shown) - wanted).square().mean()
+        loss = (fitted(shown) - wanted).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
