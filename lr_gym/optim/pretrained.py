@@ -2,11 +2,13 @@
 
 Policies learn in trainings of fresh networks. There every weight vector of a norm layer is constant
 (1, or 0 in branches that start switched off), and in a trained network it is not. A pretrained
-model is trained further at rates far below those that policies name, so the guard then takes all
-trust: the base optimizer runs at the user's own rates, under the base schedule.
+model is trained further at rates far below those that policies name. So the guard
+(`lr_gym.optim.guard`) then sets the trust in the policy to 0 for every layer: the policy changes
+nothing, and the base optimizer runs at the user's own rates, under the base schedule.
 
-The rule is ours. Every vector of at least MIN_SIZE elements and with a mean above 1/2 votes: +1 if
-it varies, -1 if it is constant. More than one vote for "pretrained" is needed, so that one odd
+The rule is ours, and it does not look at the types of layers. Every one-dimensional parameter of at
+least MIN_SIZE elements and with a mean above 1/2 votes: +1 if it varies, -1 if it is constant. The
+weights count as pretrained if the sum of the votes, a mean over all ranks, is above 1. So one odd
 vector, such as a bias that was drawn large, decides nothing.
 """
 
@@ -43,11 +45,12 @@ MESSAGE = (
 
 
 def undecided(groups: Sequence[dict[str, Any]], step: int) -> bool:
-    """Whether this decision is the one at which to look at the weights.
+    """Whether the weights still have to be looked at: before the first step, and only once.
 
     Args:
         groups: parameter groups of the optimizer.
-        step: optimizer steps made. A training that has made some keeps what it was.
+        step: optimizer steps made. Where there are some, as after a checkpoint was loaded, the
+            stored outcome is kept.
     """
     return step == 0 and all(group.get(PRETRAINED) is None for group in groups)
 
@@ -58,11 +61,11 @@ def norm_votes(slots: Iterable[Slot], like: Tensor) -> Tensor:
     A shard of fewer than two elements is constant in any case, so it does not vote.
 
     Args:
-        slots: every parameter in its place.
-        like: (1,) gives dtype and device.
+        slots: one for each parameter; `slot.data` is the part that this rank holds.
+        like: a tensor of shape (1,), whose dtype and device the result gets.
 
     Returns:
-        (1,).
+        (1,) sum of the votes.
     """
     votes = torch.zeros_like(like)
     for slot in slots:
