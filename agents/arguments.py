@@ -45,12 +45,12 @@ class Args:
     task: str = "mnist1d-mlp"
     """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, or a Task of your own as
     my_package.my_module:TASK."""
-    suite: Literal["train", "random"] | None = None
-    """Learn on many tasks instead of one: on all training tasks at once, or on random tasks, which
-    are new in every batch of trainings."""
+    suite: Literal["train", "random", "stream-train"] | None = None
+    """Learn on many tasks instead of one: on all training tasks at once; on random tasks, which are
+    new in every batch of trainings; or on streams, whose data change."""
     slots: int = 8
     """Number of random tasks at a time."""
-    selection_suite: Literal["train", "validation"] | None = None
+    selection_suite: Literal["train", "validation", "stream-validation"] | None = None
     """Suite of tasks by which the policy is selected. By default the policy is selected by the
     tasks that it learns on; the random suite needs another one."""
     init: str | None = None

@@ -20,6 +20,8 @@ __all__ = [
 ]
 
 RANDOM = "random"
+LEARNING_SUITES = ("train", "stream-train")
+SELECTION_SUITES = (*LEARNING_SUITES, "validation", "stream-validation")
 
 
 def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
@@ -43,9 +45,10 @@ def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
             args.horizon,
             args.control.base,
         )
-    if args.suite != "train":
+    if args.suite not in LEARNING_SUITES:
         raise ValueError(
-            f"suite must be train or {RANDOM}, on which agents may learn; got {args.suite!r}"
+            f"suite must be {', '.join(LEARNING_SUITES)} or {RANDOM}, on which agents may learn; "
+            f"got {args.suite!r}"
         )
     return [find_task(name) for name in SUITES[args.suite]]
 
@@ -63,9 +66,10 @@ def selection_tasks(args: Args) -> list[Task]:
                 "seen twice"
             )
         return learning_tasks(args)
-    if args.selection_suite not in ("train", "validation"):
+    if args.selection_suite not in SELECTION_SUITES:
         raise ValueError(
-            f"selection_suite must be train or validation; got {args.selection_suite!r}"
+            f"selection_suite must be one of {', '.join(SELECTION_SUITES)}; "
+            f"got {args.selection_suite!r}"
         )
     return [find_task(name) for name in SUITES[args.selection_suite]]
 

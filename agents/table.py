@@ -101,8 +101,13 @@ def from_rows(
             make_env(args, task, runs, selection=False) for task, runs in shares(args, generation)
         ]
 
+    envs = make(0)
     renew = make if args.suite == RANDOM else None
-    env = LayerRowsVecEnv(make(0), args.workers, renew=renew, twins=twins)
+    if twins > 1 and renew is None:
+        # Every update starts the same tasks from new row seeds: a training that diverges starts
+        # over, and would be no twin of the others ever after.
+        renew = lambda generation: envs  # noqa: E731
+    env = LayerRowsVecEnv(envs, args.workers, renew=renew, twins=twins)
     env.seed(args.seed << 20)  # row seeds of different seeds never meet
     updates = updates_of(args, env.num_runs * (window or env.decisions))
     learner = make_learner(env, selection_envs(args), config, seed=args.seed, updates=updates)
@@ -111,13 +116,7 @@ def from_rows(
 
 def build_ppo(args: Args, engine: Engine) -> tuple[Learner, int]:
     """Build PPO, which may start from a policy and may learn from twins."""
-    twins = args.ppo.twins
-    if twins > 1 and args.suite != RANDOM:
-        raise ValueError(
-            f"ppo.twins={twins} needs --suite {RANDOM}: on other tasks a training that diverges "
-            "starts over, and is no longer a twin"
-        )
-    learner, updates = from_rows(PPOLearner, args, args.ppo, twins=twins)
+    learner, updates = from_rows(PPOLearner, args, args.ppo, twins=args.ppo.twins)
     if args.init is not None:
         learner.go_on_from(load_policy(args.init))
     return learner, updates

@@ -42,6 +42,10 @@ class Stream(enum.IntEnum):
     MASK = 5
     DROPOUT = 6
     TASK = 7
+    STREAM = 8
+    CHANGE = 9
+    LABEL = 10
+    MIXTURE = 11
 
 
 def _shift_right(x: Tensor, n: int) -> Tensor:

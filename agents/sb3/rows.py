@@ -165,13 +165,13 @@ class LayerRowsVecEnv(VecEnv):
             )
         )
         infos: list[dict[str, Any]] = []
-        for i, (_, reward, terminated, _, info) in enumerate(steps):
+        for i, (_, reward, terminated, truncated, info) in enumerate(steps):
             self._returns[i] += reward
             self._lengths[i] += 1
-            infos += self._row_infos(i, terminated, info)
+            infos += self._row_infos(i, terminated, truncated, info)
         layers = [env.num_layers for env in self.envs]
         rewards = [np.repeat(step[1], n) for step, n in zip(steps, layers, strict=True)]
-        dones = [np.repeat(step[2], n) for step, n in zip(steps, layers, strict=True)]
+        dones = [np.repeat(step[2] | step[3], n) for step, n in zip(steps, layers, strict=True)]
         return (
             as_rows([step[0] for step in steps]),
             np.concatenate(rewards).astype(np.float32),
@@ -180,13 +180,13 @@ class LayerRowsVecEnv(VecEnv):
         )
 
     def _row_infos(
-        self, i: int, terminated: np.ndarray, info: dict[str, Any]
+        self, i: int, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]
     ) -> list[dict[str, Any]]:
         """Infos of the rows of environment `i`, as SB3 wants them where a training has ended."""
         layers = self.envs[i].num_layers
         final = info.get("final_info", {})
         rows: list[dict[str, Any]] = [{} for _ in range(self.envs[i].num_envs * layers)]
-        for run in np.flatnonzero(terminated):
+        for run in np.flatnonzero(terminated | truncated):
             episode = {"r": float(self._returns[i][run]), "l": int(self._lengths[i][run])}
             self._returns[i][run] = 0.0
             self._lengths[i][run] = 0
@@ -200,7 +200,7 @@ class LayerRowsVecEnv(VecEnv):
             for layer in range(layers):
                 rows[run * layers + layer] = {
                     "terminal_observation": info["final_obs"][run][layer],
-                    "TimeLimit.truncated": False,
+                    "TimeLimit.truncated": bool(truncated[run]),
                 }
             rows[run * layers]["episode"] = {**episode, "t": 0.0}
         return rows

@@ -44,8 +44,8 @@ def draw(
     ended = False
     while not ended:
         action, _ = policy.predict(torch.from_numpy(observation))
-        observation, _, terminated, _, info = env.step(action.numpy())
-        ended = bool(terminated[0])
+        observation, _, terminated, truncated, info = env.step(action.numpy())
+        ended = bool(terminated[0] or truncated[0])
         rates.append(info["lr"][0])
         frames.append(env.render()[0])
     picture = folder / "layer_lr.png"

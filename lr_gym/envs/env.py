@@ -62,14 +62,14 @@ class LRControlEnv(gym.Env[NDArray[np.float32], Any]):
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Take one decision; raises ResetNeeded after the end of the training."""
         shape = self.vector_env.action_space.shape
-        observation, reward, terminated, _, infos = self.vector_env.step(
+        observation, reward, terminated, truncated, infos = self.vector_env.step(
             np.reshape(action, shape or ())
         )
         return (
             observation.reshape(-1),
             float(reward[0]),
             bool(terminated[0]),
-            False,
+            bool(truncated[0]),
             self._info(infos),
         )
 

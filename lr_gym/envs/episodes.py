@@ -16,10 +16,17 @@ from torch import Tensor
 from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
 from lr_gym.control.units import layer_units
-from lr_gym.envs.reward import diverged_return, loss_limit, potential
+from lr_gym.envs.reward import (
+    diverged_return,
+    diverged_stream_reward,
+    loss_limit,
+    potential,
+    stream_reward,
+)
 from lr_gym.envs.run_distribution import RunDistribution
 from lr_gym.layers import embedding_tables
 from lr_gym.tasks import Task
+from lr_gym.tasks.stream import StreamPosition
 from lr_gym.training.executor import Executor
 from lr_gym.training.inner_loop import InnerState
 from lr_gym.types import Hyperparams, numbers_like
@@ -43,8 +50,10 @@ class EnvState(NamedTuple):
         hyper: (B, L) hyperparameters since the last decision, without the base schedule.
         context: what stays fixed during the trainings.
         initial_train_loss: (B,) loss of the first minibatch.
-        initial_loss: (B,) initial loss on the reward split.
-        loss: (B,) loss on the reward split at the last decision.
+        initial_loss: (B,) initial loss on the reward split; of a stream, that of the first
+            minibatch.
+        loss: (B,) loss on the reward split at the last decision; of a stream, the mean loss of the
+            minibatches since the decision before.
         collected: (B,) return so far.
         average: averaged weights; () where trainings are judged by their last weights.
     """
@@ -68,7 +77,7 @@ class Interval(NamedTuple):
         state: the trainings afterwards.
         observation: (B, L, F) at the next decision.
         reward: (B,) decrease of the potential; for a run that diverged, the difference between
-            `diverged_return` and its return so far.
+            `diverged_return` and its return so far. On streams, see `stream_reward`.
         divergence: (B,) index into DIVERGENCE, 0 for runs that did not diverge.
     """
 
@@ -126,8 +135,15 @@ class Episodes:
         self._runs = runs
         self._weight_decay = weight_decay
         self._horizon = controller.horizon
-        examples = len(self.loop.data.gradient.inputs)
-        self._passes = self._horizon * task.batch_size / examples
+        self._passes = 1.0  # of a stream: nothing is seen twice
+        if not self.streams:
+            examples = len(self.loop.data.gradient.inputs)
+            self._passes = self._horizon * task.batch_size / examples
+
+    @property
+    def streams(self) -> bool:
+        """Whether the data are a stream, so that trainings are judged by their loss on the way."""
+        return self.loop.stream is not None
 
     def start(self, run_seed: Tensor, lr: NDArray[np.float64] | None) -> tuple[EnvState, Tensor]:
         """Start a training for each seed.
@@ -145,7 +161,7 @@ class Episodes:
         if lr is not None:
             drawn_lr = numbers_like(lr, drawn_lr)
         base = self._base(drawn_lr)
-        initial_loss = self.loop.evaluate(inner, "reward")
+        initial_loss = inner.loss if self.streams else self.loop.evaluate(inner, "reward")
         control = self.controller.start(runs, self.loop.layout.num_layers, inner.loss)
         averages = self.controller.spec.average is not None
         state = EnvState(
@@ -155,7 +171,7 @@ class Episodes:
             hyper=Hyperparams(*(value.clone() for value in base)),
             context=self._context(run_seed),
             initial_train_loss=inner.loss.clone(),
-            initial_loss=initial_loss,
+            initial_loss=initial_loss.clone(),
             loss=initial_loss.clone(),
             collected=torch.zeros_like(initial_loss),
             average=(_copies(inner.params), _copies(inner.buffers)) if averages else (),
@@ -180,9 +196,13 @@ class Episodes:
         step = step + limit
         state = state._replace(average=self._averaged(state, step))
         state, observation = self._observe(state, step)
-        taken = numbers_like(np.arange(limit.max())[:, None] < limit, losses)
-        worst = torch.where(taken > 0, losses, -torch.inf).max(0).values
-        state, reward, divergence = self._reward(state, worst)
+        taken = numbers_like(np.arange(limit.max())[:, None] < limit, losses) > 0
+        worst = torch.where(taken, losses, -torch.inf).max(0).values
+        if self.streams:
+            total = torch.where(taken, losses, 0.0).sum(0)
+            state, reward, divergence = self._stream_reward(state, worst, total, step, limit)
+        else:
+            state, reward, divergence = self._reward(state, worst)
         return Interval(state, observation, reward, divergence)
 
     def steps_until_decision(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -190,7 +210,13 @@ class Episodes:
         return np.minimum(self.controller.interval, self._horizon - step)
 
     def evaluate(self, state: EnvState, split: str) -> Tensor:
-        """Mean loss (B,) of each run on a split, with the weights that it is judged by."""
+        """Mean loss (B,) of each run on a split, with the weights that it is judged by.
+
+        On a stream it is the loss of each minibatch before it was learned from, above its floor, so
+        far on average, whatever the split.
+        """
+        if self.streams:
+            return -state.collected * self.controller.interval / state.inner.step.clamp_min(1)
         return self.loop.evaluate(evaluated_state(state), split)
 
     def effective_lr(self, state: EnvState, step: NDArray[np.int64]) -> Tensor:
@@ -212,6 +238,9 @@ class Episodes:
 
     def _context(self, run_seed: Tensor) -> TrainingContext:
         loss_known, progress_known, passes_known = self._runs.known(run_seed, self.loop.dtype)
+        if self.streams:  # they have no end, and no examples that come again
+            progress_known = torch.zeros_like(progress_known)
+            passes_known = torch.zeros_like(passes_known)
         ones = torch.ones_like(loss_known)
         sizes = ones[:, None] * numbers_like(self.loop.layout.layer_sizes(), ones)
         return TrainingContext(
@@ -255,13 +284,50 @@ class Episodes:
         non_finite = ~(torch.isfinite(worst) & torch.isfinite(loss))
         above = worst > loss_limit(state.initial_train_loss)
         above |= loss > loss_limit(state.initial_loss)
-        divergence = torch.where(non_finite, 1, torch.where(above, 2, 0))
+        divergence = _divergence(non_finite, above)
         gain = potential(state.loss, optimum) - potential(loss, optimum)
         # Whatever a run has collected before, it ends with the same return when it diverges.
         missing = diverged_return(state.initial_loss, optimum) - state.collected
         gain = torch.where(divergence > 0, missing, gain)
         state = state._replace(loss=loss, collected=state.collected + gain)
         return state, gain, divergence
+
+    def _stream_reward(
+        self,
+        state: EnvState,
+        worst: Tensor,
+        total: Tensor,
+        step: NDArray[np.int64],
+        taken: NDArray[np.int64],
+    ) -> tuple[EnvState, Tensor, Tensor]:
+        """What `_reward` returns, for streams.
+
+        Args:
+            state: the trainings after the interval.
+            worst: (B,) largest loss of the interval, NaN if any was NaN.
+            total: (B,) sum of the losses of the interval.
+            step: (B,) inner steps made.
+            taken: (B,) how many of them in this interval.
+        """
+        stream = state.inner.stream
+        assert isinstance(stream, StreamPosition)
+        count = numbers_like(taken, total)
+        loss = total / count.clamp_min(1.0)
+        non_finite = ~torch.isfinite(worst)
+        divergence = _divergence(non_finite, worst > loss_limit(state.initial_train_loss))
+        share = count / self.controller.interval
+        left = numbers_like((self._horizon - step + taken) / self.controller.interval, total)
+        reward = stream_reward(loss, stream.floor) * share
+        reward = torch.where(
+            divergence > 0, diverged_stream_reward(state.initial_loss) * left, reward
+        )
+        state = state._replace(loss=loss, collected=state.collected + reward)
+        return state, reward, divergence
+
+
+def _divergence(non_finite: Tensor, above: Tensor) -> Tensor:
+    """Index into DIVERGENCE of each run (B,)."""
+    return torch.where(non_finite, 1, torch.where(above, 2, 0))
 
 
 def evaluated_state(state: EnvState) -> InnerState:

@@ -1,8 +1,12 @@
 """The reward of a controlled training, and what counts as divergence.
 
-The potential of a run is the log of its loss on the reward split, in nats. The reward of a decision
-is the decrease of the potential since the decision before, so that with gamma = 1 the return is
-the total decrease: all that counts is the final loss.
+On fixed data, the potential of a run is the log of its loss on the reward split, in nats. The
+reward of a decision is the decrease of the potential since the decision before, so that with
+gamma = 1 the return is the total decrease: all that counts is the final loss.
+
+On a stream every minibatch counts: the reward of a decision is minus the mean loss of the
+minibatches that follow it, each taken before it is learned from. What no network could have
+predicted is subtracted where it is known.
 """
 
 from __future__ import annotations
@@ -10,9 +14,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["diverged_return", "loss_limit", "potential"]
+__all__ = [
+    "diverged_return",
+    "diverged_stream_reward",
+    "loss_limit",
+    "potential",
+    "stream_reward",
+]
 
 OFFSET = 1e-8  # added to the loss before its log: bounds the potential of a run at the optimum
+DIVERGED_LOSS = 2.0  # loss of a diverged stream until its end, in units of its initial loss
 MARGIN = 1.0  # nats by which the return of a diverged run is below that of any surviving one
 
 
@@ -40,3 +51,13 @@ def diverged_return(initial: Tensor, optimum: float) -> Tensor:
     """
     worst = potential(initial, optimum) - potential(loss_limit(initial), optimum)
     return worst - MARGIN
+
+
+def stream_reward(loss: Tensor, floor: Tensor) -> Tensor:
+    """Reward (B,) of an interval on a stream: minus its mean loss (B,) above its floor (B,)."""
+    return floor - loss
+
+
+def diverged_stream_reward(initial: Tensor) -> Tensor:
+    """Reward (B,) of each interval that is left to a diverged run of initial loss (B,)."""
+    return -DIVERGED_LOSS * initial

@@ -100,17 +100,18 @@ def play(
     offsets: list[Tensor] = []
     while not finished.all():
         action = act(observation, len(offsets))
-        observation, _, terminated, _, infos = env.step(action.numpy())
+        observation, _, terminated, truncated, infos = env.step(action.numpy())
         offsets.append(env.runs.control.offset.clone())
-        ended = terminated & ~finished
+        over = terminated | truncated
+        ended = over & ~finished
         if ended.any():
             survived = ended & ~infos["diverged"]
             losses[survived] = env.evaluate(split)[survived]
             finished |= ended
         # The environment steps all rows together, so runs that diverged start over. What they do
         # then does not count.
-        if terminated.any() and not finished.all():
-            observation, _ = env.reset(options={"reset_mask": terminated})
+        if over.any() and not finished.all():
+            observation, _ = env.reset(options={"reset_mask": over})
     return losses, torch.stack(offsets)
 
 

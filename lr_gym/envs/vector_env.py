@@ -47,8 +47,9 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     One step is one decision: the action sets the hyperparameters, then the trainings make
     `inner_steps_per_decision` steps (fewer in the last interval). An episode is one training of
     `horizon` steps. It ends with terminated=True, since the horizon is part of the task, or earlier
-    where the training diverges. A row whose episode has ended starts again with a fresh seed, in
-    the same step unless `autoreset_mode` says otherwise (`lr_gym.envs.autoreset`).
+    where the training diverges. A stream has no end of its own: at the horizon it is truncated. A
+    row whose episode has ended starts again with a fresh seed, in the same step unless
+    `autoreset_mode` says otherwise (`lr_gym.envs.autoreset`).
 
     Observations are (B, L, F). Actions are (B, L, A) within [-1, 1], or in the discrete modes
     (B, L) indices into `lr_gym.control.action.action_table`. Infos hold one array per key, a row
@@ -57,7 +58,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         run_seed        seed that identifies the training
         step            inner steps made
         train_loss      loss of the pending minibatch
-        reward_loss     loss on the reward split
+        reward_loss     loss on the reward split; on streams, mean loss since the last decision
         lr              (B, L) effective learning rate
         diverged        whether the run diverged
         divergence      why it diverged, "" where it did not
@@ -216,6 +217,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             rewards, ended, infos = np.zeros(len(waiting)), ~waiting, self._infos()
         else:
             rewards, ended, infos = self._train(values, waiting)
+        # a stream goes on beyond the horizon, so what comes then still has a value
+        truncated = ended & ~infos["diverged"] if self._episodes.streams else np.zeros_like(ended)
         restarting = rows_to_restart(self._autoreset, waiting, ended)
         self._rows.done = ended & ~restarting
         if restarting.any():
@@ -223,10 +226,13 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
                 infos |= final_infos(self._observation, infos, restarting)
             self._start(restarting)
             infos.update(self._infos(np.where(restarting, "", infos["divergence"])))
-        return self._observation.copy(), rewards, ended, np.zeros_like(ended), infos
+        return self._observation.copy(), rewards, ended & ~truncated, truncated, infos
 
     def evaluate(self, split: str) -> NDArray[np.float64]:
-        """Mean loss (B,) of each run on a split, with the weights that it is judged by."""
+        """Mean loss (B,) of each run on a split, with the weights that it is judged by.
+
+        On a stream it is the mean loss above the floor since the start, whatever the split.
+        """
         return self._episodes.evaluate(self.runs, split).double().cpu().numpy()
 
     def render(self) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lr_gym.tasks.suite_large import LARGE
+from lr_gym.tasks.suite_stream import STREAM, STREAM_TRAIN, STREAM_VALIDATION
 from lr_gym.tasks.suite_test import TEST
 from lr_gym.tasks.suite_train import TRAIN
 from lr_gym.tasks.suite_validation import VALIDATION
@@ -10,7 +11,13 @@ from lr_gym.tasks.task import Task
 
 __all__ = ["SUITES", "TASKS"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (*TRAIN, *VALIDATION, *TEST, *LARGE)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *(*TRAIN, *VALIDATION, *TEST, *LARGE),
+        *(*STREAM_TRAIN, *STREAM_VALIDATION, *STREAM),
+    )
+}
 
 # Suite -> names of its tasks. Each task of `validation` differs from every task of `train`, and
 # each task of `test` and of `large` from every one of both, in what its row calls `differs_by`.
@@ -24,4 +31,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "validation": tuple(task.name for task in VALIDATION),
     "test": tuple(task.name for task in TEST),
     "large": tuple(task.name for task in LARGE),
+    "stream-train": tuple(task.name for task in STREAM_TRAIN),
+    "stream-validation": tuple(task.name for task in STREAM_VALIDATION),
+    "stream": tuple(task.name for task in STREAM),
 }

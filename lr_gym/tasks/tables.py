@@ -23,7 +23,7 @@ from lr_gym.tasks.task import Data, Split
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["diamonds", "few_flights", "flights", "titanic"]
+__all__ = ["diamonds", "encoder", "few_flights", "flights", "titanic"]
 
 
 @functools.cache
@@ -95,16 +95,16 @@ def _encoded(
     The targets (n, ...) stay as they are.
     """
     rows = split_examples(torch.arange(len(table)), torch.from_numpy(targets), sizes)
-    encoder = _encoder(numbers, words).fit(table.iloc[rows.gradient.inputs.numpy()])
+    fitted = encoder(numbers, words).fit(table.iloc[rows.gradient.inputs.numpy()])
 
     def encoded(part: Split) -> Split:
-        inputs = encoder.transform(table.iloc[part.inputs.numpy()])
+        inputs = fitted.transform(table.iloc[part.inputs.numpy()])
         return Split(torch.from_numpy(inputs.astype(np.float32)), part.targets)
 
     return Data(*(encoded(part) for part in rows))
 
 
-def _encoder(numbers: Sequence[str], words: Sequence[str]) -> Any:
+def encoder(numbers: Sequence[str], words: Sequence[str]) -> Any:
     """The transformer of scikit-learn that makes inputs of a table."""
     preprocessing = require("sklearn.preprocessing", "tasks")
     standardise = require("sklearn.pipeline", "tasks").make_pipeline(

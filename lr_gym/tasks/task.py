@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lr_gym.types import check_count
 
-__all__ = ["SPLITS", "Data", "Split", "Task", "check_data"]
+if TYPE_CHECKING:
+    from lr_gym.tasks.stream import DataStream
+
+__all__ = ["SPLITS", "Data", "Split", "Task", "check_data", "check_source"]
 
 
 class Split(NamedTuple):
@@ -68,7 +71,7 @@ class Task:
             what they are built with, except inside `lr_gym.tasks.modules.Pretrained`.
         data: loads or makes the data. It must return the same data every time, since every
             environment and every process calls it: seed what is random, and cache what takes long
-            (functools.cache).
+            (functools.cache). It may be a stream (`lr_gym.tasks.stream`) instead of four splits.
         loss: (outputs (n, ...), targets (n, ...)) -> (n,), the loss of each example
             (reduction="none"); cross-entropy in nats.
         metrics: name -> (outputs, targets) -> 0-dim tensor.
@@ -95,7 +98,7 @@ class Task:
     name: str
     about: str
     model: Callable[[], nn.Module]
-    data: Callable[[], Data]
+    data: Callable[[], Data | DataStream]
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
     batch_size: int
@@ -138,3 +141,8 @@ def check_data(name: str, data: Data) -> Data:
             counts = f"{len(examples.inputs)} inputs and {len(examples.targets)} targets"
             raise ValueError(f"the {split} split of task {name!r} has {counts}")
     return data
+
+
+def check_source(name: str, source: Data | DataStream) -> Data | DataStream:
+    """`check_data`, or a stream as it is."""
+    return check_data(name, source) if isinstance(source, Data) else source

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.tasks.task import SPLITS, Split, Task, check_data
+from lr_gym.tasks.stream import DataStream, StreamPosition, advanced
+from lr_gym.tasks.task import SPLITS, Data, Split, Task, check_source
+from lr_gym.training.batches import Batches, batch_at, batches_of, one_step
 from lr_gym.training.compiled import CompiledFunction, Compiler
 from lr_gym.training.cuda_graph import CudaGraphCapture, CudaGraphFunction, copy_into
 from lr_gym.training.inner_loop import InnerLoop, InnerState, StepResult
@@ -36,7 +38,7 @@ class Executor:
         task: what is trained.
         device: where everything lives.
         dtype: dtype of all numbers that are not integers.
-        data: the task's splits, on the device.
+        stream: the task's stream of data, on the device; None where the data are fixed.
         loop: the mathematics of the trainings.
         model: the task's architecture, see `InnerLoop`.
         names: names of parameters and buffers, see `InnerLoop`.
@@ -82,7 +84,9 @@ class Executor:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
         self.dtype = dtype
-        self.data = check_data(task.name, task.data()).to(self.device, dtype)
+        source = check_source(task.name, task.data()).to(self.device, dtype)
+        self.stream = source if isinstance(source, DataStream) else None
+        self._data = source if isinstance(source, Data) else None
         self.loop = InnerLoop(task, base=base, granularity=granularity, weight_decay=weight_decay)
         self.task = task
         self.model = self.loop.model
@@ -103,19 +107,30 @@ class Executor:
             capture = CudaGraphCapture(self.device)
             self._graph = CudaGraphFunction(self._advance_block, capture)
 
+    @property
+    def data(self) -> Data:
+        """The task's splits, on the device; a ValueError for a stream, which has none."""
+        if self._data is None:
+            raise ValueError(f"task {self.task.name!r} is a stream of data: it has no splits")
+        return self._data
+
     def init(self, run_seed: Tensor) -> InnerState:
         """Start a training for each seed, int64 (B,), and take the first gradient."""
         run_seed = run_seed.to(self.device, non_blocking=True)
         state = self.loop.initial_state(run_seed, self.dtype)
-        indices = self._minibatches(state, 0, 1)[0]
+        if self.stream is not None:
+            state = state._replace(stream=self.stream.start(run_seed, self.dtype))
+        batches, stream = self._minibatches(state, 0, 1)
+        state = state._replace(stream=stream)
+        batch = batch_at(batches, 0)
         if self._compiler is not None and not self._block:
             self._block = len(run_seed)
             if self.device.type == "cpu":  # a GPU computes all runs together
-                one_run, one_batch = take_rows((state, indices), torch.tensor([0]))
-                size = _working_set(self.loop, one_run, self.data.gradient, one_batch)
+                one_run, one_batch = take_rows((state, batch), torch.tensor([0]))
+                size = _working_set(self.loop, one_run, *self._examples(one_batch))
                 self._block = _block_size(len(run_seed), size)
-            self._warm_up(state, indices)
-        return self._first_gradient(state, indices)
+            self._warm_up(state, batch)
+        return self._first_gradient(state, batch)
 
     def advance(
         self,
@@ -140,15 +155,15 @@ class Executor:
         steps = len(factor)
         # A compiled function takes one layout of each input; a broadcast view would be another.
         hyper = Hyperparams(*(h.contiguous() for h in hyper))
-        indices = self._minibatches(state, 1, steps)
         limit = np.full(runs, steps) if limit is None else limit
+        batches, stream = self._minibatches(state, 1, steps, limit)
         blocks: list[InnerState] = []
         losses: list[Tensor] = []
         # Every block makes all its steps before the next one starts: its numbers stay in the
         # processor's cache meanwhile.
         for rows in self._blocks(runs):
             block = slice_rows(state, rows)
-            given = slice_rows(hyper, rows), factor[:, rows], indices[:, rows]
+            given = slice_rows(hyper, rows), factor[:, rows], batches_of(batches, rows)
             if self._graph is not None and (limit[rows] >= steps).all():
                 advanced, loss = self._graph(block, *given)
             else:
@@ -157,7 +172,8 @@ class Executor:
                     advanced = copy_into(block, advanced)
             blocks.append(advanced)
             losses.append(loss)
-        return _joined(state, blocks), torch.cat(losses, dim=1)
+        joined = _joined(state, blocks)._replace(stream=stream)
+        return joined, torch.cat(losses, dim=1)
 
     def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
         """Statistics of the pending gradient, (B, L) each."""
@@ -207,10 +223,10 @@ class Executor:
         state: InnerState,
         hyper: Hyperparams,
         factor: Tensor,
-        indices: Tensor,
+        batches: Batches,
         limit: NDArray[np.int64] | None = None,
     ) -> tuple[InnerState, Tensor]:
-        """`advance` for runs that are computed together, on minibatches `indices` (K, B, b)."""
+        """`advance` for runs that are computed together, on minibatches (K, B, b, ...)."""
         steps = len(factor)
         limit = np.full(len(state.step), steps) if limit is None else limit
         losses = state.loss.new_full(factor.shape, torch.nan)
@@ -224,9 +240,8 @@ class Executor:
             noise = ()
             if self._noise:
                 noise = self._draw_noise(state.grads, hyper.noise, state.run_seed, state.step)
-            result: StepResult = self._inner_step(
-                state, hyper, factor[k], noise, self.data.gradient, indices[k]
-            )
+            examples, indices = self._examples(batch_at(batches, k))
+            result: StepResult = self._inner_step(state, hyper, factor[k], noise, examples, indices)
             state = state._replace(**result._asdict())
             losses[k] = state.loss
             if len(ended):
@@ -234,29 +249,49 @@ class Executor:
                 losses[k].index_fill_(0, idle, torch.nan)
         return state, losses
 
-    def _minibatches(self, state: InnerState, first: int, count: int) -> Tensor:
-        return self.loop.minibatches(state, first, count, len(self.data.gradient.inputs))
+    def _minibatches(
+        self, state: InnerState, first: int, count: int, limit: NDArray[np.int64] | None = None
+    ) -> tuple[Batches, StreamPosition | tuple[()]]:
+        """`count` minibatches of each run, from number `state.step + first` on.
 
-    def _first_gradient(self, state: InnerState, indices: Tensor) -> InnerState:
-        """The state with the gradient of the minibatch `indices` (B, b) pending."""
-        loss, grads = self.loop.gradient(state.params, state.buffers, self.data.gradient, indices)
+        Returns:
+            Indices (K, B, b), or the examples of a stream; and the position of the stream after the
+            first `limit` (B,) of them, by default after all.
+        """
+        if self.stream is None:
+            return self.loop.minibatches(state, first, count, len(self.data.gradient.inputs)), ()
+        assert isinstance(state.stream, StreamPosition)
+        ahead = torch.arange(first, first + count, device=self.device)
+        steps = state.step + ahead.unsqueeze(1)
+        batch, moments = self.stream.draw(state.run_seed, state.stream, steps, self.task.batch_size)
+        made = torch.as_tensor(np.full(len(state.step), count) if limit is None else limit)
+        position = advanced(state.stream, batch, moments, made.to(self.device))
+        return Split(batch.inputs, batch.targets), position
+
+    def _examples(self, batch: Batches) -> tuple[Split, Tensor | None]:
+        """The last two arguments of `InnerLoop.gradient` for one minibatch of each run."""
+        return (batch, None) if isinstance(batch, Split) else (self.data.gradient, batch)
+
+    def _first_gradient(self, state: InnerState, batch: Batches) -> InnerState:
+        """The state with the gradient of a minibatch (B, b, ...) pending."""
+        loss, grads = self.loop.gradient(state.params, state.buffers, *self._examples(batch))
         return state._replace(loss=loss, grads=grads)
 
-    def _warm_up(self, state: InnerState, indices: Tensor) -> None:
+    def _warm_up(self, state: InnerState, batch: Batches) -> None:
         """Compile for the chosen block by making a step on a copy.
 
         This is done now and not in the first `advance`, because threads may be about to step
         several executors at once, and compiling happens one at a time.
         """
         rows = torch.arange(self._block, device=self.device)
-        copy, indices = take_rows((state, indices), rows)
+        copy, batch = take_rows((state, batch), rows)
         ones = torch.ones_like(copy.first_mass)
         factor = torch.ones_like(copy.second_mass)
         self._advance_block(
-            self._first_gradient(copy, indices),
+            self._first_gradient(copy, batch),
             Hyperparams(ones, ones, ones, ones),
             factor.unsqueeze(0),
-            indices.unsqueeze(0),
+            one_step(batch),
         )
 
     def _blocks(self, runs: int) -> list[slice]:
@@ -276,7 +311,9 @@ class Executor:
         return self._evaluations[examples]
 
 
-def _working_set(loop: InnerLoop, state: InnerState, examples: Split, indices: Tensor) -> int:
+def _working_set(
+    loop: InnerLoop, state: InnerState, examples: Split, indices: Tensor | None
+) -> int:
     """Bytes that a step of these runs goes through: state, gradients and kept activations."""
     kept: dict[int, int] = {}  # address of a storage that backward needs -> its bytes
 

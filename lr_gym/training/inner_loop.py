@@ -20,6 +20,7 @@ from lr_gym.layers import Layout, layout_of_named, muon_matrices, row_blocks
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks.initial import build_model, initial_buffers, initial_parameters
 from lr_gym.tasks.stacked import aliases_of, stacked_forward
+from lr_gym.tasks.stream import StreamPosition
 from lr_gym.tasks.task import Split, Task
 from lr_gym.types import Hyperparams, LayerStats
 from lr_gym.updates.noise import gradient_noise
@@ -44,6 +45,7 @@ class InnerState(NamedTuple):
         loss: (B,) loss of that minibatch.
         buffers: per buffer (B, *shape) after that minibatch: running statistics, counters, the
             run's own problem.
+        stream: position of that minibatch in a stream of data; () where the data are fixed.
     """
 
     run_seed: Tensor
@@ -56,6 +58,7 @@ class InnerState(NamedTuple):
     grads: tuple[Tensor, ...]
     loss: Tensor
     buffers: tuple[Tensor, ...]
+    stream: StreamPosition | tuple[()] = ()
 
 
 class StepResult(NamedTuple):
@@ -234,7 +237,7 @@ class InnerLoop:
         params: tuple[Tensor, ...],
         buffers: tuple[Tensor, ...],
         examples: Split,
-        indices: Tensor,
+        indices: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Loss (B,) of a minibatch, and its gradient, per parameter (B, *shape).
 
@@ -242,9 +245,10 @@ class InnerLoop:
             params: per parameter (B, *shape).
             buffers: per buffer (B, *shape), updated in place.
             examples: the gradient split (n, ...).
-            indices: (B, b) minibatch of each run.
+            indices: (B, b) minibatch of each run; None where `examples` are the minibatches
+                themselves, (B, b, ...).
         """
-        inputs, targets = (part[indices] for part in examples)
+        inputs, targets = examples if indices is None else (part[indices] for part in examples)
         leaves = tuple(p.detach().requires_grad_() for p in params)
         with torch.enable_grad():
             losses = self.losses(leaves, buffers, inputs, targets, training=True)
@@ -278,7 +282,7 @@ class InnerLoop:
         factor: Tensor,
         noise: tuple[Tensor, ...],
         examples: Split,
-        indices: Tensor,
+        indices: Tensor | None,
     ) -> StepResult:
         """Apply the pending gradient, and take that of the next minibatch.
 
@@ -290,8 +294,8 @@ class InnerLoop:
             hyper: (B, L) each.
             factor: (B,) base schedule, which multiplies the learning rate.
             noise: per parameter (B, *shape) noise to add to the gradient; empty for none.
-            examples: the gradient split (n, ...).
-            indices: (B, b) the next minibatch of each run.
+            examples: the gradient split (n, ...), or the next minibatches, see `gradient`.
+            indices: (B, b) the next minibatch of each run, or None.
         """
         lr = hyper.lr * factor.unsqueeze(1)  # (B, L)
         masses = [
