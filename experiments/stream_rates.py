@@ -28,6 +28,8 @@ from torch import Tensor
 
 from lr_gym.analysis.certificate import FIRST_SEED
 from lr_gym.analysis.intervals import paired_difference
+from lr_gym.envs.rollout import controlled_env, final_losses
+from lr_gym.policies.policy import load_policy
 from lr_gym.rng import run_seeds
 from lr_gym.tasks import find_task
 from lr_gym.tasks.stream import StreamPosition
@@ -37,6 +39,7 @@ from lr_gym.types import Hyperparams
 CONSTANTS = tuple(float(f"{rate:.3g}") for rate in np.geomspace(3e-4, 3e-2, 9))
 BOOSTS = (0.2, 0.5, 2.0, 5.0)
 DECAYS = (10.0, 50.0, 250.0)
+INITIAL_LRS = (3e-4, 3e-2)  # from which policies start
 CHUNK = 100  # steps that are drawn at a time
 TUNING_SEED = FIRST_SEED + (1 << 20)
 
@@ -81,12 +84,27 @@ def best_of(candidates: Sequence[Oracle], score: Callable[[Oracle], NDArray[np.f
     return min(candidates, key=lambda rates: float(np.mean(score(rates))))
 
 
-def study(name: str, base: str, runs: int, tuning_runs: int, compile: bool) -> dict[str, object]:
+def policy_losses(
+    path: str, name: str, seeds: Sequence[int], args: argparse.Namespace
+) -> NDArray[np.float64]:
+    """Mean loss (runs,) above the floor under a policy, from initial rates of all sizes."""
+    policy = load_policy(path)
+    env = controlled_env(policy.spec, name, len(seeds), INITIAL_LRS)
+    return final_losses(env, policy, seeds, "test")
+
+
+def log_gap(losses: NDArray[np.float64], others: NDArray[np.float64]) -> dict[str, float]:
+    """Mean difference of the logarithms with its interval, over runs."""
+    gap = paired_difference(np.log(losses).tolist(), np.log(others).tolist())
+    return gap._asdict()
+
+
+def study(name: str, args: argparse.Namespace) -> dict[str, object]:
     """The figures of one stream."""
     task = find_task(name)
-    executor = Executor(task, base=base, granularity="global", compile=compile)
-    tuning = [TUNING_SEED + i for i in range(tuning_runs)]
-    reported = [FIRST_SEED + i for i in range(runs)]
+    executor = Executor(task, base=args.base, granularity="global", compile=args.compile)
+    tuning = [TUNING_SEED + i for i in range(args.tuning_runs)]
+    reported = [FIRST_SEED + i for i in range(args.runs)]
 
     def tried(rates: Oracle) -> NDArray[np.float64]:
         return online_losses(executor, tuning, task.horizon, rates)
@@ -97,17 +115,24 @@ def study(name: str, base: str, runs: int, tuning_runs: int, compile: bool) -> d
     oracle = best_of([constant, *grid], tried)
     found = {
         rates: online_losses(executor, reported, task.horizon, rates)
-        for rates in (*(Oracle(rate) for rate in CONSTANTS), oracle, constant)
+        for rates in (*(Oracle(rate) for rate in CONSTANTS), oracle)
     }
     each = np.stack([found[Oracle(rate)] for rate in CONSTANTS])
-    gap = paired_difference(np.log(found[oracle]), np.log(found[constant]))
+    policies = {path: policy_losses(path, name, reported, args) for path in args.policy}
     return {
         "task": name,
-        "base": base,
+        "base": args.base,
         "constant": {"lr": constant.low, "loss": float(found[constant].mean())},
         "hindsight": float(each.min(0).mean()),
         "oracle": {**oracle._asdict(), "loss": float(found[oracle].mean())},
-        "log_oracle_minus_constant": gap._asdict(),
+        "log_oracle_minus_constant": log_gap(found[oracle], found[constant]),
+        "policies": {
+            path: {
+                "loss": float(losses.mean()),
+                "log_minus_constant": log_gap(losses, found[constant]),
+            }
+            for path, losses in policies.items()
+        },
         "rates": dict(zip(map(str, CONSTANTS), each.mean(1).tolist(), strict=True)),
     }
 
@@ -117,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rows = []
     for name in args.tasks:
-        row = study(name, args.base, args.runs, args.tuning_runs, args.compile)
+        row = study(name, args)
         rows.append(row)
         print(json.dumps(row), flush=True)
     if args.output is not None:
@@ -131,5 +156,8 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=32, help="runs that are reported")
     parser.add_argument("--tuning-runs", type=int, default=16, help="runs that tune")
     parser.add_argument("--compile", action="store_true", help="compile the trainings")
+    parser.add_argument(
+        "--policy", action="append", default=[], help="policy to compare, many times"
+    )
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     main(parser.parse_args())

@@ -100,8 +100,8 @@ class Changes:
         ValueError: for a field out of range, naming it.
     """
 
-    between: tuple[float, float] | None = (50.0, 5000.0)
-    gradual: float = 0.5
+    between: tuple[float, float] | None = (200.0, 5000.0)
+    gradual: float = 0.25
     width: tuple[float, float] = (10.0, 1000.0)
     recurring: float = 1.0 / 3.0
 

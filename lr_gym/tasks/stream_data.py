@@ -40,7 +40,7 @@ POOL = 16_384  # inputs of a teacher
 INPUTS = 16
 HIDDEN = 32  # units of a teacher
 CLASSES = 5
-LABEL_NOISE = (0.01, 0.3)
+LABEL_NOISE = (0.03, 0.4)
 
 
 def _pool(seed: int) -> Tensor:
@@ -79,7 +79,7 @@ def wave_values() -> ValueStream:
         phase = normal(seed, Stream.TASK, 500 + teacher, 3) * 3.0
         wave = torch.sin(1.5 * (inputs @ directions) + phase).sum(1)
         values.append((wave - wave.mean()) / wave.std())
-    return ValueStream(inputs, torch.stack(values), noise=(0.1, 1.0))
+    return ValueStream(inputs, torch.stack(values))
 
 
 @functools.cache

@@ -54,8 +54,8 @@ class ValueStream(DataStream):
 
     inputs: Tensor
     values: Tensor
-    noise: tuple[float, float] = (0.1, 2.0)
-    share: tuple[float, float] = (0.3, 1.0)
+    noise: tuple[float, float] = (0.3, 3.0)
+    share: tuple[float, float] = (0.5, 1.0)
     changes: Changes = dataclasses.field(default_factory=Changes)
 
     @property
