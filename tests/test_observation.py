@@ -18,6 +18,7 @@ from lr_gym.types import Hyperparams, LayerStats
 
 ABSURD = (0.0, math.inf, math.nan, 1e30, -1e30, 1e-30, 1.0)
 ALL = tuple(FEATURES)
+OF_RUN = len(Memory._fields) - 2  # the last two fields have a value for each layer
 DEFAULT_FEATURES = features_of_group("course")
 
 
@@ -28,7 +29,8 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
     return Observed(
         stats=LayerStats(*(bl,) * 6),
         memory=Memory(
-            *(torch.full((runs,), remembered),) * 6, *(torch.full((runs, layers), remembered),) * 2
+            *(torch.full((runs,), remembered),) * OF_RUN,
+            *(torch.full((runs, layers), remembered),) * 2,
         ),
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
@@ -44,7 +46,7 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     b = lambda: torch.rand(runs, generator=generator, dtype=torch.float64) + 0.1
     bl = lambda: torch.rand(runs, layers, generator=generator, dtype=torch.float64) + 0.1
     stats = LayerStats(*(bl() for _ in range(5)), bl() - 0.6)
-    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(5)), bl(), bl())
+    memory = Memory(torch.ones(runs).double(), *(b() for _ in range(OF_RUN - 1)), bl(), bl())
     hyper = Hyperparams(bl() * 0.01, bl() * 0.8, bl() * 0.5, bl())
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
@@ -151,6 +153,9 @@ def test_formulas_in_plain_python():
             2 * math.log(at(stats.param_rms) / at(memory.initial_param_rms))
         ),
         "loss_trend": math.tanh(4 * (memory.short_loss[run] - memory.long_loss[run]).item()),
+        "loss_excess": math.tanh(4 * (memory.short_loss[run] - memory.slow_loss[run]).item()),
+        "loss_surprise": math.tanh(memory.surprise[run].item() / 3),
+        "loss_noise": math.tanh(math.log(memory.change_size[run].item()) / 4 + 1),
         "depth": 1.0,
         "progress": 2 * progress - 1,
         "last_action_lr": at(o.action[..., 0]),
@@ -186,7 +191,8 @@ def test_update_ratio_does_not_see_the_scale_of_the_loss():
         memory=o.memory._replace(log_grad=o.memory.log_grad + math.log(1e3),
                                  initial_loss=o.memory.initial_loss * 1e3,
                                  short_loss=o.memory.short_loss + math.log(1e3),
-                                 long_loss=o.memory.long_loss + math.log(1e3)),
+                                 long_loss=o.memory.long_loss + math.log(1e3),
+                                 slow_loss=o.memory.slow_loss + math.log(1e3)),
     )  # fmt: skip
     torch.testing.assert_close(
         observe(DEFAULT_FEATURES, scaled), observe(DEFAULT_FEATURES, o), atol=1e-5, rtol=0
@@ -199,6 +205,7 @@ def test_memory_equals_a_loop_over_numbers():
     weights, grads = [0.0, 0.0, 0.5, 0.6, 0.7, 0.8], [1.0, 2.0, 4.0, 1.0, 0.5, 3.0]
     memory = empty_memory(1, 1, torch.zeros((), dtype=torch.float64))
     seen, short, long, change, last, first, start, log_grad = 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    slow, size, surprise = 0.0, 0.0, 0.0
     for loss, weight, grad in zip(losses, weights, grads, strict=True):
         table = lambda x: torch.full((1, 1), x, dtype=torch.float64)
         stats = LayerStats(*(table(x) for x in (weight, grad, 0.0, 0.0, 0.0, 0.0)))
@@ -207,6 +214,7 @@ def test_memory_equals_a_loop_over_numbers():
         log_grad = math.log(grad) if start == 0 else 0.9 * log_grad + 0.1 * math.log(grad)
         start = weight if start == 0 else start
         change = 0.0
+        surprise = 0.0
         if not math.isnan(loss):
             log = math.log(loss)
             if seen:
@@ -215,12 +223,16 @@ def test_memory_equals_a_loop_over_numbers():
                     0.9 * long + 0.1 * log,
                     log - math.log(last),
                 )
+                slow = 0.98 * slow + 0.02 * log
+                surprise = change / size if size else 0.0
+                size = 0.9 * size + 0.1 * abs(change) if size else abs(change)
             else:
-                first, short, long = loss, log, log
+                first, short, long, slow = loss, log, log, log
             seen, last = 1, loss
         got = [value.item() for value in memory]
         assert got == pytest.approx(
-            [seen, first, last, change, short, long, start, log_grad], abs=1e-9
+            [seen, first, last, change, short, long, slow, size, surprise, start, log_grad],
+            abs=1e-9,
         )
 
 

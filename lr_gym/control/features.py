@@ -216,6 +216,24 @@ FEATURES: dict[str, Feature] = {
         "log of the last interval's mean loss over the one before",
         "loss",
     ),
+    "loss_excess": Feature(
+        lambda o: _column(torch.tanh(4.0 * (o.memory.short_loss - o.memory.slow_loss))),
+        "short minus slow running mean of the log loss: high for a while after the data changed",
+        "loss",
+        groups=OPTIONAL,
+    ),
+    "loss_surprise": Feature(
+        lambda o: _column(torch.tanh(o.memory.surprise / 3.0)),
+        "loss_change over the usual size of such changes: tells a change from noise",
+        "loss",
+        groups=OPTIONAL,
+    ),
+    "loss_noise": Feature(
+        lambda o: _column(torch.tanh(torch.log(o.memory.change_size + 1e-6) / 4.0 + 1.0)),
+        "log of the usual size of loss_change",
+        "loss",
+        groups=OPTIONAL,
+    ),
     "depth": Feature(_depth, "position of the layer, -1 for the first and 1 for the last"),
     "progress": Feature(
         lambda o: _column(2.0 * o.clock.progress - 1.0),
