@@ -40,7 +40,7 @@ POOL = 16_384  # inputs of a teacher
 INPUTS = 16
 HIDDEN = 32  # units of a teacher
 CLASSES = 5
-LABEL_NOISE = (0.03, 0.4)
+LABEL_NOISE = (0.001, 0.3)
 
 
 def _pool(seed: int) -> Tensor:

@@ -54,7 +54,7 @@ class ValueStream(DataStream):
 
     inputs: Tensor
     values: Tensor
-    noise: tuple[float, float] = (0.3, 3.0)
+    noise: tuple[float, float] = (0.1, 3.0)
     share: tuple[float, float] = (0.5, 1.0)
     changes: Changes = dataclasses.field(default_factory=Changes)
 
