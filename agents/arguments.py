@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from agents.branches import BranchConfig
 from agents.evolution import EvolutionConfig
 from agents.q_learning import QConfig
 from agents.sb3 import DQNConfig, PPOConfig
@@ -124,6 +125,8 @@ class Args:
     """Hyperparameters of the agents es and garo."""
     sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
     """Hyperparameters of the agent sweep."""
+    branches: BranchConfig = dataclasses.field(default_factory=BranchConfig)
+    """Hyperparameters of the agent branches."""
 
     def __post_init__(self) -> None:
         counts = ("timesteps", "num_envs", "slots", "workers", "selection_runs", "selection_every")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from agents.arguments import Args
+from agents.branches import BranchLearner
 from agents.environments import (
     RANDOM,
     learning_tasks,
@@ -196,11 +197,35 @@ def build_sweep(args: Args, engine: Engine) -> tuple[Learner, int]:
     return learner, updates
 
 
+def build_branches(args: Args, engine: Engine) -> tuple[Learner, int]:
+    """Build the regression on branches of trainings."""
+    if args.suite == RANDOM:
+        raise ValueError(
+            f"branches learns on tasks that stay: --suite {RANDOM} is for the other agents"
+        )
+    envs = [
+        make_env(args, task, runs // args.branches.actions * args.branches.actions, selection=False)
+        for task, runs in shares(args)
+    ]
+    decisions = max(-(-env.horizon // env.inner_steps_per_decision) for env in envs)
+    updates = updates_of(args, sum(env.num_envs for env in envs) * decisions)
+    learner = BranchLearner(
+        envs,
+        selection_envs(args),
+        args.branches,
+        threads=args.workers,
+        seed=args.seed,
+        updates=updates,
+    )
+    return learner, updates
+
+
 AGENTS: dict[str, Agent] = {
     "ppo": Agent("SB3's PPO, one small network for every layer", build_ppo, takes_init=True),
     "dqn": Agent("SB3's DQN, which chooses among a few factors of the learning rate", build_dqn),
     "q_learning": Agent("tabular Q-learning, with the table of EnhancedSGD", build_q_learning),
     "es": Agent("an evolution strategy on a small policy", build_es),
     "garo": Agent("an evolution strategy on the cell of GARO", build_garo, saves_policy=False),
+    "branches": Agent("regression on branches of trainings", build_branches),
     "sweep": Agent("regression on sweeps of the learning rate", build_sweep),
 }

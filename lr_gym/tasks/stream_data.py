@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.optional import require
-from lr_gym.rng import Stream, normal, random_bits
+from lr_gym.rng import Stream, integers, normal, random_bits
 from lr_gym.tasks import datasets
 from lr_gym.tasks.stream import Changes
 from lr_gym.tasks.stream_kinds import (
@@ -24,6 +24,7 @@ from lr_gym.tasks.tables import encoder
 from lr_gym.tasks.task import Data
 
 __all__ = [
+    "cluster_labels",
     "digit_groups",
     "digit_labels",
     "flights_in_order",
@@ -88,6 +89,16 @@ def teacher_classes() -> ClassStream:
     inputs = _pool(3)
     classes = [_outputs(3, inputs, teacher, CLASSES).argmax(1) for teacher in range(CONCEPTS)]
     return ClassStream(inputs, torch.stack(classes), CLASSES, LABEL_NOISE)
+
+
+@functools.cache
+def cluster_labels() -> ClassStream:
+    """Ten clusters whose labels are permuted at random times, with wrong labels among them."""
+    seed = torch.tensor(7)
+    centres = normal(seed, Stream.TASK, 1, 10 * INPUTS).view(10, INPUTS)
+    clusters = integers(seed, Stream.TASK, 2, POOL, 10)
+    inputs = 0.7 * centres[clusters] + _pool(7)
+    return ClassStream(inputs, _permutations(7, 10)[:, clusters], 10, LABEL_NOISE)
 
 
 def _permutations(seed: int, length: int) -> Tensor:

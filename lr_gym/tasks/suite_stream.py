@@ -57,6 +57,18 @@ STREAM_TRAIN: tuple[Task, ...] = (
     _values("values-64", (16, 96, 1), 64),
     _classes("classes-2", (16, 48, 5), 2),
     _classes("classes-16", (16, 64, 64, 5), 16),
+    Task(
+        name="stream-clusters-8",
+        about="ten clusters whose labels are permuted at random times, 8 examples a step",
+        model=functools.partial(nets.mlp, (16, 64, 10)),
+        data=data.cluster_labels,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=8,
+        horizon=HORIZON,
+        family="mlp",
+        source="teacher",
+    ),
 )
 
 STREAM_VALIDATION: tuple[Task, ...] = (
