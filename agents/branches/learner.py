@@ -68,9 +68,8 @@ class BranchLearner(PolicyLearner):
 
     def update(self) -> dict[str, float]:
         """Branch off in every environment, then learn from what is remembered."""
-        play = functools.partial(self._play)
         with ThreadPoolExecutor(self._threads) as pool:
-            played = list(pool.map(play, range(len(self._envs))))
+            played = list(pool.map(self._play, range(len(self._envs))))
         new = functools.reduce(Moments.joined, (moments for moments, _ in played))
         with torch.no_grad():
             acted = self._act(new.observation.float()).squeeze(-1)
@@ -185,7 +184,13 @@ def check_envs(envs: Sequence[LRControlVectorEnv], config: BranchConfig) -> None
                 f"that is no index; got granularity={spec.granularity!r}, controls="
                 f"{spec.controls}, action={spec.action!r}"
             )
-        if env.num_envs % config.actions:
+        decisions = -(-env.horizon // env.inner_steps_per_decision)
+        if config.follow > decisions:
+            raise ValueError(
+                f"branches.follow={config.follow} is more than the {decisions} decisions of a "
+                f"training of {env.task.name}"
+            )
+        if env.num_envs % config.actions or not env.num_envs:
             raise ValueError(
                 f"{env.num_envs} runs of {env.task.name} are no multiple of branches.actions="
                 f"{config.actions}"

@@ -96,7 +96,7 @@ def regret_curves(rewards: Tensor, scale: Tensor) -> Tensor:
         (n, actions) regret, 0 for the best action and at most WORST.
     """
     regret = (rewards.max(1, keepdim=True).values - rewards) / scale.unsqueeze(1)
-    regret = regret.nan_to_num(nan=WORST, posinf=WORST).clamp_max(WORST)
+    regret = regret.clamp_max(WORST)
     smooth = regret.clone()
     smooth[:, 1:-1] = 0.25 * regret[:, :-2] + 0.5 * regret[:, 1:-1] + 0.25 * regret[:, 2:]
     return smooth - smooth.min(1, keepdim=True).values
@@ -113,13 +113,13 @@ def regret_of(action: Tensor, curves: Tensor) -> Tensor:
     return between + BEYOND * (place - inside).abs()
 
 
-class _Group(NamedTuple):
-    """Copies of the same training, `actions` rows each; (groups,) or (groups, actions).
+class _Copies(NamedTuple):
+    """What became of the copies of each training.
 
     Attributes:
-        observation: (groups, F) at the moment at which the copies parted.
+        observation: (groups, F) what the policy saw when the copies parted.
         nearest: (groups,) copy whose action was nearest to the policy's.
-        rewards: (groups, actions) sum of the rewards since then.
+        rewards: (groups, actions) sum of the rewards of each copy.
         dead: (groups, actions) whether the copy has diverged.
     """
 
@@ -141,7 +141,7 @@ def play_branches(
 
     Args:
         env: Environment with one layer, one control and a multiple of `config.actions` runs, which
-            restarts diverged runs by itself.
+            restarts diverged runs by itself. A training has at least `config.follow` decisions.
         act: The present policy.
         config: Hyperparameters.
         seed: Row seed of the first group; that of the others is counted up from it.
@@ -151,59 +151,72 @@ def play_branches(
         The moments, and figures.
     """
     width = config.actions
-    groups = env.num_envs // width
-    grid = np.tile(config.grid.numpy(), groups)[:, None, None]  # (B, 1, 1)
+    groups = np.arange(env.num_envs // width)
     observation, _ = env.reset(seed=[seed + row // width for row in range(env.num_envs)])
-    decisions = -(-env.horizon // env.inner_steps_per_decision)
-    first = int(generator.integers(config.follow))
-    found: list[_Group] = []
-    on_way = np.zeros(groups)  # sum of the rewards on the way that each training went
-    counted = 0
-    group: _Group | None = None
-    for decision in range(decisions - 1):  # the last one would restart all runs
-        wanted = act(torch.from_numpy(observation)).numpy()
-        if decision >= first and (decision - first) % config.follow == 0:
-            if group is not None:
-                chosen = _chosen(group, config.explore, generator)
-                on_way += group.rewards[np.arange(groups), chosen]
-                counted += config.follow
-                found.append(group)
-                observation = env.copy_runs(np.repeat(np.arange(groups) * width + chosen, width))
-                wanted = act(torch.from_numpy(observation)).numpy()
-            leaders = wanted.reshape(groups, width)[:, 0].clip(-1.0, 1.0)
-            nearest = np.rint((leaders + 1.0) * (width - 1) / 2.0).astype(np.int64)
-            shape = (groups, width)
-            group = _Group(
-                observation.reshape(groups, width, -1)[:, 0].copy(),
-                nearest,
-                np.zeros(shape),
-                np.zeros(shape, dtype=bool),
-            )
-            wanted = grid
-        observation, rewards, terminated, _, _ = env.step(wanted)
-        if group is not None:
-            group.rewards[:] += np.where(group.dead, 0.0, rewards.reshape(groups, width))
-            group.dead[:] |= terminated.reshape(groups, width)
-    scale = np.maximum(-on_way / max(1, counted), 1e-3) * config.follow
-    curves = [
-        regret_curves(torch.from_numpy(part.rewards), torch.from_numpy(scale)) for part in found
-    ]
-    seen = [torch.from_numpy(part.observation) for part in found]
+    left = -(-env.horizon // env.inner_steps_per_decision)
+    before = int(generator.integers(min(config.follow, left - config.follow + 1)))
+    for _ in range(before):
+        observation = env.step(act(torch.from_numpy(observation)).numpy())[0]
+    left -= before
+    found: list[_Copies] = []
+    on_way = np.zeros(len(groups))  # sum of the rewards on the way that each training went
+    while left >= config.follow:
+        copies, observation = _part(env, act, config, observation)
+        left -= config.follow
+        chosen = _chosen(copies, config.explore, generator)
+        on_way += copies.rewards[groups, chosen]
+        found.append(copies)
+        if left:  # after the last decision all rows have started anew
+            observation = env.copy_runs(np.repeat(groups * width + chosen, width))
+    # regret counts in units of what a training earned in so many decisions on its way
+    scale = torch.from_numpy(np.maximum(np.abs(on_way) / len(found), 1e-3))
+    curves = [regret_curves(torch.from_numpy(copies.rewards), scale) for copies in found]
+    seen = [torch.from_numpy(copies.observation) for copies in found]
     moments = Moments(torch.cat(seen).half(), torch.cat(curves).float())
-    diverged = float(np.mean([part.dead.mean() for part in found]))
     return moments, {
-        "reward_loss": float((scale / config.follow).mean()),
-        "diverged": diverged,
+        "reward_loss": float(scale.mean()) / config.follow,
+        "diverged": float(np.mean([copies.dead.mean() for copies in found])),
     }
 
 
-def _chosen(group: _Group, explore: float, generator: np.random.Generator) -> NDArray[np.int64]:
+def _part(
+    env: LRControlVectorEnv, act: Act, config: BranchConfig, observation: NDArray[np.float32]
+) -> tuple[_Copies, NDArray[np.float32]]:
+    """Let the copies of each training part: another action each, then what the policy does.
+
+    Args:
+        env: The environment, in which all copies of a training are equal.
+        act: The present policy.
+        config: Hyperparameters.
+        observation: (B, 1, F) observations.
+
+    Returns:
+        What became of them, and the observations afterwards.
+    """
+    shape = (env.num_envs // config.actions, config.actions)
+    wanted = act(torch.from_numpy(observation)).numpy().reshape(shape)[:, 0].clip(-1.0, 1.0)
+    copies = _Copies(
+        observation=observation.reshape(*shape, -1)[:, 0].copy(),
+        nearest=np.rint((wanted + 1.0) * (config.actions - 1) / 2.0).astype(np.int64),
+        rewards=np.zeros(shape),
+        dead=np.zeros(shape, dtype=bool),
+    )
+    action = np.tile(config.grid.numpy(), shape[0])[:, None, None]  # (B, 1, 1)
+    for _ in range(config.follow):
+        observation, rewards, terminated, _, _ = env.step(action)
+        copies.rewards[:] += np.where(copies.dead, 0.0, rewards.reshape(shape))
+        copies.dead[:] |= (terminated).reshape(shape)
+        action = act(torch.from_numpy(observation)).numpy()
+    return copies, observation
+
+
+def _chosen(copies: _Copies, explore: float, generator: np.random.Generator) -> NDArray[np.int64]:
     """The copy (groups,) from which each training goes on; no diverged one where there is another.
 
     The rewards of a diverged copy are far below those of the others.
     """
-    chance = generator.random(len(group.nearest))
-    some = generator.integers(group.dead.shape[1], size=len(group.nearest))
-    chosen = np.where(chance < explore, some, group.nearest)
-    lost = group.dead[np.arange(len(chosen)), chosen]
-    return np.where(lost, group.rewards.argmax(1), chosen)
+    chance = generator.random(len(copies.nearest))
+    some = generator.integers(copies.dead.shape[1], size=len(copies.nearest))
+    chosen = np.where(chance < explore, some, copies.nearest)
+    lost = copies.dead[np.arange(len(chosen)), chosen]
+    return np.where(lost, copies.rewards.argmax(1), chosen)

@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from tiny import TINY
 
+from agents.branches import BranchConfig, BranchLearner
 from agents.evolution import EvolutionConfig
 from agents.evolved_policy import EvolutionLearner
 from agents.garo import GaroLearner, GaroTrainings
@@ -21,9 +22,23 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 
 SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
-AGENTS = ("ppo", "ppo_twins", "dqn", "q_learning", "es", "pes", "garo", "garo_pes", "sweep")
+AGENTS = (
+    "ppo",
+    "ppo_twins",
+    "dqn",
+    "q_learning",
+    "es",
+    "pes",
+    "garo",
+    "garo_pes",
+    "sweep",
+    "branches",
+)
 SWEEP = SweepConfig(
     rates=6, samples=3, hidden=(8, 8), steps=30, learning_rate=0.02, weight_decay=0.0
+)
+BRANCHES = BranchConfig(
+    actions=3, follow=2, hidden=(8,), steps=30, learning_rate=0.02, remembered=3
 )
 SWEEP_FEATURES = ("first_loss", "scaled_lr", "horizon", "steps")
 
@@ -57,6 +72,13 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
         ]
         make = functools.partial(sweep_env, setting)
         return SweepLearner(make, len(runs), selection, SWEEP, seed=seed, updates=UPDATES)
+    if agent == "branches":
+        setting["granularity"] = "global"
+        envs = [LRControlVectorEnv(TINY, num_envs=3 * n, **setting) for n in runs]
+        selection = [
+            LRControlVectorEnv(TINY, num_envs=3, autoreset_mode=AutoresetMode.DISABLED, **setting)
+        ]
+        return BranchLearner(envs, selection, BRANCHES, threads=2, seed=seed, updates=UPDATES)
     if agent == "dqn":
         setting["action"] = "discrete"
     if agent == "q_learning":
