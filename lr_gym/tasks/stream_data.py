@@ -91,14 +91,20 @@ def teacher_classes() -> ClassStream:
     return ClassStream(inputs, torch.stack(classes), CLASSES, LABEL_NOISE)
 
 
-@functools.cache
-def cluster_labels() -> ClassStream:
-    """Ten clusters whose labels are permuted at random times, with wrong labels among them."""
+@functools.lru_cache(maxsize=2)
+def cluster_labels(inputs: int) -> ClassStream:
+    """Ten clusters whose labels are permuted at random times, with wrong labels among them.
+
+    Args:
+        inputs: number of inputs.
+    """
     seed = torch.tensor(7)
-    centres = normal(seed, Stream.TASK, 1, 10 * INPUTS).view(10, INPUTS)
+    centres = normal(seed, Stream.TASK, 1, 10 * inputs).view(10, inputs)
     clusters = integers(seed, Stream.TASK, 2, POOL, 10)
-    inputs = 0.7 * centres[clusters] + _pool(7)
-    return ClassStream(inputs, _permutations(7, 10)[:, clusters], 10, LABEL_NOISE)
+    noise = normal(seed, Stream.TASK, 3, POOL * inputs).view(POOL, inputs)
+    # the more inputs there are, the further apart are centres, measured in the noise
+    points = centres[clusters] * (2.8 / inputs**0.5) + noise
+    return ClassStream(points, _permutations(7, 10)[:, clusters], 10, LABEL_NOISE)
 
 
 def _permutations(seed: int, length: int) -> Tensor:

@@ -50,25 +50,31 @@ def _classes(name: str, widths: tuple[int, ...], batch_size: int) -> Task:
     )
 
 
+def _clusters(name: str, widths: tuple[int, ...], batch_size: int) -> Task:
+    """Clusters whose labels are permuted, under one of the names of `stream-train`."""
+    return Task(
+        name=f"stream-{name}",
+        about=f"clusters whose labels are permuted at random times, {batch_size} examples a step",
+        model=functools.partial(nets.mlp, widths),
+        data=functools.partial(data.cluster_labels, widths[0]),
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=batch_size,
+        horizon=HORIZON,
+        family="mlp",
+        source="teacher",
+    )
+
+
 STREAM_TRAIN: tuple[Task, ...] = (
     _values("values-1", (16, 32, 1), 1),
     _values("values-4", (16, 48, 1), 4),
     _values("values-16", (16, 48, 48, 1), 16),
     _values("values-64", (16, 96, 1), 64),
     _classes("classes-2", (16, 48, 5), 2),
-    _classes("classes-16", (16, 64, 64, 5), 16),
-    Task(
-        name="stream-clusters-8",
-        about="ten clusters whose labels are permuted at random times, 8 examples a step",
-        model=functools.partial(nets.mlp, (16, 64, 10)),
-        data=data.cluster_labels,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=8,
-        horizon=HORIZON,
-        family="mlp",
-        source="teacher",
-    ),
+    _classes("classes-16", (16, 64, 64, 64, 5), 16),
+    _clusters("clusters-8", (32, 64, 64, 10), 8),
+    _clusters("clusters-32", (64, 100, 100, 10), 32),
 )
 
 STREAM_VALIDATION: tuple[Task, ...] = (
