@@ -31,7 +31,7 @@ class BranchConfig:
         ValueError: A value is out of range; the message names it.
     """
 
-    actions: int = 9
+    actions: int = 7
     """Actions that are tried at a moment, evenly spaced from -1 to 1."""
     follow: int = 20
     """Decisions for which the copies are compared: the action and what the policy does after it."""
