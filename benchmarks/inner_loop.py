@@ -23,6 +23,7 @@ import tyro
 
 from lr_gym.tasks import TASKS, Task, find_task
 from lr_gym.tasks.initial import plain_model
+from lr_gym.tasks.task import splits_of
 from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
@@ -54,7 +55,7 @@ class Args:
 
 def plain(task: Task, fused: bool) -> Callable[[], float]:
     """A plain loop; each call of the result returns its steps per second of processor time."""
-    data = task.data().gradient
+    data = splits_of(task).gradient
     model = plain_model(task, torch.tensor([0]))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     generator = torch.Generator().manual_seed(0)
@@ -106,7 +107,7 @@ def step_time(task: Task, runs: int, seconds: float) -> float:
         runs: B of the batched loop; 0 for the plain loop.
         seconds: processor time to measure for.
     """
-    data = task.data().gradient
+    data = splits_of(task).gradient
     if runs:
         loop = Executor(task, base="adam")
         state = loop.init(torch.arange(runs))
@@ -139,6 +140,8 @@ def every_task(seconds: float = 0.7) -> None:
     for heading in ("task", "batch", "plain steps/s", "B = 1", "B = 16", "B = 64"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     for name, task in TASKS.items():
+        if name.startswith("stream-"):
+            continue  # see benchmarks/stream_loop.py
         try:
             plain_time = step_time(task, 0, seconds)
         except (ImportError, FileNotFoundError) as error:

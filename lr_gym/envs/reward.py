@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 OFFSET = 1e-8  # added to the loss before its log: bounds the potential of a run at the optimum
-DIVERGED_LOSS = 2.0  # loss of a diverged stream until its end, in units of its initial loss
+# Loss of a diverged stream until its end, in units of its initial loss or of 1, whatever is more.
+DIVERGED_LOSS = 2.0
 MARGIN = 1.0  # nats by which the return of a diverged run is below that of any surviving one
 
 
@@ -59,5 +60,9 @@ def stream_reward(loss: Tensor, floor: Tensor) -> Tensor:
 
 
 def diverged_stream_reward(initial: Tensor) -> Tensor:
-    """Reward (B,) of each interval that is left to a diverged run of initial loss (B,)."""
-    return -DIVERGED_LOSS * initial
+    """Reward (B,) of each interval that is left to a diverged run of initial loss (B,).
+
+    The first minibatch may be a single example that was guessed by luck. So its loss counts as 1 at
+    least, or else a run that diverges would collect more than one that learns.
+    """
+    return -DIVERGED_LOSS * initial.abs().clamp_min(1.0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lr_gym.tasks.check_stream import call as _call
+from lr_gym.tasks.check_stream import drawn_examples
+from lr_gym.tasks.check_stream import shape_of as _shape
 from lr_gym.tasks.initial import (
     build_model,
     initial_buffers,
@@ -17,6 +20,7 @@ from lr_gym.tasks.initial import (
     load_parameters,
 )
 from lr_gym.tasks.stacked import stacked_forward, values_by_name
+from lr_gym.tasks.stream import DataStream
 from lr_gym.tasks.task import SPLITS, Data, Split, Task, check_data
 
 __all__ = ["check_task"]
@@ -32,8 +36,9 @@ ROUNDING = 1e-3
 def check_task(task: Task) -> Task:
     """Try a task on one minibatch, in every way in which a training will use it.
 
-    The data are loaded, the model is built, and two runs of it are initialised on the CPU; the
-    loss, its gradients and the metrics are computed, by the plain model and by the batched path.
+    The data are loaded, or some minibatches of a stream are drawn. The model is built, and two runs
+    of it are initialised on the CPU. The loss, its gradients and the metrics are computed, by the
+    plain model and by the batched path.
 
     Args:
         task: the task to check.
@@ -55,8 +60,13 @@ def check_task(task: Task) -> Task:
         torch.enable_grad(),
     ):
         _check_functions(task)
-        data = _checked_data(task)
-        _check_data_again(task, data)
+        source = _call("data()", task.data)
+        if isinstance(source, DataStream):
+            examples = drawn_examples(task, source)
+            data = Data(examples, examples, examples, examples)
+        else:
+            data = _checked_data(task, source)
+            _check_data_again(task, data)
         model = _checked_model(task)
         seeds = torch.arange(RUNS)
         params = initial_parameters(model, seeds)
@@ -76,22 +86,6 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(
             message if repr(name) in message else f"task {name!r}: {message}"
         ) from error
-
-
-def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function of the task; an error of torch says what was called with which shapes."""
-    try:
-        return function(*args)
-    except (ImportError, OSError):
-        raise
-    except Exception as error:
-        shapes = [_shape(x) for x in args if isinstance(x, Tensor)]
-        on = f" on {' and '.join(shapes)}" if shapes else ""
-        raise ValueError(f"{what} fails{on}: {type(error).__name__}: {error}") from error
-
-
-def _shape(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
 
 
 def _check_functions(task: Task) -> None:
@@ -114,13 +108,12 @@ def _check_functions(task: Task) -> None:
             raise ValueError(f"{name} is of type {type(function).__name__}, and must be a function")
 
 
-def _checked_data(task: Task) -> Data:
+def _checked_data(task: Task, data: Any) -> Data:
     """The data in float32, as a training would have them."""
-    data = _call("data()", task.data)
     if not isinstance(data, Data):
         raise ValueError(
             f"data() returns type {type(data).__name__}, and must return "
-            f"lr_gym.tasks.Data({', '.join(SPLITS)})"
+            f"lr_gym.tasks.Data({', '.join(SPLITS)}), or a stream, lr_gym.tasks.stream.DataStream"
         )
     for name, split in zip(SPLITS, data, strict=True):
         _check_split(name, split)

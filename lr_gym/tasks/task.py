@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lr_gym.tasks.stream import DataStream
 from lr_gym.types import check_count
 
-if TYPE_CHECKING:
-    from lr_gym.tasks.stream import DataStream
-
-__all__ = ["SPLITS", "Data", "Split", "Task", "check_data", "check_source"]
+__all__ = ["SPLITS", "Data", "Split", "Task", "check_data", "check_source", "splits_of"]
 
 
 class Split(NamedTuple):
@@ -144,5 +142,33 @@ def check_data(name: str, data: Data) -> Data:
 
 
 def check_source(name: str, source: Data | DataStream) -> Data | DataStream:
-    """`check_data`, or a stream as it is."""
-    return check_data(name, source) if isinstance(source, Data) else source
+    """`check_data`, or a stream as it is.
+
+    Args:
+        name: name of the task, for the error.
+        source: what the task's `data` has returned.
+
+    Raises:
+        ValueError: for splits that `check_data` refuses, and for what is neither splits nor a
+            stream.
+    """
+    if isinstance(source, Data):
+        return check_data(name, source)
+    if isinstance(source, DataStream):
+        return source
+    raise ValueError(
+        f"data() returns type {type(source).__name__} for task {name!r}, and must return "
+        f"lr_gym.tasks.Data({', '.join(SPLITS)}), or a stream, lr_gym.tasks.stream.DataStream"
+    )
+
+
+def splits_of(task: Task) -> Data:
+    """The splits of a task.
+
+    Raises:
+        ValueError: for a task whose data are a stream.
+    """
+    source = check_source(task.name, task.data())
+    if isinstance(source, DataStream):
+        raise ValueError(f"task {task.name!r} is a stream of data: it has no splits")
+    return source

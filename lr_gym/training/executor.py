@@ -121,7 +121,7 @@ class Executor:
         if self.stream is not None:
             state = state._replace(stream=self.stream.start(run_seed, self.dtype))
         batches, stream = self._minibatches(state, 0, 1)
-        state = state._replace(stream=stream)
+        state = state._replace(stream=())  # see `advance`
         batch = batch_at(batches, 0)
         if self._compiler is not None and not self._block:
             self._block = len(run_seed)
@@ -130,7 +130,7 @@ class Executor:
                 size = _working_set(self.loop, one_run, *self._examples(one_batch))
                 self._block = _block_size(len(run_seed), size)
             self._warm_up(state, batch)
-        return self._first_gradient(state, batch)
+        return self._first_gradient(state, batch)._replace(stream=stream)
 
     def advance(
         self,
@@ -157,26 +157,30 @@ class Executor:
         hyper = Hyperparams(*(h.contiguous() for h in hyper))
         limit = np.full(runs, steps) if limit is None else limit
         batches, stream = self._minibatches(state, 1, steps, limit)
+        # The position of a stream is no part of a step. It is new memory after every call, for
+        # which a CUDA graph would be captured anew.
+        trained = state._replace(stream=())
         blocks: list[InnerState] = []
         losses: list[Tensor] = []
         # Every block makes all its steps before the next one starts: its numbers stay in the
         # processor's cache meanwhile.
         for rows in self._blocks(runs):
-            block = slice_rows(state, rows)
+            block = slice_rows(trained, rows)
             given = slice_rows(hyper, rows), factor[:, rows], batches_of(batches, rows)
             if self._graph is not None and (limit[rows] >= steps).all():
-                advanced, loss = self._graph(block, *given)
+                after, loss = self._graph(block, *given)
             else:
-                advanced, loss = self._advance_block(block, *given, limit[rows])
+                after, loss = self._advance_block(block, *given, limit[rows])
                 if self._graph is not None:  # it will look for the state in the same memory
-                    advanced = copy_into(block, advanced)
-            blocks.append(advanced)
+                    after = copy_into(block, after)
+            blocks.append(after)
             losses.append(loss)
-        joined = _joined(state, blocks)._replace(stream=stream)
+        joined = _joined(trained, blocks)._replace(stream=stream)
         return joined, torch.cat(losses, dim=1)
 
     def stats(self, state: InnerState, hyper: Hyperparams) -> LayerStats:
         """Statistics of the pending gradient, (B, L) each."""
+        state = state._replace(stream=())
         stats: LayerStats = self._stats(state, hyper.momentum.contiguous())
         return stats
 
@@ -264,8 +268,9 @@ class Executor:
         ahead = torch.arange(first, first + count, device=self.device)
         steps = state.step + ahead.unsqueeze(1)
         batch, moments = self.stream.draw(state.run_seed, state.stream, steps, self.task.batch_size)
-        made = torch.as_tensor(np.full(len(state.step), count) if limit is None else limit)
-        position = advanced(state.stream, batch, moments, made.to(self.device))
+        made = torch.from_numpy(np.full(len(state.step), count) if limit is None else limit)
+        made = made.to(self.device, non_blocking=True)
+        position = advanced(state.stream, batch, moments, made)
         return Split(batch.inputs, batch.targets), position
 
     def _examples(self, batch: Batches) -> tuple[Split, Tensor | None]:
