@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import SMALL, TINY
+from tiny import SMALL, STREAMS, TINY
 
 import lr_gym  # noqa: F401 - registers the environments
 from lr_gym.control.action import ACTIONS, CONTROLLED
@@ -17,7 +17,7 @@ from lr_gym.envs.ids import TASK_OF_ENV
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.layers import GRANULARITIES
 
-IDS = [f"lr_gym/{env_id}" for env_id, name in TASK_OF_ENV.items() if name in SMALL]
+IDS = [f"lr_gym/{env_id}" for env_id, name in TASK_OF_ENV.items() if name in (*SMALL, *STREAMS)]
 SHORT = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 OPTIONS = [
     *(

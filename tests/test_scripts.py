@@ -272,7 +272,7 @@ def test_nothing_to_resume(tmp_path):
         (["--decisions", "0"], ["decisions", "0"]),
         (["--horizon", "0"], ["horizon", "0"]),
         (["--ppo.minibatches", "0"], ["ppo.minibatches", "0"]),
-        (["--ppo.twins", "2"], ["twins=2", "--suite random"]),
+        (["--ppo.twins", "3"], ["no multiple of twins=3"]),
         (["--guard-runs", "-1"], ["guard_runs", "-1"]),
         (["--agent", "es", "--init", "builtin:default"], ["--init", "ppo", "es"]),
         (["--init", "builtin:nobody"], ["built-in", "nobody"]),

@@ -14,6 +14,7 @@ from lr_gym.tasks import SUITES, TASKS, Data, Split, Task
 from lr_gym.tasks.architectures import mlp
 from lr_gym.tasks.initial import plain_model
 from lr_gym.tasks.losses import cross_entropy
+from lr_gym.tasks.stream import DataStream, Moments, StreamBatch
 from lr_gym.training.executor import Executor
 from lr_gym.training.inner_loop import minibatch
 from lr_gym.types import Hyperparams
@@ -42,10 +43,14 @@ TINY = Task(
 
 # Tasks whose data are made or installed with the tests, and whose steps take milliseconds.
 TABLES = ("titanic", "diamonds", "flights")
+STREAMS = tuple(
+    name for suite in ("stream-train", "stream-validation", "stream") for name in SUITES[suite]
+)
 SMALL = tuple(
     name
     for name, task in TASKS.items()
-    if task.source in ("mnist1d", "digits", *TABLES, "gaussian") and name not in SUITES["large"]
+    if task.source in ("mnist1d", "digits", *TABLES, "gaussian")
+    and name not in (*SUITES["large"], *STREAMS)
 )
 
 
@@ -77,6 +82,9 @@ def plain_run(task: Task, run_seed: int, dtype: torch.dtype):
     model = plain_model(task, seeds, dtype)
 
     def loss_at(step: int) -> torch.Tensor:
+        if isinstance(data, DataStream):
+            batch = minibatch_of_stream(data, run_seed, step, task.batch_size, dtype)
+            return task.loss(model(batch.inputs[0, 0]), batch.targets[0, 0]).mean()
         examples = len(data.gradient.inputs)
         (index,) = minibatch(seeds, torch.tensor([step]), task.batch_size, examples)
         return task.loss(model(data.gradient.inputs[index]), data.gradient.targets[index]).mean()
@@ -103,6 +111,17 @@ def random_policy(
         mean=torch.zeros(features),
         std=torch.ones(features),
     )
+
+
+def minibatch_of_stream(
+    stream: DataStream, run_seed: int, step: int, batch_size: int, dtype: torch.dtype
+) -> StreamBatch:
+    """The minibatch (1, 1, b, ...) of one run at one step, drawn alone."""
+    seeds = torch.tensor([run_seed])
+    steps = torch.arange(step + 1).unsqueeze(1)
+    moments = stream.moments(seeds, stream.start(seeds, dtype), steps)
+    now = Moments(*(values[-1:] for values in moments))
+    return stream.examples(seeds.unsqueeze(0), steps[-1:], now, batch_size)
 
 
 class Scale(nn.Module):

@@ -200,7 +200,10 @@ class LayerRowsVecEnv(VecEnv):
             for layer in range(layers):
                 rows[run * layers + layer] = {
                     "terminal_observation": info["final_obs"][run][layer],
-                    "TimeLimit.truncated": bool(truncated[run]),
+                    # SB3 adds the value of what comes after a truncation to the reward. Twins are
+                    # compared by what they have collected until then, and their values are in
+                    # units of that comparison, so nothing may be added.
+                    "TimeLimit.truncated": bool(truncated[run]) and self.twins == 1,
                 }
             rows[run * layers]["episode"] = {**episode, "t": 0.0}
         return rows

@@ -312,9 +312,8 @@ class Episodes:
         stream = state.inner.stream
         assert isinstance(stream, StreamPosition)
         count = numbers_like(taken, total)
-        moved = count > 0  # runs that have ended and wait take no step, and stay as they are
-        loss = torch.where(moved, total / count.clamp_min(1.0), state.loss)
-        non_finite = moved & ~torch.isfinite(worst)
+        loss = total / count.clamp_min(1.0)
+        non_finite = ~torch.isfinite(worst)
         divergence = _divergence(non_finite, worst > loss_limit(state.initial_train_loss))
         share = count / self.controller.interval
         left = numbers_like((self._horizon - step + taken) / self.controller.interval, total)
