@@ -6,8 +6,11 @@ python -m lr_gym.tasks > docs/tasks.md
 from __future__ import annotations
 
 import gymnasium
+from torch import nn
 
 from lr_gym.tasks.random_tasks import RANGES
+from lr_gym.tasks.stream import RECURRING, Changes, DataStream
+from lr_gym.tasks.stream_kinds import ClassStream, OrderedStream, ValueStream
 from lr_gym.tasks.suite import SUITES, TASKS
 from lr_gym.tasks.task import SPLITS, Task
 
@@ -102,13 +105,49 @@ object.
   it.
 """
 
+_USUAL = Changes()
+_STREAMS = f"""
+## Streams
+
+The data of a stream change at random times, and nobody is told when. A network is tested on each
+minibatch and then trained on it, once. There are no splits: what counts is the mean of these
+losses, above the loss that no network could have avoided where that is known. A stream has no end
+of its own. An episode stops at the horizon, which is truncation and not the end of a training, and
+a policy sees neither progress nor passes.
+
+Between two changes a stream shows one concept: one teacher, one order of the labels or of the
+inputs, one group of classes. Every run draws for itself how often the concept changes, on a
+logarithmic scale within the range that the table gives, so that one run may change every few
+hundred steps and another one hardly ever. In {_USUAL.gradual:.0%} of the runs a change takes a
+while, {_USUAL.width[0]:g} to {_USUAL.width[1]:g} steps, and in all others one step. In
+{_USUAL.recurring:.0%} of the runs {RECURRING[0]} to {RECURRING[1]} concepts come back in turn; the
+others go through all that there are. A run also draws its own noise.
+
+The rows are those of `lr_gym/tasks/suite_stream.py`, the kinds those of
+`lr_gym/tasks/stream_kinds.py`. Policies for streams learn on the suite `stream-train`, are selected
+by `stream-validation`, and are reported on `stream`. The teachers and the waves need no further
+packages.
+
+| task | environment | what | model | batch | horizon | a change on average | noise |
+|---|---|---|---|---|---|---|---|
+"""
+
+_OWN_STREAM = """
+A stream of your own is a `lr_gym.tasks.stream.DataStream`, which `data` returns instead of splits.
+It says how it changes (`changes`), how many concepts it has (`concepts`, 1 or a prime number), how
+it is moved to a device (`to`), and what its minibatches are (`examples`). These must follow from
+the run's seed, the step and the moment alone: draw random numbers by `lr_gym.rng`.
+"""
+
 _SUITES = """
 ## Suites
 
 Controllers learn on `train`, are selected by `validation`, and are reported on `test` and `large`.
 Each task of `validation` differs from every task of `train`, random tasks included, in what the
 table says, and each task of `test` and `large` from every task of both: the `family` of models, the
-`source` of data, a `horizon` longer than any of theirs, or a `size` that is more parameters.
+`source` of data, a `horizon` longer than any of theirs, or a `size` that is more parameters. So it
+is with the streams: each task of `stream-validation` differs from every task of `stream-train`, and
+each task of `stream` from every task of both.
 
 `large` holds short trainings of models of the size that people train, of 3 to 23 million
 parameters. With AdamW one takes about a minute of one CPU core; reading its loss on the test split
@@ -177,6 +216,50 @@ def _task_line(task: Task, env_id: str) -> str:
     )
 
 
+def _stream_line(task: Task, env_id: str) -> str:
+    stream = task.data()
+    assert isinstance(stream, DataStream)
+    return _line(
+        f"`{task.name}`",
+        f"`{env_id}`",
+        task.about,
+        _model(task),
+        task.batch_size,
+        task.horizon,
+        _changes(stream),
+        _noise(stream),
+    )
+
+
+def _model(task: Task) -> str:
+    """The model of a stream in a few words."""
+    modules = list(task.model().modules())
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    if any(isinstance(module, nn.Conv2d) for module in modules):
+        return "convolutions"
+    widths = [linears[0].in_features, *(linear.out_features for linear in linears)]
+    return "fully connected " + "-".join(map(str, widths))
+
+
+def _changes(stream: DataStream) -> str:
+    """How often a stream changes, in a few words."""
+    if isinstance(stream, OrderedStream):
+        return "as recorded"
+    if stream.changes.between is None:
+        return "never"
+    low, high = stream.changes.between
+    return f"every {low:,.0f} to {high:,.0f} steps, {stream.concepts} concepts"
+
+
+def _noise(stream: DataStream) -> str:
+    """The noise of the targets, in a few words."""
+    if isinstance(stream, ValueStream):
+        return "normal, {:g} to {:g}".format(*stream.noise)
+    if isinstance(stream, ClassStream) and stream.noise is not None:
+        return "{:.0%} to {:.0%} wrong labels".format(*stream.noise)
+    return "none"
+
+
 def _suite_lines(suite: str) -> list[str]:
     tasks = [TASKS[name] for name in SUITES[suite] if name in TASKS]
     lines = [
@@ -208,9 +291,13 @@ def _environment_ids() -> dict[str, str]:
 def document() -> str:
     """The text of docs/tasks.md."""
     ids = _environment_ids()
+    streams = {
+        name for suite, names in SUITES.items() if suite.startswith("stream") for name in names
+    }
     tables = (
-        (_HEAD, [_task_line(task, ids[task.name]) for task in TASKS.values()]),
-        (_OWN + _SUITES, [line for suite in SUITES for line in _suite_lines(suite)]),
+        (_HEAD, [_task_line(t, ids[name]) for name, t in TASKS.items() if name not in streams]),
+        (_OWN + _STREAMS, [_stream_line(t, ids[n]) for n, t in TASKS.items() if n in streams]),
+        (_OWN_STREAM + _SUITES, [line for suite in SUITES for line in _suite_lines(suite)]),
         (_RANDOM, [_range_line(name) for name in RANGES]),
     )
     return "".join(head + "\n".join(lines) + "\n" for head, lines in tables)

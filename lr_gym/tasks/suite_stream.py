@@ -18,11 +18,15 @@ __all__ = ["STREAM", "STREAM_TRAIN", "STREAM_VALIDATION"]
 HORIZON = 4000
 
 
+def _examples(count: int) -> str:
+    return "1 example" if count == 1 else f"{count} examples"
+
+
 def _values(name: str, widths: tuple[int, ...], batch_size: int) -> Task:
     """Regression on noisy teachers, under one of the names of `stream-train`."""
     return Task(
         name=f"stream-{name}",
-        about=f"noisy teachers that change, {batch_size} examples a step",
+        about=f"noisy teachers that change, {_examples(batch_size)} a step",
         model=functools.partial(nets.mlp, widths),
         data=data.teacher_values,
         loss=squared_error,
@@ -38,7 +42,7 @@ def _classes(name: str, widths: tuple[int, ...], batch_size: int) -> Task:
     """Classes of noisy teachers, under one of the names of `stream-train`."""
     return Task(
         name=f"stream-{name}",
-        about=f"classes that change, wrong labels among them, {batch_size} examples a step",
+        about=f"classes that change, wrong labels among them, {_examples(batch_size)} a step",
         model=functools.partial(nets.mlp, widths),
         data=data.teacher_classes,
         loss=cross_entropy,

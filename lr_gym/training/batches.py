@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 from torch import Tensor
 
+from lr_gym.tasks.stream import DataStream, Moments, StreamBatch, StreamPosition
 from lr_gym.tasks.task import Split
+from lr_gym.training.compiled import CompiledFunction, Compiler
 
-__all__ = ["Batches", "batch_at", "batches_of", "one_step"]
+__all__ = ["Batches", "Draw", "batch_at", "batches_of", "compiled_draw", "one_step"]
 
 # Indices of the gradient split, int64, or the examples of streams. The minibatches of K steps are
 # (K, B, b, ...), those of one step (B, b, ...).
 Batches = Tensor | Split
+
+# `DataStream.draw` for one batch size.
+Draw = Callable[[Tensor, StreamPosition, Tensor], tuple[StreamBatch, Moments]]
 
 
 def batch_at(batches: Batches, k: int) -> Batches:
@@ -30,3 +38,42 @@ def one_step(batch: Batches) -> Batches:
     if isinstance(batch, Split):
         return Split(*(part.unsqueeze(0) for part in batch))
     return batch.unsqueeze(0)
+
+
+def compiled_draw(stream: DataStream, batch_size: int) -> Draw | None:
+    """`stream.draw`, compiled for the number of steps of its first call.
+
+    Random numbers are many small operations on integers, which take longer than the training of a
+    small network until a compiler has made one loop of them.
+
+    Args:
+        stream: the stream, on the device.
+        batch_size: examples of a minibatch.
+
+    Returns:
+        None for a stream that is no dataclass, since a compiled function must be given all tensors
+        that it looks at.
+    """
+    if not dataclasses.is_dataclass(stream):
+        return None
+    fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
+    tables = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+    def draw(
+        given: tuple[Tensor, ...], run_seed: Tensor, position: StreamPosition, step: Tensor
+    ) -> tuple[StreamBatch, Moments]:
+        same = dataclasses.replace(stream, **dict(zip(tables, given, strict=True)))
+        return same.draw(run_seed, position, step, batch_size)
+
+    # Its own compiler: where it fails, on a stream of a user's own, only drawing stays eager.
+    compiled = CompiledFunction(Compiler(), draw)
+
+    def call(
+        run_seed: Tensor, position: StreamPosition, step: Tensor
+    ) -> tuple[StreamBatch, Moments]:
+        drawn: tuple[StreamBatch, Moments] = compiled(
+            tuple(tables.values()), run_seed, position, step
+        )
+        return drawn
+
+    return call

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lr_gym.tasks.stream import DataStream, StreamPosition, advanced
 from lr_gym.tasks.task import SPLITS, Data, Split, Task, check_source
-from lr_gym.training.batches import Batches, batch_at, batches_of, one_step
+from lr_gym.training.batches import Batches, Draw, batch_at, batches_of, compiled_draw, one_step
 from lr_gym.training.compiled import CompiledFunction, Compiler
 from lr_gym.training.cuda_graph import CudaGraphCapture, CudaGraphFunction, copy_into
 from lr_gym.training.inner_loop import InnerLoop, InnerState, StepResult
@@ -102,6 +102,9 @@ class Executor:
         self._inner_step = self._compiled(self.loop.inner_step)
         self._stats = self._compiled(self.loop.stats)
         self._evaluations: dict[int, Callable[..., Tensor]] = {}  # number of examples -> function
+        self._compiled_draw: Draw | None = None
+        if self.stream is not None and compile and self.device.type == "cpu":
+            self._compiled_draw = compiled_draw(self.stream, task.batch_size)
         self._graph: CudaGraphFunction | None = None
         if compile and self.device.type == "cuda":
             capture = CudaGraphCapture(self.device)
@@ -267,7 +270,12 @@ class Executor:
         assert isinstance(state.stream, StreamPosition)
         ahead = torch.arange(first, first + count, device=self.device)
         steps = state.step + ahead.unsqueeze(1)
-        batch, moments = self.stream.draw(state.run_seed, state.stream, steps, self.task.batch_size)
+        if self._compiled_draw is not None and first:  # `init` draws one minibatch only
+            batch, moments = self._compiled_draw(state.run_seed, state.stream, steps)
+        else:
+            batch, moments = self.stream.draw(
+                state.run_seed, state.stream, steps, self.task.batch_size
+            )
         made = torch.from_numpy(np.full(len(state.step), count) if limit is None else limit)
         made = made.to(self.device, non_blocking=True)
         position = advanced(state.stream, batch, moments, made)
