@@ -23,7 +23,9 @@ from lr_gym.envs.reward import diverged_stream_reward
 from lr_gym.envs.rollout import play as play_out
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import TASKS
-from lr_gym.training import executor
+from lr_gym.tasks.stream import DataStream
+from lr_gym.training import batches, executor
+from lr_gym.training.batches import compiled_draw
 from lr_gym.training.executor import BLOCK, Executor
 from lr_gym.tree import flatten, take_rows
 from lr_gym.types import Hyperparams
@@ -119,7 +121,8 @@ def test_the_floor_is_that_of_the_minibatches_of_the_last_advance(kind):
 @pytest.mark.parametrize("limit", [None, np.array([2, 0, 3, 1])])
 def test_blocks_train_as_the_whole_in_compiled_form(monkeypatch, limit):
     monkeypatch.setattr(executor, "_working_set", lambda *_: BLOCK // 2)
-    monkeypatch.setattr(executor, "Compiler", Pretend)
+    for module in (executor, batches):
+        monkeypatch.setattr(module, "Compiler", Pretend)
     task = task_of("values")
     whole, blocks = (Executor(task, dtype=torch.float64, compile=c) for c in (False, True))
     results = [train(loop, (3,), limit) for loop in (whole, blocks)]
@@ -132,14 +135,42 @@ def test_blocks_train_as_the_whole_in_compiled_form(monkeypatch, limit):
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", ["values", "permuted"])
-def test_compiled_equals_eager(kind):
-    loops = [Executor(task_of(kind), dtype=torch.float64, compile=c) for c in (False, True)]
+def test_compiled_equals_eager():
+    loops = [Executor(task_of("values"), dtype=torch.float64, compile=c) for c in (False, True)]
     limit = np.array([4, 0, 2, 3])
     for pieces, some in (((5, 2), None), ((4,), limit)):
         eager, compiled = (train(loop, pieces, some) for loop in loops)
         assert_trees_equal(compiled, eager, rtol=1e-9, atol=1e-13, equal_nan=True)
     assert not loops[1]._compiler.failed
+
+
+def drawn(stream: DataStream, draw, steps: int):
+    number = torch.arange(steps).unsqueeze(1).expand(steps, RUNS).contiguous()
+    return draw(SEEDS, stream.start(SEEDS, torch.float64), number)
+
+
+def plain_draw(stream: DataStream):
+    return lambda *args: stream.draw(*args, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_draws_of_the_first_length_use_the_compiled_form(monkeypatch, kind):
+    made = []
+    monkeypatch.setattr(batches, "Compiler", lambda: made.append(Pretend()) or made[-1])
+    stream = KINDS[kind]()
+    draw = compiled_draw(stream, 6)
+    for steps in (5, 3, 5):
+        found, expected = drawn(stream, draw, steps), drawn(stream, plain_draw(stream), steps)
+        assert_trees_equal(found, expected, **EXACT)
+    assert (made[0].compiled, made[0].calls) == (1, 2)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["classes", "permuted", "ordered"])
+def test_compiled_draws_equal_eager_ones(kind):
+    stream = KINDS[kind]()
+    found = drawn(stream, compiled_draw(stream, 6), 9)
+    assert_trees_equal(found, drawn(stream, plain_draw(stream), 9), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [n for n in STREAMS if TASKS[n].metrics])

@@ -19,7 +19,10 @@ from lr_gym.tree import flatten, take_rows
 # on some processors only: these rows are equal within 1e-5, all others to the bit.
 RANDOM = ("random-1", "random-5", "random-6", "random-18", "random-25")
 RUNNABLE = (*SMALL, *RANDOM, *STREAMS)
-ROUNDED = ("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", *RANDOM)
+ROUNDED = (
+    *("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", *RANDOM),
+    *("stream-values-16", "stream-values-64", "stream-waves", "stream-digits-groups"),
+)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -54,15 +55,16 @@ def compiled_draw(stream: DataStream, batch_size: int) -> Draw | None:
         None for a stream that is no dataclass, since a compiled function must be given all tensors
         that it looks at.
     """
-    if not dataclasses.is_dataclass(stream):
+    source: Any = stream
+    if not dataclasses.is_dataclass(source):
         return None
-    fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
     tables = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
     def draw(
         given: tuple[Tensor, ...], run_seed: Tensor, position: StreamPosition, step: Tensor
     ) -> tuple[StreamBatch, Moments]:
-        same = dataclasses.replace(stream, **dict(zip(tables, given, strict=True)))
+        same: DataStream = dataclasses.replace(source, **dict(zip(tables, given, strict=True)))
         return same.draw(run_seed, position, step, batch_size)
 
     # Its own compiler: where it fails, on a stream of a user's own, only drawing stays eager.
