@@ -7,8 +7,11 @@ import pytest
 from learners import make_learner
 from tiny import TINY
 
+from agents.command_line import parse
 from agents.sb3 import LayerRowsVecEnv
 from agents.sb3.ppo import LIMIT, relative_rewards
+from agents.sb3.state import rows_of
+from agents.table import build_learner
 from lr_gym.envs.vector_env import LRControlVectorEnv
 
 LAYERS = [2, 2, 2, 2, 3, 3, 3, 3]  # two pairs of runs of two layers, two pairs of runs of three
@@ -92,3 +95,26 @@ def test_ppo_learns_from_what_is_relative():
         buffer.rewards.shape[1], -1
     ).T  # flattened row by row for its minibatches
     np.testing.assert_allclose(returns, buffer.rewards[::-1].cumsum(0)[::-1], atol=1e-4)
+
+
+def test_twins_of_a_suite_that_stays_start_from_new_seeds_at_every_update(tmp_path):
+    """The environments are kept, so nothing is loaded or compiled again."""
+    options = "--task quadratic --horizon 8 --decisions 4 --num-envs 4 --workers 1 --timesteps 64"
+    args = parse([*options.split(), "--ppo.twins", "2", "--output-dir", str(tmp_path)])
+    learner, updates = build_learner(args)
+    rows = rows_of(learner.model)
+    kept, seeds = list(rows.envs), []
+    for _ in range(2):
+        learner.update()
+        seeds.append(rows.envs[0].state_dict()["host.row_seed"].tolist())
+    assert updates == 4
+    assert all(env is other for env, other in zip(rows.envs, kept, strict=True))
+    assert all(pair[0] == pair[1] and pair[2] == pair[3] for pair in seeds)
+    assert len({seed for pair in seeds for seed in pair}) == 4
+    other, _ = build_learner(args)
+    other.load_state_dict(learner.state_dict())
+    learner.update(), other.update()
+    np.testing.assert_array_equal(
+        rows_of(other.model).envs[0].state_dict()["host.row_seed"],
+        rows.envs[0].state_dict()["host.row_seed"],
+    )
