@@ -44,6 +44,8 @@ TASK_OF_ENV: dict[str, str] = {
     "Stream-Values64-v0": "stream-values-64",
     "Stream-Classes2-v0": "stream-classes-2",
     "Stream-Classes16-v0": "stream-classes-16",
+    "Stream-Clusters8-v0": "stream-clusters-8",
+    "Stream-Clusters32-v0": "stream-clusters-32",
     "Stream-Waves-v0": "stream-waves",
     "Stream-DigitsLabels-v0": "stream-digits-labels",
     "Stream-MNIST1DLabels-v0": "stream-mnist1d-labels",

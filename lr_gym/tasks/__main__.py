@@ -125,8 +125,8 @@ others go through all that there are. A run also draws its own noise.
 
 The rows are those of `lr_gym/tasks/suite_stream.py`, the kinds those of
 `lr_gym/tasks/stream_kinds.py`. Policies for streams learn on the suite `stream-train`, are selected
-by `stream-validation`, and are reported on `stream`. The teachers and the waves need no further
-packages.
+by `stream-validation`, and are reported on `stream`. The teachers, clusters and waves need no
+further packages.
 
 | task | environment | what | model | batch | horizon | a change on average | noise |
 |---|---|---|---|---|---|---|---|

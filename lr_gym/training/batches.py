@@ -55,17 +55,18 @@ def compiled_draw(stream: DataStream, batch_size: int) -> Draw | None:
         None for a stream that is no dataclass, since a compiled function must be given all tensors
         that it looks at.
     """
-    source: Any = stream
-    if not dataclasses.is_dataclass(source):
+    if not hasattr(stream, "__dataclass_fields__"):
         return None
+    source: Any = stream
     fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
     tables = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
     def draw(
         given: tuple[Tensor, ...], run_seed: Tensor, position: StreamPosition, step: Tensor
     ) -> tuple[StreamBatch, Moments]:
-        same: DataStream = dataclasses.replace(source, **dict(zip(tables, given, strict=True)))
-        return same.draw(run_seed, position, step, batch_size)
+        same: Any = dataclasses.replace(source, **dict(zip(tables, given, strict=True)))
+        drawn: tuple[StreamBatch, Moments] = same.draw(run_seed, position, step, batch_size)
+        return drawn
 
     # Its own compiler: where it fails, on a stream of a user's own, only drawing stays eager.
     compiled = CompiledFunction(Compiler(), draw)
