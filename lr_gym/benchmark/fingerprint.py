@@ -19,6 +19,7 @@ from typing import Any
 import lr_gym
 from lr_gym.benchmark.contestants import Baseline, Contestant, DeployedPolicy, recipe_of
 from lr_gym.benchmark.loop import device_of
+from lr_gym.benchmark.online import is_stream
 from lr_gym.benchmark.recipes import Recipe
 from lr_gym.benchmark.run import Cell
 from lr_gym.benchmark.source_digest import source_digest
@@ -48,7 +49,7 @@ PACKAGES = (
 def fingerprint(cell: Cell) -> str:
     """SHA-256 of everything that decides the outcome of a cell, as 64 hexadecimal digits."""
     content = {
-        "contestant": _contestant(cell.contestant),
+        "contestant": _contestant(cell.contestant, cell.task),
         "training": [cell.lr, cell.task, cell.seed, cell.test, cell.horizon],
         "device": device_of(find_task(cell.task)).type,
         "own_task": _own_task(cell.task),
@@ -72,10 +73,10 @@ def _code_of(recipe: Recipe) -> list[Any]:
     return [part for part in parts if hasattr(part, "__qualname__")]
 
 
-def _contestant(contestant: Contestant) -> Any:
+def _contestant(contestant: Contestant, task: str) -> Any:
     """Plain values that say how a contestant trains, apart from its source code."""
     if isinstance(contestant, DeployedPolicy):
-        return {"policy": _policy_digest(contestant.path)}
+        return {"policy": _policy_digest(contestant.path, is_stream(task))}
     recipe = recipe_of(contestant)
     return {
         "code": [f"{part.__module__}.{part.__qualname__}" for part in _code_of(recipe)],
@@ -94,14 +95,14 @@ def _option(value: Any) -> Any:
 
 
 @functools.cache
-def _policy_digest(path: str) -> str:
+def _policy_digest(path: str, on_stream: bool) -> str:
     """Digest of what a policy does, wherever its file lies."""
     policy = load_policy(path)
     digest = hashlib.sha256(json.dumps(policy.spec.to_json(), sort_keys=True).encode())
     for name, tensor in sorted(policy.tensors().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    # An endless policy decides every `interval` steps; for others the horizon says how often.
-    if policy.spec.endless:
+    # Without a known end a policy decides every `interval` steps; else the horizon says how often.
+    if policy.spec.endless or on_stream:
         digest.update(str(policy.interval).encode())
     return digest.hexdigest()
 

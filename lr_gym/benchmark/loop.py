@@ -4,6 +4,9 @@ Trainings with the same seed start from the same weights and see the same miniba
 split chooses learning rates. The test split is looked at only where a training is reported: its
 loss along the training is drawn as a curve, and nothing is chosen by it.
 
+On a stream every minibatch is a test before it is learned from. The mean of these losses is what
+chooses and what is reported, on different seeds.
+
 This file knows recipes, not contestants: it must not import the table of optimizers, since then
 every training would have to be run again whenever one of the optimizers changes (see
 `fingerprint`).
@@ -17,24 +20,28 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lr_gym.benchmark.evaluation_mode import BATCH_NORM_BATCHES, averaged_weights
-from lr_gym.benchmark.recipes import Recipe, TrainingLength
+from lr_gym.benchmark.online import OnlineData
+from lr_gym.benchmark.recipes import Recipe
 from lr_gym.benchmark.schedulers import SCHEDULERS, advance
+from lr_gym.benchmark.training_data import (
+    CURVE_POINTS,
+    Final,
+    FixedData,
+    Score,
+    TrainingData,
+    score,
+)
 from lr_gym.envs.reward import loss_limit
 from lr_gym.rng import Stream, random_bits
 from lr_gym.tasks.initial import plain_model
-from lr_gym.tasks.task import Split, Task, check_data
-from lr_gym.training.inner_loop import minibatch
+from lr_gym.tasks.stream import DataStream
+from lr_gym.tasks.task import Split, Task, check_source
 from lr_gym.types import check_count
 
-__all__ = ["Outcome", "device_of", "evaluation_seed", "score", "train"]
-
-CURVE_POINTS = 25
-# Examples of the test split that a point of the curve is measured on. All of them would cost the
-# language model more than its training.
-CURVE_EXAMPLES = 512
+__all__ = ["Outcome", "device_of", "evaluation_seed", "train"]
 
 
 class Outcome(NamedTuple):
@@ -43,11 +50,15 @@ class Outcome(NamedTuple):
     Losses are inf where the training diverged, and nan where they were not looked at.
 
     Attributes:
-        selection_loss: loss on the selection split at the end.
+        selection_loss: loss on the selection split at the end. A stream has no splits: here and in
+            `test_loss` stands the mean over all minibatches of the loss before learning from it,
+            above its floor. Tuning and reporting use different seeds.
         test_loss: loss on the test split at the end.
-        metrics: the task's metrics on the test split at the end.
-        steps: numbers of updates after which the curve was read; empty without test split.
-        curve: for each entry of `steps` the loss of the first CURVE_EXAMPLES test examples.
+        metrics: the task's metrics on the test split at the end; on a stream their means over all
+            minibatches before learning from them, and those of `online.STREAM_METRICS`.
+        steps: numbers of updates after which the curve was read; empty without `test`.
+        curve: for each entry of `steps` the loss of the first CURVE_EXAMPLES test examples; on a
+            stream the mean loss above the floor since the entry before.
         lr: for each entry of `steps` the effective learning rate of each layer, or of all.
         layers: names of the layers in an entry of `lr`.
         updates: updates that were made.
@@ -84,17 +95,6 @@ def device_of(task: Task) -> torch.device:
     return torch.device(task.device if torch.cuda.is_available() else "cpu")
 
 
-@torch.no_grad()
-def score(task: Task, model: nn.Module, split: Split) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics of a model in evaluation mode; it is left in training mode."""
-    model.eval()
-    outputs = torch.cat([model(piece) for piece in torch.split(split.inputs, task.chunk)])
-    model.train()
-    loss = float(task.loss(outputs, split.targets).mean())
-    metrics = {name: float(metric(outputs, split.targets)) for name, metric in task.metrics.items()}
-    return (loss if math.isfinite(loss) else math.inf), metrics
-
-
 class _Training:
     """A model with its data, optimizer and scheduler."""
 
@@ -103,34 +103,25 @@ class _Training:
         self.task = task
         self.horizon = horizon
         device = device_of(task)
-        self.data = check_data(task.name, task.data()).to(device, torch.float32)
         run_seed = evaluation_seed(seed)
+        self.data = _training_data(task, run_seed, horizon, device)
         self.model = plain_model(task, run_seed).to(device)
-        examples = len(self.data.gradient.inputs)
-        length = TrainingLength(horizon, examples / task.batch_size)
-        self.optimizer = recipe.make(self.model, lr, length)
+        self.optimizer = recipe.make(self.model, lr, self.data.length)
         self.scheduler = SCHEDULERS[recipe.schedule](self.optimizer, lr, horizon)
-        batches = minibatch(
-            run_seed.expand(horizon), torch.arange(horizon), task.batch_size, examples
-        )
-        self.batches = batches.to(device)  # (horizon, batch size) indices of examples
         if recipe.averages:
             self.optimizer.train()  # type: ignore[attr-defined]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a minibatch."""
-        rows = self.batches[step]
-        return self.data.gradient.inputs[rows], self.data.gradient.targets[rows]
-
     def loss_at(self, step: int) -> Tensor:
         """Loss of a minibatch; its gradient is left in the parameters."""
-        inputs, targets = self.batch(step)
-        loss = self.task.loss(self.model(inputs), targets).mean()
+        inputs, targets = self.data.batch(step)
+        outputs = self.model(inputs)
+        loss = self.task.loss(outputs, targets).mean()
+        self.data.note(loss.detach(), outputs.detach(), targets)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def score(self, split: Split) -> tuple[float, dict[str, float]]:
+    def score(self, split: Split) -> Score:
         """Loss and metrics at the weights at which the optimizer wants to be evaluated."""
         with self._evaluated():
             return score(self.task, self.model, split)
@@ -138,17 +129,27 @@ class _Training:
     def _evaluated(self) -> AbstractContextManager[None]:
         if not self.recipe.averages:
             return nullcontext()
-        batches = (self.batch(step)[0] for step in range(min(BATCH_NORM_BATCHES, self.horizon)))
+        batches = (
+            self.data.batch(step)[0] for step in range(min(BATCH_NORM_BATCHES, self.horizon))
+        )
         return averaged_weights(self.model, self.optimizer, batches)
 
 
+def _training_data(
+    task: Task, run_seed: Tensor, horizon: int, device: torch.device
+) -> TrainingData:
+    source = check_source(task.name, task.data())
+    if isinstance(source, DataStream):
+        return OnlineData(task, source, run_seed, horizon, device)
+    return FixedData(task, source, run_seed, horizon, device)
+
+
 class _Curve:
-    """Test loss and learning rates along a training; nothing is read without test split."""
+    """Losses and learning rates along a training; nothing is read without `test`."""
 
     def __init__(self, training: _Training, test: bool) -> None:
         self.training = training
         self.test = test
-        self.split = Split(*(tensor[:CURVE_EXAMPLES] for tensor in training.data.test))
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.rates: list[dict[str, float]] = []
@@ -156,7 +157,7 @@ class _Curve:
     def read_loss(self, updates: int) -> None:
         if self.test:
             self.steps.append(updates)
-            self.losses.append(self.training.score(self.split)[0])
+            self.losses.append(self.training.data.curve_loss(self.training.score))
 
     def read_rates(self) -> None:
         if self.test:
@@ -179,21 +180,23 @@ def train(
         lr: learning rate; the peak of a schedule, or the initial one of a policy.
         task: what is trained.
         seed: index of the evaluation seed.
-        test: whether the test split is looked at.
+        test: whether the test split is looked at; on a stream, whether curve and metrics are.
         horizon: inner steps, None for the task's own.
     """
     begin = time.perf_counter()
     steps = check_count("horizon", task.horizon if horizon is None else horizon)
     training = _Training(recipe, lr, task, seed, steps)
     curve = _Curve(training, test)
-    curve.read_loss(0)
-    curve.read_rates()
+    if training.data.curve_starts:
+        curve.read_loss(0)
+        curve.read_rates()
     updates = _update_all(training, curve)
-    scores: tuple[float, float, dict[str, float]] = (math.inf, math.inf, {})
+    final = Final(math.inf, math.inf, {})
     if not updates.diverged:
-        scores = _final_scores(training, curve)
+        final = training.data.final(training.score, test)
+        curve.read_loss(steps)
     return Outcome(
-        *scores,
+        *final,
         curve.steps,
         curve.losses,
         lr=[list(rates.values()) for rates in curve.rates],
@@ -217,6 +220,7 @@ def _update_all(training: _Training, curve: _Curve) -> _Updates:
     """Make every update of a training, or stop where it diverges."""
     horizon = training.horizon
     every = max(1, horizon // CURVE_POINTS)
+    curve_every = max(1, horizon // training.data.curve_points)
     losses: list[float] = []  # training losses since the last point of the curve
     limit = math.inf
     seconds = 0.0
@@ -239,19 +243,9 @@ def _update_all(training: _Training, curve: _Curve) -> _Updates:
             curve.read_rates()  # after the last update a schedule has ended
         training.recipe.step(training.optimizer, loss)
         seconds += time.perf_counter() - begin
-        if point:
+        if not last and done % curve_every == 0:
             curve.read_loss(done)
             curve.read_rates()
         if not last:
             advance(training.scheduler, losses, point)
     return _Updates(horizon, seconds, diverged=False)
-
-
-def _final_scores(training: _Training, curve: _Curve) -> tuple[float, float, dict[str, float]]:
-    """Selection loss, test loss and test metrics of a finished training."""
-    selection, _ = training.score(training.data.selection)
-    if not curve.test:
-        return selection, math.nan, {}
-    tested, metrics = training.score(training.data.test)
-    curve.read_loss(training.horizon)
-    return (selection, tested, metrics) if math.isfinite(selection) else (selection, math.inf, {})

@@ -15,11 +15,13 @@ from lr_gym.benchmark.recipes import (
     SGD_RANGE,
     Recipe,
     packaged,
+    packaged_around,
     plain,
     schedule_free,
     step_with_closure,
     wrapped,
 )
+from lr_gym.benchmark.shrink_perturb import ShrinkAndPerturb
 from lr_gym.optim import (
     AdaptiveUPGD,
     EnhancedSGD,
@@ -46,6 +48,8 @@ PRODIGY = partial(
 )
 # D-Adaptation (Defazio & Mishchenko 2023) with Adam's own bias correction
 D_ADAPTATION = partial(packaged, "pytorch_optimizer", "DAdaptAdam", bias_correction=True)
+# TRAC (Muppidi, Zhang & Yang 2024), for streams: it scales how far weights are from their start.
+TRAC = partial(packaged_around, "pytorch_optimizer", "TRAC", torch.optim.AdamW)
 TRAINED_GARO = partial(plain, GlobalAdaptiveSGD, weights="builtin:garo", layerwise=True)
 
 _RECIPES: dict[str, Recipe] = {
@@ -62,6 +66,8 @@ _RECIPES: dict[str, Recipe] = {
     "adamw": Recipe("AdamW, constant", ADAMW),
     "adamw-cosine": Recipe("AdamW, cosine", ADAMW, "cosine"),
     "adamw-wsd": Recipe("AdamW, stable, then decay (WSD without warmup)", ADAMW, "wsd"),
+    "adamw-warm-restarts": Recipe("AdamW, cosine with ten warm restarts", ADAMW, "warm-restarts"),
+    "adamw-plateau": Recipe("AdamW, halved on plateaus", ADAMW, "plateau"),
     "radam": Recipe("RAdam, constant", partial(plain, torch.optim.RAdam)),
     "nadam": Recipe("NAdam, constant", partial(plain, torch.optim.NAdam)),
     "nadamw-wsd": Recipe("NAdamW, stable, then decay (WSD without warmup)", NADAMW, "wsd"),
@@ -79,6 +85,10 @@ _RECIPES: dict[str, Recipe] = {
         "Gradient Agreement of Adam", partial(wrapped, GradientAgreementOptimizer, torch.optim.Adam)
     ),
     "adaptive-upgd": Recipe("AdaptiveUPGD", partial(plain, AdaptiveUPGD)),
+    "trac": Recipe("TRAC around AdamW", TRAC, package="pytorch_optimizer"),
+    "shrink-and-perturb": Recipe(
+        "AdamW, weights shrunk and perturbed at every step", partial(plain, ShrinkAndPerturb)
+    ),
     "garo": Recipe(
         "GARO (GlobalAdaptiveSGD), random cell", partial(plain, GlobalAdaptiveSGD), space=SGD_RANGE
     ),

@@ -24,9 +24,11 @@ def policy_optimizer(
 ) -> Optimizer:
     """Make the optimizer that deploys a policy.
 
-    A policy that looks at no end of the training (`spec.endless`) is not told its length.
+    A policy that looks at no end of the training (`spec.endless`) is not told its length. No policy
+    is told it on a stream: there, one that looks at the end does not see how far a training is, and
+    its base schedule stays at the start.
     """
-    steps = None if policy.spec.endless else length.steps
+    steps = None if policy.spec.endless or length.endless else length.steps
     return PolicyOptimizer(
         muon_groups(model), policy, lr, steps, steps_per_epoch=length.steps_per_epoch
     )

@@ -23,6 +23,7 @@ __all__ = [
     "TrainingLength",
     "group_rates",
     "packaged",
+    "packaged_around",
     "plain",
     "schedule_free",
     "step_with_closure",
@@ -43,11 +44,15 @@ class TrainingLength(NamedTuple):
 
     Attributes:
         steps: inner steps of the training.
-        steps_per_epoch: inner steps in which as many examples are seen as the gradient split has.
+        steps_per_epoch: inner steps in which as many examples are seen as the gradient split has;
+            None on a stream, whose examples do not come again.
+        endless: whether nobody could know in advance how long the training is, as on a stream.
+            Schedules that cannot do without an end are nevertheless told it, policies are not.
     """
 
     steps: int
-    steps_per_epoch: float
+    steps_per_epoch: float | None
+    endless: bool = False
 
 
 def step_without_loss(optimizer: Any, loss: Tensor) -> None:
@@ -122,6 +127,23 @@ def wrapped(
     length: TrainingLength,
 ) -> Optimizer:
     """Make an optimizer around another one that takes parameters and a learning rate."""
+    return outer(inner(model.parameters(), lr))
+
+
+def packaged_around(
+    package: str,
+    name: str,
+    inner: Callable[..., Optimizer],
+    model: nn.Module,
+    lr: float,
+    length: TrainingLength,
+) -> Optimizer:
+    """Make an optimizer of an optional package around one that takes parameters and a rate.
+
+    Raises:
+        ImportError: if the package is missing; the message says what to install.
+    """
+    outer: Callable[[Optimizer], Optimizer] = getattr(require(package, EXTRA), name)
     return outer(inner(model.parameters(), lr))
 
 

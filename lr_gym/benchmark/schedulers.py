@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
     LambdaLR,
     LinearLR,
     LRScheduler,
@@ -32,6 +33,10 @@ SCHEDULERS: dict[str, Callable[[Optimizer, float, int], LRScheduler | None]] = {
     "wsd": _wsd,
     "one-cycle": lambda optimizer, lr, horizon: OneCycleLR(
         optimizer, max_lr=lr, total_steps=horizon
+    ),
+    # SGDR (Loshchilov & Hutter 2017) with ten equal cycles
+    "warm-restarts": lambda optimizer, lr, horizon: CosineAnnealingWarmRestarts(
+        optimizer, T_0=max(1, horizon // 10)
     ),
     "plateau": lambda optimizer, lr, horizon: ReduceLROnPlateau(optimizer, factor=0.5, patience=2),
 }
