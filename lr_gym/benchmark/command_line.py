@@ -48,8 +48,13 @@ class Args:
     """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, or a Task of your own as
     my_package.my_module:TASK. Give the option once for each task. By default it is mnist1d-mlp,
     unless --suite is given."""
-    suite: Literal["test", "large", "validation", "train"] | None = None
-    """Train all tasks of a suite that can run on this machine."""
+    suite: (
+        Literal[
+            "test", "large", "validation", "train", "stream", "stream-validation", "stream-train"
+        ]
+        | None
+    ) = None
+    """Train all tasks of a suite that can run on this machine; `stream` holds the streams."""
     seeds: int = 10
     """Reported trainings of each contestant on each task. Nothing was trained or tuned on their
     seeds."""

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from lr_gym.benchmark.judged import ONLINE, judged_by
 from lr_gym.benchmark.plots import BASELINE_COLOUR, POLICY_COLOUR, entrant_styles
 
 __all__ = ["write_figures"]
@@ -21,7 +22,7 @@ DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
 
 
 def write_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ranking, profiles, and misset where it was measured, each as PNG and SVG.
+    """Write ranking, profiles, misset where it was measured, and streams, each as PNG and SVG.
 
     Args:
         results: content of results.json.
@@ -34,6 +35,9 @@ def write_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
     figures = {"ranking": _ranking(results), "profiles": _profiles(results)}
     if results["misset"]:
         figures["misset"] = _misset(results)
+    for task, entry in results["tasks"].items():
+        if entry.get("stream"):
+            figures[task] = _stream(results, entry["stream"])
     return [
         _save(figure, name, folder / f"{name}.{ending}")
         for name, figure in figures.items()
@@ -64,9 +68,10 @@ def _styles(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _ranking(results: Mapping[str, Any]) -> Figure:
     """Interquartile mean of each entrant with its interval."""
     entries = results["ranking"][::-1]  # the best on top
+    judged = judged_by(results["tasks"].values())
     figure = Figure(figsize=(7.0, 1.2 + 0.28 * len(entries)), layout="constrained")
     axes = figure.add_subplot(
-        xlabel=f"log of {results['reference']}'s test loss over one's own (right is better)"
+        xlabel=f"log of {results['reference']}'s {judged} over one's own (right is better)"
     )
     for kind, colour in (("policy", POLICY_COLOUR), ("baseline", BASELINE_COLOUR)):
         rows = [(i, entry["score"]) for i, entry in enumerate(entries) if entry["kind"] == kind]
@@ -104,4 +109,22 @@ def _misset(results: Mapping[str, Any]) -> Figure:
         axes.plot(factors, means, label=row["name"], **styles[row["name"]])
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
+    return figure
+
+
+def _stream(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure:
+    """One run of a stream: losses and learning rates, and its changes as vertical lines."""
+    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True)
+    losses.set_ylabel(f"{ONLINE} above the floor")
+    rates.set(xlabel="updates", ylabel="learning rate", yscale="log")
+    styles = _styles(results)
+    for axes in (losses, rates):
+        for step in view["changes"]:
+            axes.axvline(step, color="#999999", linewidth=0.8)
+        axes.grid(alpha=0.3)
+    for row in view["rows"]:
+        losses.plot(row["steps"], row["loss"], label=row["name"], **styles[row["name"]])
+        rates.plot(row["steps"], row["lr"], **styles[row["name"]])
+    losses.legend(fontsize="small")
     return figure

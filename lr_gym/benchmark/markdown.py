@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lr_gym.benchmark.judged import judged_by, task_judged_by
+
 __all__ = ["tables"]
 
 
@@ -14,9 +16,10 @@ def tables(results: Mapping[str, Any]) -> str:
     Args:
         results: content of results.json.
     """
+    judged = judged_by(results["tasks"].values())
     parts = [
         "\n".join(f"- {line}" for line in results["summary"]),
-        f"Score: log of {results['reference']}'s test loss over one's own, same seed; "
+        f"Score: log of {results['reference']}'s {judged} over one's own, same seed; "
         "interquartile mean and interval.",
         _ranking(results),
         " ".join(results["cost"]),
@@ -68,7 +71,11 @@ def _against_baselines(results: Mapping[str, Any], policy: str) -> list[str]:
         [other, _interval(chance, ".2f"), _interval(speed_up[other], ".2f")]
         for other, chance in results["probability_of_improvement"][policy].items()
     ]
-    head = ["against", "probability of a lower test loss", "speed-up to where it ended"]
+    head = [
+        "against",
+        f"probability of a lower {judged_by(results['tasks'].values())}",
+        "speed-up to where it ended",
+    ]
     return [f"### {policy} against each baseline", _table(head, rows)] if rows else []
 
 
@@ -87,7 +94,7 @@ def _task(entry: Mapping[str, Any]) -> str:
         ]
         for row in entry["rows"]
     ]
-    return _table(["contestant", "lr", "test loss", *metrics, "diverged"], rows)
+    return _table(["contestant", "lr", task_judged_by(entry), *metrics, "diverged"], rows)
 
 
 def _misset(results: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ _RECIPES: dict[str, Recipe] = {
     "adamw": Recipe("AdamW, constant", ADAMW),
     "adamw-cosine": Recipe("AdamW, cosine", ADAMW, "cosine"),
     "adamw-wsd": Recipe("AdamW, stable, then decay (WSD without warmup)", ADAMW, "wsd"),
-    "adamw-warm-restarts": Recipe("AdamW, cosine with ten warm restarts", ADAMW, "warm-restarts"),
+    "adamw-warm-restarts": Recipe("AdamW, ten cycles of cosine", ADAMW, "warm-restarts"),
     "adamw-plateau": Recipe("AdamW, halved on plateaus", ADAMW, "plateau"),
     "radam": Recipe("RAdam, constant", partial(plain, torch.optim.RAdam)),
     "nadam": Recipe("NAdam, constant", partial(plain, torch.optim.NAdam)),

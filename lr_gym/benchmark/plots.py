@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from lr_gym.benchmark.judged import ONLINE, task_judged_by
+
 __all__ = [
     "BASELINE_COLOUR",
     "POLICY_COLOUR",
@@ -151,9 +153,12 @@ def _misset(results: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def _band(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Any]) -> go.Figure:
-    """Mean test loss of each entrant's seeds, with a band between their quartiles."""
-    figure = go.Figure(layout=_layout("updates", "test loss", rows=len(rows), y={"type": "log"}))
+def _band(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Any], stream: bool) -> go.Figure:
+    """Mean loss of each entrant's seeds, with a band between their quartiles."""
+    title = f"{ONLINE} above the floor" if stream else "test loss"
+    # above its floor a loss may be below 0, by chance
+    y = {"type": "linear" if stream else "log"}
+    figure = go.Figure(layout=_layout("updates", title, rows=len(rows), y=y))
     for row in rows:
         curves = np.array(row["curves"])
         low, high = np.quantile(curves, (0.25, 0.75), axis=0)
@@ -197,6 +202,38 @@ def _rates(row: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
+def _stream(view: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
+    """One run of a stream: losses above, learning rates below, changes as vertical lines."""
+    layout = _layout(
+        "updates",
+        f"{ONLINE} above the floor",
+        rows=8,
+        y={"domain": [0.42, 1.0]},
+        x={"anchor": "y2"},
+    )
+    figure = go.Figure(layout=layout)
+    figure.update_layout(
+        yaxis2={
+            "title": "learning rate",
+            "type": "log",
+            "exponentformat": "power",
+            "domain": [0.0, 0.36],
+            "automargin": True,
+        }
+    )
+    for row in view["rows"]:
+        line = {"name": row["name"], "line": styles[row["name"]], "mode": "lines"}
+        group = {"legendgroup": row["name"]}
+        figure.add_scatter(x=row["steps"], y=row["loss"], **line, **group)
+        figure.add_scatter(
+            x=row["steps"], y=row["lr"], yaxis="y2", showlegend=False, **line, **group
+        )
+    for step in view["changes"]:
+        line = {"color": "#999999", "width": 1}
+        figure.add_shape(type="line", x0=step, x1=step, y0=0, y1=1, yref="paper", line=line)
+    return figure
+
+
 def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
     """Plots over all tasks by name: ranking, profiles, and misset where it was measured.
 
@@ -222,21 +259,31 @@ def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
 def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
     """Plots of one task: the losses of all entrants, and the learning rates that each policy set.
 
+    Of a stream there is also one run, with its changes.
+
     Args:
         results: content of results.json.
         task: name of the task.
     """
     styles = entrant_styles(results)
-    rows = [row for row in results["tasks"][task]["rows"] if row["curves"]]
+    entry = results["tasks"][task]
+    rows = [row for row in entry["rows"] if row["curves"]]
     if not rows:  # every training diverged
         return []
+    view = entry.get("stream")
     plots = [
         Plot(
-            "Test loss while training",
+            f"{task_judged_by(entry).capitalize()} while training",
             "Mean over the seeds that did not diverge; the band spans their middle half.",
-            _band(rows, styles),
+            _band(rows, styles, stream=bool(view)),
         )
     ]
+    if view:
+        about = (
+            "Losses are means since the point before, and learning rates geometric means over "
+            "layers. A vertical line is a change of the data, of which nobody is told."
+        )
+        plots.append(Plot(f"One stream, seed {view['seed']}", about, _stream(view, styles)))
     for row in rows:
         if row["kind"] == "policy":
             title = f"Learning rates set by {row['name']} from lr {row['lr']:g}"

@@ -9,6 +9,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from lr_gym.analysis.certificate import TESTED
+from lr_gym.benchmark.judged import judged_by, task_judged_by
 from lr_gym.benchmark.plots import Plot, plots_of, task_plots
 from lr_gym.benchmark.scores import SCORE_SCALE
 from lr_gym.files import write_atomically
@@ -44,6 +45,8 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         task_plots=per_task,
         plotlyjs=get_plotlyjs(),
         score_scale=SCORE_SCALE,
+        judged=judged_by(results["tasks"].values()),
+        task_judged_by=task_judged_by,
         tested=TESTED,
     )
     write_atomically(path, html.encode())

@@ -16,7 +16,9 @@ from lr_gym.analysis.intervals import Interval, mean_interval, paired_difference
 from lr_gym.benchmark.contestants import Entrant
 from lr_gym.benchmark.curves import area_under_curve, speed_up, steps_to_target
 from lr_gym.benchmark.grid import Rates
+from lr_gym.benchmark.judged import judged_by
 from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.online import STREAM_METRICS, is_stream
 from lr_gym.benchmark.run import Cell
 from lr_gym.benchmark.scores import (
     iqm_interval,
@@ -25,6 +27,7 @@ from lr_gym.benchmark.scores import (
     scores,
 )
 from lr_gym.benchmark.significance import Comparison, compare_all, winner
+from lr_gym.benchmark.stream_view import stream_view
 from lr_gym.benchmark.summary import summarise
 from lr_gym.benchmark.tuning import Tuning
 from lr_gym.tasks import find_task
@@ -85,9 +88,10 @@ def assemble(
     """
     targets = {task: _target(task, rows, outcomes) for task in tasks}
     losses = {task: target[1] for task, target in targets.items()}
+    entries = {task: _task(task, rows, outcomes, lrs, tuning, targets[task]) for task in tasks}
     across = _across(rows, tasks, outcomes)
     content = {
-        "tasks": {task: _task(task, rows, outcomes, lrs, tuning, targets[task]) for task in tasks},
+        "tasks": entries,
         **across,
         "misset": _misset(rows, tasks, misset, outcomes) if misset else [],
         "failures": [
@@ -95,7 +99,9 @@ def assemble(
             for cell, error in failures
         ],
         "timing": {task: _timing(task, rows, outcomes, losses[task]) for task in tasks},
-        "summary": summarise(rows, across, len(tasks), len(failures), outcomes),
+        "summary": summarise(
+            rows, across, len(tasks), len(failures), outcomes, judged_by(entries.values())
+        ),
     }
     values: dict[str, Any] = plain(content)
     return values
@@ -108,10 +114,12 @@ def _target(task: str, rows: Sequence[Entrant], outcomes: Outcomes) -> tuple[str
     """The best baseline by selection loss, and the mean loss at the end of its curves.
 
     This loss is the target that the others have to reach. Where even the best baseline diverged
-    there is nothing to reach, and the target is -inf.
+    there is nothing to reach, and the target is -inf. So it is on a stream, which never ends.
     """
     candidates = [row.name for row in rows if row.policy is None] or [row.name for row in rows]
     best = min(candidates, key=lambda name: _selection_loss(outcomes[task, name]))
+    if is_stream(task):
+        return best, -math.inf
     ends = [o.curve[-1] if math.isfinite(o.test_loss) else np.inf for o in outcomes[task, best]]
     return best, float(np.mean(ends)) if np.isfinite(ends).all() else -math.inf
 
@@ -129,16 +137,22 @@ def _task(
     target: tuple[str, float],
 ) -> dict[str, Any]:
     """Everything about one task."""
-    reference = [o.test_loss for o in outcomes[task, reference_of(rows)]]
+    reference = reference_of(rows)
+    losses = [o.test_loss for o in outcomes[task, reference]]
     set_by, loss = target
+    table = [_row(row, lrs[task, row.name], outcomes[task, row.name], losses, loss) for row in rows]
+    shown = {
+        row.name: outcomes[task, row.name]
+        for row in rows
+        if row.policy is not None or row.name == reference
+    }
+    online = [name for name in STREAM_METRICS if any(name in row["metrics"] for row in table)]
     return {
         "about": find_task(task).about,
-        "metrics": list(find_task(task).metrics),
+        "metrics": [*find_task(task).metrics, *online],
+        "stream": stream_view(task, shown),
         "target": {"set_by": set_by, "loss": loss},
-        "rows": [
-            _row(row, lrs[task, row.name], outcomes[task, row.name], reference, loss)
-            for row in rows
-        ],
+        "rows": table,
         "tuning": {
             row.name: tuning[task, row.name].trials for row in rows if (task, row.name) in tuning
         },
@@ -177,16 +191,28 @@ def _finished(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     finished = [o for o in outcomes if math.isfinite(o.test_loss)]
     if not finished:
         return {"metrics": {}, "steps": [], "curves": [], "layers": [], "lr_over_time": []}
-    names = finished[0].metrics if len(finished) == len(outcomes) else ()
+    metrics = _metrics(outcomes) if len(finished) == len(outcomes) else {}
     rates = np.array([o.lr for o in finished])  # (seeds, points, layers)
     return {
-        "metrics": {name: mean_interval([o.metrics[name] for o in outcomes]) for name in names},
+        "metrics": metrics,
         "steps": finished[0].steps,
         "curves": [o.curve for o in finished],
         "layers": finished[0].layers,
         # geometric mean over seeds; the bound keeps a rate of 0 drawable
         "lr_over_time": np.exp(np.log(np.maximum(rates, 1e-30)).mean(0)),
     }
+
+
+def _metrics(outcomes: Sequence[Outcome]) -> dict[str, Interval]:
+    """Means over seeds; seeds without a figure, such as streams that did not change, are left out.
+
+    Metrics that no seed has a figure of are left out too.
+    """
+    values = {
+        name: [o.metrics[name] for o in outcomes if not math.isnan(o.metrics[name])]
+        for name in outcomes[0].metrics
+    }
+    return {name: mean_interval(found) for name, found in values.items() if found}
 
 
 def _median_reached(steps: Sequence[float]) -> float:
@@ -225,8 +251,12 @@ def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -
     def improvement(name: str, other: str) -> Interval:
         return probability_of_improvement(losses[name], losses[other])
 
+    ending = [task for task in tasks if not is_stream(task)]
+
     def faster(name: str, other: str) -> Interval:
-        return iqm_interval(_speed_ups(name, other, tasks, outcomes))
+        if not ending:
+            return Interval(math.nan, math.nan, math.nan)
+        return iqm_interval(_speed_ups(name, other, ending, outcomes))
 
     return {
         "reference": reference,

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
         lr: learning rate; the peak of a schedule, or the initial one of a policy.
         task: name of a task.
         seed: index of the evaluation seed.
-        test: whether the test split is looked at.
+        test: whether the test split is looked at; on a stream, whether curve and metrics are.
         horizon: inner steps, None for the task's own.
     """
 

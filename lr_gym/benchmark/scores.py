@@ -36,7 +36,7 @@ def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
     """How much lower than the reference a loss is: the log of their ratio, in nats within +-BOUND.
 
     A score of 0.1 is a loss about 10 % lower than the reference's with the same initial weights and
-    minibatches. Where both diverged the score is 0. The score is ours: a difference of losses means
+    minibatches. Where both diverged the score is 0, and a loss below 0 counts as 0. The score is ours: a difference of losses means
     nothing across tasks, and for a scale from random to best no best is known.
 
     Args:
@@ -46,7 +46,10 @@ def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
     Returns:
         (T, S) scores.
     """
-    mine, other = (np.asarray(array, dtype=float) + OFFSET for array in (losses, reference))
+    # a loss above a floor may by chance be below 0, which has no logarithm
+    mine, other = (
+        np.asarray(array, dtype=float).clip(min=0.0) + OFFSET for array in (losses, reference)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.log(other) - np.log(mine)
     bounded: Array = np.clip(

@@ -49,6 +49,7 @@ def summarise(
     tasks: int,
     failures: int,
     outcomes: Outcomes,
+    judged: str = "test loss",
 ) -> list[str]:
     """The result in words, which names losses as plainly as wins.
 
@@ -58,6 +59,7 @@ def summarise(
         tasks: number of tasks.
         failures: number of trainings that raised an error.
         outcomes: (task, entrant's name) -> the outcome of each seed.
+        judged: name of the loss that trainings are judged by.
     """
     where = "on this task" if tasks == 1 else f"over {tasks} tasks"
     if {len(found) for found in outcomes.values()} == {1}:
@@ -69,7 +71,7 @@ def summarise(
         best = next(row["name"] for row in across["ranking"] if row["name"] in baselines)
         for name in policies:
             lines.append(_policy_line(name, baselines, across["pairs"]))
-            lines += _best_baseline_lines(name, best, across["pairs"], outcomes)
+            lines += _best_baseline_lines(name, best, across["pairs"], outcomes, judged)
     for row in rows:
         lines += _guard_lines(row.name, outcomes)
     if failures:
@@ -109,7 +111,7 @@ def _policy_line(name: str, baselines: Sequence[str], pairs: Sequence[Comparison
 
 
 def _best_baseline_lines(
-    name: str, best: str, pairs: Sequence[Comparison], outcomes: Outcomes
+    name: str, best: str, pairs: Sequence[Comparison], outcomes: Outcomes, judged: str
 ) -> list[str]:
     """The losses of a policy and of the best baseline, and what so many seeds could show."""
     tasks = [task for task, entrant in outcomes if entrant == best and (task, name) in outcomes]
@@ -120,10 +122,10 @@ def _best_baseline_lines(
     better = next(pair.better for pair in pairs if {pair.first, pair.second} == {name, best})
     verdict = {name: "better", best: "worse"}.get(better or "", "no difference shown")
     if len(tasks) == 1:
-        figures = f"mean test loss {_loss(own)} against {_loss(other)}"
+        figures = f"mean {judged} {_loss(own)} against {_loss(other)}"
     else:
         lower = int((own.mean(1) < other.mean(1)).sum())
-        figures = f"the lower mean test loss on {lower} of {len(tasks)} tasks"
+        figures = f"the lower mean {judged} on {lower} of {len(tasks)} tasks"
     line = f"{name} against the best baseline, {best}: {figures}, {verdict}."
     smallest = smallest_shown(scores(own, other), len(pairs))
     if better is None and smallest is not None:
@@ -142,7 +144,7 @@ def _sample_words(seeds: int, smallest: float) -> str:
 
 
 def _losses(name: str, tasks: Sequence[str], outcomes: Outcomes) -> NDArray[np.float64]:
-    """Test losses (T, S) of an entrant."""
+    """Reported losses (T, S) of an entrant."""
     return np.array([[outcome.test_loss for outcome in outcomes[task, name]] for task in tasks])
 
 

@@ -11,6 +11,7 @@ import rich.measure
 import rich.table
 
 from lr_gym.analysis.certificate import TESTED, describe
+from lr_gym.benchmark.judged import judged_by
 from lr_gym.benchmark.scores import SCORE_SCALE
 
 __all__ = ["print_results", "ranking_table"]
@@ -39,19 +40,20 @@ def _print_whole(table: rich.table.Table) -> None:
 
 
 def ranking_table(results: Mapping[str, Any]) -> rich.table.Table:
-    """The ranking; where there is one task, with the learning rates and test losses on it."""
+    """The ranking; where there is one task, with the learning rates and losses on it."""
     tasks = list(results["tasks"])
     alone = len(tasks) == 1
+    judged = judged_by(results["tasks"].values())
     where = tasks[0] if alone else f"{len(tasks)} tasks"
     table = rich.table.Table(
         title=f"{where}, {results['seeds']} seeds",
-        caption=f"score: log of {results['reference']}'s test loss over one's own; {SCORE_SCALE}",
+        caption=f"score: log of {results['reference']}'s {judged} over one's own; {SCORE_SCALE}",
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
     table.add_column("contestant", no_wrap=True)
-    headings = ["score", "95 % interval", "failed", *(["lr", "test loss"] if alone else [])]
+    headings = ["score", "95 % interval", "failed", *(["lr", judged] if alone else [])]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     on_task = {row["name"]: row for row in results["tasks"][tasks[0]]["rows"]}
@@ -70,6 +72,6 @@ def _scores(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _on_task(row: Mapping[str, Any]) -> list[str]:
-    """Learning rate and mean test loss."""
+    """Learning rate and mean loss."""
     loss = row["test_loss"]["mean"]
     return [f"{row['lr']:.3g}", "diverged" if loss is None else f"{loss:.4f}"]
