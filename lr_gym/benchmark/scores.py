@@ -36,8 +36,9 @@ def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
     """How much lower than the reference a loss is: the log of their ratio, in nats within +-BOUND.
 
     A score of 0.1 is a loss about 10 % lower than the reference's with the same initial weights and
-    minibatches. Where both diverged the score is 0, and a loss below 0 counts as 0. The score is ours: a difference of losses means
-    nothing across tasks, and for a scale from random to best no best is known.
+    minibatches. Where both diverged the score is 0, and a loss below 0 counts as 0. The score is
+    ours: a difference of losses means nothing across tasks, and for a scale from random to best no
+    best is known.
 
     Args:
         losses: (T, S) losses.
