@@ -5,8 +5,9 @@
 
 Writes results.json and report.html. Every tuned optimizer gets the same number of trials, which are
 judged by the selection split. A policy takes part without any trials and, unless --no-tune-policies
-is given, in a second row with as many trials. The test split is looked at once. Finished trainings
-are kept in the cache folder, where every later evaluation finds them.
+is given, in a second row with as many trials. The test split is looked at once. Streams, which have
+no splits, judge by the mean loss before learning, on other seeds for tuning than for the report.
+Finished trainings are kept in the cache folder, where every later evaluation finds them.
 """
 
 from __future__ import annotations
