@@ -28,6 +28,7 @@ from lr_gym.benchmark.loop import evaluation_seed
 from lr_gym.benchmark.recipes import Recipe, TrainingLength
 from lr_gym.tasks import Split, Task, find_task
 from lr_gym.tasks.initial import plain_model
+from lr_gym.tasks.task import splits_of
 from lr_gym.training.inner_loop import minibatch
 
 TASKS = {"titanic": "titanic-mlp", "imdb": "imdb-head", "cifar10": "cifar10-resnet18"}
@@ -83,7 +84,7 @@ def score(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
 def train(task: Task, recipe: Recipe, epochs: int, seed: int) -> Run:
     """Train once in a plain loop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = task.data().to(device, torch.float32)
+    data = splits_of(task).to(device, torch.float32)
     inputs, targets = data.gradient
     run_seed = evaluation_seed(seed)
     model = plain_model(task, run_seed).to(device)

@@ -21,7 +21,8 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optional import require
 from lr_gym.tasks import TASKS, datasets, images, tables, text
 from lr_gym.tasks.cache import cache_folder, cached
-from lr_gym.tasks.splits import permutation, split_examples
+from lr_gym.tasks.splits import permutation, sizes_with_monitor, split_examples, with_monitor
+from lr_gym.tasks.task import Split
 from lr_gym.training.executor import Executor
 
 # The cache
@@ -101,7 +102,8 @@ def test_two_processes_prepare_once(cache):
 
 
 def test_mnist1d_from_the_cache_is_what_its_package_makes(cache):
-    made, fresh = datasets._make_mnist1d(), datasets.mnist1d.__wrapped__()
+    made = with_monitor(datasets._make_mnist1d())
+    fresh = datasets.mnist1d.__wrapped__()
     again = datasets.mnist1d.__wrapped__()
     for a, b, c in zip(made, fresh, again, strict=True):
         assert torch.equal(a.inputs, b.inputs)
@@ -114,11 +116,29 @@ def test_permutation_is_one_and_the_same_everywhere():
     assert permutation(8, 0).tolist() == permutation(8, 0).tolist() != permutation(8, 1).tolist()
 
 
-def test_split_examples_are_disjoint():
-    data = split_examples(torch.arange(50), torch.arange(50), (20, 10, 10, 5))
-    rows = torch.cat([split.inputs for split in data])
+@pytest.mark.parametrize("sizes", [(20, 10, 10, 5), (20, 5, 10, 5, 5)])
+def test_split_examples_are_disjoint(sizes):
+    data = split_examples(torch.arange(50), torch.arange(50), sizes).splits()
+    rows = torch.cat([split.inputs for split in data.values()])
     assert len(rows.unique()) == 45
-    assert all(torch.equal(split.inputs, split.targets) for split in data)
+    assert tuple(len(split.inputs) for split in data.values()) == sizes
+    assert all(torch.equal(split.inputs, split.targets) for split in data.values())
+
+
+def test_the_monitor_split_comes_out_of_the_reward_split():
+    data = split_examples(torch.arange(50), torch.arange(50), (20, 11, 10, 5))
+    more = with_monitor(data)
+    assert [len(split.inputs) for split in more.splits().values()] == [20, 6, 10, 5, 5]
+    assert tuple(len(split.inputs) for split in more.splits().values()) == sizes_with_monitor(
+        (20, 11, 10, 5)
+    )
+    for name in ("gradient", "selection", "test"):
+        assert getattr(more, name) is getattr(data, name)
+    for part in Split._fields:
+        halves = [getattr(more.reward, part), getattr(more.monitor, part)]
+        assert torch.equal(torch.cat(halves), getattr(data.reward, part))
+    assert list(data.splits()) == ["gradient", "reward", "selection", "test"]
+    assert data.map(lambda split: split).monitor is None
 
 
 # Titanic
@@ -140,9 +160,10 @@ def test_prices_of_diamonds_are_standardised_by_the_gradient_split_only():
     data = tables.diamonds()
     assert [tuple(split.inputs.shape) for split in data] == [
         (40_000, 26),
-        (4_000, 26),
+        (2_000, 26),
         (4_000, 26),
         (5_940, 26),
+        (2_000, 26),
     ]
     assert data.gradient.targets.mean() == pytest.approx(0.0, abs=1e-5)
     assert data.gradient.targets.std() == pytest.approx(1.0, abs=1e-5)
@@ -155,7 +176,7 @@ def test_one_flight_in_four_is_late():
     data = tables.flights()
     assert data.gradient.inputs.shape == (40_000, 136)
     for split in data:
-        assert 0.22 < split.targets.double().mean() < 0.26
+        assert 0.22 < split.targets.double().mean() < 0.27
         assert torch.isfinite(split.inputs).all()
     hour, late = data.gradient.inputs[:, 0], data.gradient.targets
     assert (
@@ -190,7 +211,8 @@ def cifar_files(tmp_path, monkeypatch):
 
 def test_cifar10_is_read_from_its_own_format(cifar_files):
     data = images.read_cifar10(cifar_files, download=False)
-    assert [tuple(split.inputs.shape) for split in data] == [(n, 3, 32, 32) for n in (90, 4, 6, 20)]
+    counts = (90, 2, 6, 20, 2)
+    assert [tuple(split.inputs.shape) for split in data] == [(n, 3, 32, 32) for n in counts]
     torch.testing.assert_close(
         data.gradient.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0
     )
@@ -289,7 +311,7 @@ def test_bert_from_a_local_folder_fine_tunes_whole(small_bert, monkeypatch):
     monkeypatch.setenv("LR_GYM_BERT", str(small_bert))
     some = text.reviews()[0][:40], text.reviews()[1][:40]
     monkeypatch.setattr(text, "reviews", lambda: some)
-    monkeypatch.setattr(text, "REVIEWS", (10, 10, 10, 10))
+    monkeypatch.setattr(text, "CUT", (10, 10, 10, 10))
     task = dataclasses.replace(
         TASKS["imdb-bert"], data=lambda: text.tokens(text.bert_folder()), batch_size=3
     )

@@ -2,6 +2,12 @@
 
 What a step computes is written in `inner_loop.py`. State goes in and comes out; its large tensors
 are updated in place, so an old state must not be used again.
+
+An executor that compiles does so for the number of runs of its first `init`. This takes a minute
+the first time, and seconds once torch's cache on disk knows the task. Other numbers of runs are
+computed eagerly, with equal results up to rounding. On a CPU the runs are compiled in blocks, which
+train one after another. On a CUDA device an `advance` in which every run takes every step becomes
+one CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_gym.tasks.stream import DataStream, StreamPosition, advanced
-from lr_gym.tasks.task import SPLITS, Data, Split, Task, check_source
+from lr_gym.tasks.task import Data, Split, Task, check_source, examples_of_split
 from lr_gym.training.batches import Batches, Draw, batch_at, batches_of, compiled_draw, one_step
 from lr_gym.training.compiled import CompiledFunction, Compiler
 from lr_gym.training.cuda_graph import CudaGraphCapture, CudaGraphFunction, copy_into
+from lr_gym.training.evaluation import Evaluator
 from lr_gym.training.inner_loop import InnerLoop, InnerState, StepResult
 from lr_gym.tree import leaves_of, put_rows, slice_rows, take_rows, with_leaves
 from lr_gym.types import Hyperparams, LayerStats, check_device
@@ -70,12 +77,8 @@ class Executor:
             device: where everything lives.
             dtype: dtype of all numbers that are not integers, torch.float32 or torch.float64.
                 Narrower ones are too coarse for bias corrections and log losses.
-            compile: whether steps, statistics and evaluations are compiled, for the number of runs
-                of the first `init`. This takes a minute the first time, and seconds once torch's
-                cache on disk knows the task. Other numbers of runs are computed eagerly, with equal
-                results up to rounding. On a CPU the runs are compiled in blocks, which train one
-                after another. On a CUDA device an `advance` in which every run takes every step
-                becomes one CUDA graph.
+            compile: whether steps, statistics and evaluations are compiled, as the module's
+                docstring says.
 
         Raises:
             ValueError: for an argument that is not valid, or a task that cannot be trained.
@@ -101,10 +104,10 @@ class Executor:
         self._draw_noise = self._compiled(self.loop.draw_noise)
         self._inner_step = self._compiled(self.loop.inner_step)
         self._stats = self._compiled(self.loop.stats)
-        self._evaluations: dict[int, Callable[..., Tensor]] = {}  # number of examples -> function
         self._compiled_draw: Draw | None = None
         if self.stream is not None and compile and self.device.type == "cpu":
             self._compiled_draw = compiled_draw(self.stream, task.batch_size)
+        self._evaluator = Evaluator(self.loop, self._compiled)
         self._graph: CudaGraphFunction | None = None
         if compile and self.device.type == "cuda":
             capture = CudaGraphCapture(self.device)
@@ -188,42 +191,24 @@ class Executor:
         return stats
 
     @torch.no_grad()
-    def evaluate(self, state: InnerState, split: str) -> Tensor:
+    def evaluate(self, state: InnerState, split: str, weights: Tensor | None = None) -> Tensor:
         """Mean loss of each run on a split, in evaluation mode.
 
         Args:
             state: the trainings.
             split: one of SPLITS.
+            weights: (B, n) weight of each example for each run, which add up to 1; None weighs all
+                alike.
 
         Returns:
             (B,) losses.
 
         Raises:
-            ValueError: for an unknown split.
+            ValueError: for an unknown split, or one that the task has not.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        examples: Split = getattr(self.data, split)
-        total = len(examples.inputs)
-        # A large split is evaluated in chunks of about equal size, so that activations fit memory.
-        count = -(-total // self.task.chunk)
-        chunks = zip(*(part.tensor_split(count) for part in examples), strict=True)
-        weights = state.params, state.buffers
-        losses: list[Tensor] = []
-        shares: list[float] = []
-        for chunk in (Split(*parts) for parts in chunks):
-            size = len(chunk.inputs)
-            evaluation = self._evaluation(size)
-            blocks = [
-                evaluation(*slice_rows(weights, rows), chunk)
-                for rows in self._blocks(len(state.step))
-            ]
-            losses.append(torch.cat(blocks))
-            shares.append(size / total)
-        if len(losses) == 1:
-            return losses[0]
-        weighted = [loss * share for loss, share in zip(losses, shares, strict=True)]
-        return torch.stack(weighted).sum(0)
+        examples = examples_of_split(self.task.name, self.data, split)
+        blocks = self._blocks(len(state.step))
+        return self._evaluator.losses((state.params, state.buffers), examples, blocks, weights)
 
     def _advance_block(
         self,
@@ -316,12 +301,6 @@ class Executor:
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, which will be compiled at its first call if this executor compiles."""
         return function if self._compiler is None else CompiledFunction(self._compiler, function)
-
-    def _evaluation(self, examples: int) -> Callable[..., Tensor]:
-        """`InnerLoop.evaluation`, compiled apart for each number of examples."""
-        if examples not in self._evaluations:
-            self._evaluations[examples] = self._compiled(self.loop.evaluation)
-        return self._evaluations[examples]
 
 
 def _working_set(
