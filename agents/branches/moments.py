@@ -14,7 +14,7 @@ from torch import Tensor
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.types import check_count, check_number
 
-__all__ = ["BranchConfig", "Moments", "play_branches", "regret_curves", "regret_of"]
+__all__ = ["BranchConfig", "Moments", "copy_runs", "play_branches", "regret_curves", "regret_of"]
 
 Act = Callable[[Tensor], Tensor]  # observations (B, L, F) -> actions (B, L, A)
 
@@ -113,6 +113,23 @@ def regret_of(action: Tensor, curves: Tensor) -> Tensor:
     return between + BEYOND * (place - inside).abs()
 
 
+def copy_runs(env: LRControlVectorEnv, source: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Make each row of an environment a copy of another one, which then goes on by itself.
+
+    Args:
+        env: The environment.
+        source: (B,) for each row the index of the row that it becomes a copy of.
+
+    Returns:
+        The observation (B, L, F).
+    """
+    rows = torch.from_numpy(source)
+    copied = {name: values[rows] for name, values in env.state_dict().items()}
+    env.load_state_dict(copied)
+    observation: NDArray[np.float32] = copied["observation"].numpy()
+    return observation
+
+
 class _Copies(NamedTuple):
     """What became of the copies of each training.
 
@@ -167,7 +184,7 @@ def play_branches(
         on_way += copies.rewards[groups, chosen]
         found.append(copies)
         if left:  # after the last decision all rows have started anew
-            observation = env.copy_runs(np.repeat(groups * width + chosen, width))
+            observation = copy_runs(env, np.repeat(groups * width + chosen, width))
     # regret counts in units of what a training earned in so many decisions on its way
     scale = torch.from_numpy(np.maximum(np.abs(on_way) / len(found), 1e-3))
     curves = [regret_curves(torch.from_numpy(copies.rewards), scale) for copies in found]

@@ -45,7 +45,7 @@ from lr_gym.envs.run_distribution import INITIAL_LR, RunDistribution
 from lr_gym.envs.snapshot import restored, snapshot
 from lr_gym.envs.spaces import ActionReader, action_space, observation_space
 from lr_gym.tasks import Task, find_task
-from lr_gym.tree import put_rows, take_rows
+from lr_gym.tree import put_rows
 from lr_gym.types import check_count, check_number
 
 __all__ = ["INITIAL_LR", "LRControlVectorEnv", "make_vector_env"]
@@ -233,21 +233,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             self._start(restarting)
             infos.update(self._infos(np.where(restarting, "", infos["divergence"])))
         return self._observation.copy(), rewards, ended & ~truncated, truncated, infos
-
-    def copy_runs(self, source: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Make each row a copy of another one, which then goes on by itself.
-
-        Args:
-            source: (B,) for each row the index of the row that it becomes a copy of.
-
-        Returns:
-            The observation (B, L, F).
-        """
-        index = torch.from_numpy(np.asarray(source, dtype=np.int64)).to(self.inner.device)
-        self._runs = take_rows(self.runs, index)
-        self._rows = Rows(**{name: value[source] for name, value in self._rows.arrays().items()})
-        self._observation = self._observation[source]
-        return self._observation.copy()
 
     def evaluate(self, split: str) -> NDArray[np.float64]:
         """Mean loss (B,) of each run on a split, with the weights that it is judged by.

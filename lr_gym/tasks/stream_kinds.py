@@ -224,6 +224,8 @@ class OrderedStream(DataStream):
     Attributes:
         inputs: (n, ...) rows in the order of time.
         targets: (n, ...).
+        changes: none.
+        concepts: one.
     """
 
     inputs: Tensor

@@ -6,13 +6,25 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.tasks.stream import DataStream, Moments, StreamBatch, StreamPosition
+from lr_gym.tasks.stream import DataStream, Moments, StreamBatch, StreamPosition, advanced
 from lr_gym.tasks.task import Split
 from lr_gym.training.compiled import CompiledFunction, Compiler
+from lr_gym.training.inner_loop import InnerState
 
-__all__ = ["Batches", "Draw", "batch_at", "batches_of", "compiled_draw", "one_step"]
+__all__ = [
+    "Batches",
+    "Draw",
+    "batch_at",
+    "batches_of",
+    "compiled_draw",
+    "one_step",
+    "stream_batches",
+]
 
 # Indices of the gradient split, int64, or the examples of streams. The minibatches of K steps are
 # (K, B, b, ...), those of one step (B, b, ...).
@@ -39,6 +51,30 @@ def one_step(batch: Batches) -> Batches:
     if isinstance(batch, Split):
         return Split(*(part.unsqueeze(0) for part in batch))
     return batch.unsqueeze(0)
+
+
+def stream_batches(
+    draw: Draw, state: InnerState, first: int, count: int, limit: NDArray[np.int64] | None
+) -> tuple[Split, StreamPosition]:
+    """Minibatches of the streams of B runs.
+
+    Args:
+        draw: draws them.
+        state: the trainings.
+        first: number of the first minibatch, counted from `state.step`.
+        count: K, how many minibatches.
+        limit: (B,) how many of them each run will take; None for all.
+
+    Returns:
+        The examples (K, B, b, ...), and the positions of the streams after `limit` of them.
+    """
+    assert isinstance(state.stream, StreamPosition)
+    device = state.step.device
+    steps = state.step + torch.arange(first, first + count, device=device).unsqueeze(1)
+    batch, moments = draw(state.run_seed, state.stream, steps)
+    made = torch.from_numpy(np.full(len(state.step), count) if limit is None else limit)
+    position = advanced(state.stream, batch, moments, made.to(device, non_blocking=True))
+    return Split(batch.inputs, batch.targets), position
 
 
 def compiled_draw(stream: DataStream, batch_size: int) -> Draw | None:

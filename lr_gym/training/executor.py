@@ -12,6 +12,7 @@ one CUDA graph.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +22,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.tasks.stream import DataStream, StreamPosition, advanced
+from lr_gym.tasks.stream import DataStream, StreamPosition
 from lr_gym.tasks.task import Data, Split, Task, check_source, examples_of_split
-from lr_gym.training.batches import Batches, Draw, batch_at, batches_of, compiled_draw, one_step
+from lr_gym.training.batches import (
+    Batches,
+    Draw,
+    batch_at,
+    batches_of,
+    compiled_draw,
+    one_step,
+    stream_batches,
+)
 from lr_gym.training.compiled import CompiledFunction, Compiler
 from lr_gym.training.cuda_graph import CudaGraphCapture, CudaGraphFunction, copy_into
 from lr_gym.training.evaluation import Evaluator
@@ -244,27 +253,13 @@ class Executor:
     def _minibatches(
         self, state: InnerState, first: int, count: int, limit: NDArray[np.int64] | None = None
     ) -> tuple[Batches, StreamPosition | tuple[()]]:
-        """`count` minibatches of each run, from number `state.step + first` on.
-
-        Returns:
-            Indices (K, B, b), or the examples of a stream; and the position of the stream after the
-            first `limit` (B,) of them, by default after all.
-        """
+        """`count` minibatches of each run, and the positions of streams; see `stream_batches`."""
         if self.stream is None:
             return self.loop.minibatches(state, first, count, len(self.data.gradient.inputs)), ()
-        assert isinstance(state.stream, StreamPosition)
-        ahead = torch.arange(first, first + count, device=self.device)
-        steps = state.step + ahead.unsqueeze(1)
+        draw = functools.partial(self.stream.draw, batch_size=self.task.batch_size)
         if self._compiled_draw is not None and first:  # `init` draws one minibatch only
-            batch, moments = self._compiled_draw(state.run_seed, state.stream, steps)
-        else:
-            batch, moments = self.stream.draw(
-                state.run_seed, state.stream, steps, self.task.batch_size
-            )
-        made = torch.from_numpy(np.full(len(state.step), count) if limit is None else limit)
-        made = made.to(self.device, non_blocking=True)
-        position = advanced(state.stream, batch, moments, made)
-        return Split(batch.inputs, batch.targets), position
+            return stream_batches(self._compiled_draw, state, first, count, limit)
+        return stream_batches(draw, state, first, count, limit)
 
     def _examples(self, batch: Batches) -> tuple[Split, Tensor | None]:
         """The last two arguments of `InnerLoop.gradient` for one minibatch of each run."""

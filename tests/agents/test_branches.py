@@ -13,6 +13,7 @@ from agents.branches.moments import (
     BEYOND,
     WORST,
     BranchConfig,
+    copy_runs,
     play_branches,
     regret_curves,
     regret_of,
@@ -53,7 +54,7 @@ def test_copies_go_on_as_the_run_that_they_are_copies_of():
     env.reset(seed=0)
     rng = np.random.default_rng(0)
     env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
-    observation = env.copy_runs(np.array([2, 2, 0, 2]))
+    observation = copy_runs(env, np.array([2, 2, 0, 2]))
     assert np.array_equal(observation[0], observation[3])
     assert not np.array_equal(observation[0], observation[2])
     action = np.full(env.action_space.shape, 0.3, dtype=np.float32)
