@@ -126,7 +126,7 @@ def copy_runs(env: LRControlVectorEnv, source: NDArray[np.int64]) -> NDArray[np.
     rows = torch.from_numpy(source)
     copied = {name: values[rows] for name, values in env.state_dict().items()}
     env.load_state_dict(copied)
-    observation: NDArray[np.float32] = copied["observation"].numpy()
+    observation: NDArray[np.float32] = copied["host.observation"].numpy()
     return observation
 
 
