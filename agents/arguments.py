@@ -11,6 +11,7 @@ import tyro
 
 from agents.branches import BranchConfig
 from agents.evolution import EvolutionConfig
+from agents.imitation import ImitationConfig
 from agents.q_learning import QConfig
 from agents.sb3 import DQNConfig, PPOConfig
 from agents.sweep import SweepConfig
@@ -127,6 +128,8 @@ class Args:
     """Hyperparameters of the agent sweep."""
     branches: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     """Hyperparameters of the agent branches."""
+    imitation: ImitationConfig = dataclasses.field(default_factory=ImitationConfig)
+    """Hyperparameters of the agent imitation."""
 
     def __post_init__(self) -> None:
         counts = ("timesteps", "num_envs", "slots", "workers", "selection_runs", "selection_every")

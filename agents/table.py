@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from agents.arguments import Args
@@ -19,6 +19,7 @@ from agents.environments import (
 )
 from agents.evolved_policy import EvolutionLearner
 from agents.garo import GaroLearner, GaroTrainings
+from agents.imitation import ImitationLearner
 from agents.learner import Learner, PolicyLearner
 from agents.q_learning import QLearner
 from agents.sb3 import DQNLearner, LayerRowsVecEnv, PPOLearner
@@ -199,25 +200,48 @@ def build_sweep(args: Args, engine: Engine) -> tuple[Learner, int]:
 
 def build_branches(args: Args, engine: Engine) -> tuple[Learner, int]:
     """Build the regression on branches of trainings."""
-    if args.suite == RANDOM:
-        raise ValueError(
-            f"branches learns on tasks that stay: --suite {RANDOM} is for the other agents"
-        )
-    envs = [
-        make_env(args, task, runs // args.branches.actions * args.branches.actions, selection=False)
-        for task, runs in shares(args)
-    ]
-    decisions = max(-(-env.horizon // env.inner_steps_per_decision) for env in envs)
-    updates = updates_of(args, sum(env.num_envs for env in envs) * decisions)
+    envs = envs_that_stay(args, args.branches.actions)
     learner = BranchLearner(
         envs,
         selection_envs(args),
         args.branches,
         threads=args.workers,
         seed=args.seed,
-        updates=updates,
+        updates=updates_of(args, decisions_of(envs)),
     )
-    return learner, updates
+    return learner, updates_of(args, decisions_of(envs))
+
+
+def build_imitation(args: Args, engine: Engine) -> tuple[Learner, int]:
+    """Build the imitation of an oracle."""
+    envs = envs_that_stay(args, 1)
+    learner = ImitationLearner(
+        envs,
+        selection_envs(args),
+        args.imitation,
+        threads=args.workers,
+        seed=args.seed,
+        updates=updates_of(args, decisions_of(envs)),
+    )
+    return learner, updates_of(args, decisions_of(envs))
+
+
+def envs_that_stay(args: Args, multiple: int) -> list[LRControlVectorEnv]:
+    """Environments of tasks that stay, each of a multiple of so many runs."""
+    if args.suite == RANDOM:
+        raise ValueError(
+            f"{args.agent} learns on tasks that stay: --suite {RANDOM} is for other agents"
+        )
+    return [
+        make_env(args, task, runs // multiple * multiple, selection=False)
+        for task, runs in shares(args)
+    ]
+
+
+def decisions_of(envs: Sequence[LRControlVectorEnv]) -> int:
+    """Decisions of one training of every run."""
+    decisions = max(-(-env.horizon // env.inner_steps_per_decision) for env in envs)
+    return decisions * sum(env.num_envs for env in envs)
 
 
 AGENTS: dict[str, Agent] = {
@@ -227,5 +251,6 @@ AGENTS: dict[str, Agent] = {
     "es": Agent("an evolution strategy on a small policy", build_es),
     "garo": Agent("an evolution strategy on the cell of GARO", build_garo, saves_policy=False),
     "branches": Agent("regression on branches of trainings", build_branches),
+    "imitation": Agent("imitation of an oracle that knows of changes", build_imitation),
     "sweep": Agent("regression on sweeps of the learning rate", build_sweep),
 }

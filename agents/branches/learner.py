@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.branches.moments import BranchConfig, Moments, play_branches, regret_of
 from agents.learner import PolicyLearner
+from agents.tanh_network import policy_of_network, tanh_network
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
 
@@ -58,8 +58,8 @@ class BranchLearner(PolicyLearner):
         self._updates = updates
         self._done = 0
         self._spec = envs[0].control_spec
-        self._network = network_of([len(self._spec.features), *config.hidden, 1], seed)
-        self._policy = network_of([len(self._spec.features), *config.hidden, 1], seed)
+        self._network = tanh_network([len(self._spec.features), *config.hidden, 1], seed)
+        self._policy = tanh_network([len(self._spec.features), *config.hidden, 1], seed)
         self._optimizer = torch.optim.AdamW(
             self._network.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
@@ -123,17 +123,7 @@ class BranchLearner(PolicyLearner):
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The running mean of the network's weights."""
-        linears = [module for module in self._policy if isinstance(module, nn.Linear)]
-        features = len(self._spec.features)
-        return MLPPolicy(
-            spec=self._spec,
-            interval=int(np.median([env.inner_steps_per_decision for env in self._envs])),
-            weights=tuple(linear.weight.detach().clone() for linear in linears),
-            biases=tuple(linear.bias.detach().clone() for linear in linears),
-            mean=torch.zeros(features),
-            std=torch.ones(features),
-            about=about,
-        )
+        return policy_of_network(self._policy, self._envs, about)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
@@ -155,23 +145,6 @@ class BranchLearner(PolicyLearner):
         self._remembered.clear()
         self._remembered.extend(Moments(*moments) for moments in state["remembered"])
         self._seed, self._done = state["counts"]
-
-
-def network_of(widths: Sequence[int], seed: int) -> nn.Sequential:
-    """A tanh network whose last layer is 0.
-
-    Args:
-        widths: Widths of the input, the hidden layers and the output.
-        seed: Seed of the other layers' initial weights.
-    """
-    modules: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            modules += [nn.Tanh()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
-    for param in modules[-1].parameters():
-        nn.init.zeros_(param)
-    return nn.Sequential(*modules)
 
 
 def check_envs(envs: Sequence[LRControlVectorEnv], config: BranchConfig) -> None:
