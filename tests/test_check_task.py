@@ -11,7 +11,7 @@ import torch
 from tiny import TINY, Scale, tiny_data
 from torch import nn
 
-from lr_gym.tasks import Data, Split, Task, check_task
+from lr_gym.tasks import Split, Task, check_task
 from lr_gym.tasks.initial import INITIAL, Initial
 from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
 
@@ -77,7 +77,7 @@ def bad_metric(*args):
 
 def regression(targets_shape, loss) -> dict:
     """TINY with one output, and targets of another shape than (n, 1)."""
-    data = Data(*(Split(x, y.float().reshape(targets_shape)) for x, y in tiny_data()))
+    data = tiny_data().map(lambda s: Split(s.inputs, s.targets.float().reshape(targets_shape)))
     return {"data": lambda: data, "model": lambda: nn.Linear(5, 1), "loss": loss}
 
 
@@ -150,6 +150,10 @@ WRONG = {
         with_split("gradient", inputs=NAN),
         "inputs of the gradient split hold 1 numbers that are NaN or infinite",
     ),
+    "monitor is a tuple": (
+        {"data": lambda: tiny_data()._replace(monitor=(INPUTS, TARGETS))},
+        r"the monitor split is of type tuple, .*Split\(inputs, targets\)",
+    ),
     "infinite": (with_split("test", inputs=INFINITE), "inputs of the test split hold 2 numbers"),
     "other sizes": (
         {"sizes": (40, 40, 40, 41)},
@@ -176,7 +180,7 @@ WRONG = {
         r"the model fails on float32 of shape \(7, 5\): RuntimeError",
     ),
     "integer inputs": (
-        {"data": lambda: Data(*(Split(s.inputs.long(), s.targets) for s in tiny_data()))},
+        {"data": lambda: tiny_data().map(lambda s: Split(s.inputs.long(), s.targets))},
         r"the model fails on int64 of shape \(7, 5\)",
     ),
     "fixed batch size": (
@@ -259,7 +263,7 @@ WRONG = {
     ),
     "max_norm": (
         {
-            "data": lambda: Data(*(Split(s.inputs.long() % 4, s.targets) for s in tiny_data())),
+            "data": lambda: tiny_data().map(lambda s: Split(s.inputs.long() % 4, s.targets)),
             "model": lambda: nn.Sequential(
                 nn.Embedding(4, 3, max_norm=1.0), nn.Flatten(), nn.Linear(15, 3)
             ),
@@ -310,7 +314,9 @@ GOOD = {
     "tied weights": {"model": tied},
     "batch norm": with_model(nn.BatchNorm1d(3)),
     "values in double precision": {
-        "data": lambda: Data(*(Split(x.double(), y[:, None].double()) for x, y in tiny_data())),
+        "data": lambda: tiny_data().map(
+            lambda s: Split(s.inputs.double(), s.targets[:, None].double())
+        ),
         "model": lambda: nn.Linear(5, 1),
         "loss": squared_error,
     },

@@ -227,14 +227,20 @@ def test_evaluate_is_the_mean_loss_on_the_split(split):
 
 def test_unknown_split_lists_the_valid_ones():
     loop = Executor(TINY)
-    with pytest.raises(ValueError, match="gradient, reward, selection, test; got 'train'"):
+    with pytest.raises(ValueError, match="gradient, reward, selection, test, monitor; got 'train'"):
         loop.evaluate(loop.init(torch.tensor([0])), "train")
+
+
+def test_a_split_that_a_task_has_not_is_named():
+    loop = Executor(TINY)
+    with pytest.raises(ValueError, match=r"task 'tiny' has no monitor split: .*monitor=Split"):
+        loop.evaluate(loop.init(torch.tensor([0])), "monitor")
 
 
 @pytest.mark.parametrize("task", [name for name in SMALL if TASKS[name].source not in TABLES])
 def test_splits_are_disjoint(task):
     """Tables are left out: their rows may be equal, so test_task_data.py compares row numbers."""
-    inputs = torch.cat([split.inputs.flatten(1) for split in TASKS[task].data()])
+    inputs = torch.cat([split.inputs.flatten(1) for split in TASKS[task].data().splits().values()])
     assert len(inputs.unique(dim=0)) == len(inputs)
 
 

@@ -20,6 +20,7 @@ from lr_gym.tasks.modules import SelfAttention
 from lr_gym.tasks.random_tables import CLIP, MAX_NUMBERS, MAX_WORDS, TABLES, columns_of, table_data
 from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, MAX_WEIGHTS, RANGES, random_task
 from lr_gym.tasks.sequences import SIZES, sequences
+from lr_gym.tasks.splits import sizes_with_monitor
 
 
 def drawn_with(**wanted):
@@ -77,7 +78,10 @@ def test_random_tasks_cover_their_ranges():
 def test_labels_of_real_data_are_as_they_are(source):
     draw = drawn_with(source=source, loss="cross_entropy")
     clean, scale = TASKS[f"{source}-mlp"].data(), draw.drawn["input_scale"]
-    for mine, theirs in zip(draw.task.data()[1:], clean[1:], strict=True):
+    for name, mine in draw.task.data().splits().items():
+        if name == "gradient":
+            continue  # of which a part is drawn
+        theirs = clean.splits()[name]
         assert torch.equal(mine.inputs, theirs.inputs * scale)
         assert torch.equal(mine.targets, theirs.targets % draw.drawn["classes"])
 
@@ -95,7 +99,7 @@ def test_a_part_of_the_gradient_split_is_learned_from():
 @pytest.mark.parametrize("source", ["mnist1d", "tables"])
 def test_what_is_reconstructed_is_the_input_through_a_narrow_layer(source):
     draw = drawn_with(source=source, loss="reconstruction", depth=3)
-    for split in draw.task.data():
+    for split in draw.task.data().splits().values():
         assert torch.equal(split.inputs, split.targets)
     model, inputs = draw.task.model(), draw.task.data().test.inputs[:5]
     widths = [
@@ -203,8 +207,8 @@ def test_targets_are_the_next_symbols():
         int(task.name.removeprefix("random-")),
         *(drawn[name] for name in ("symbols", "states", "successors", "length", "examples")),
     )
-    sizes = [len(split.inputs) for split in again]
-    assert sizes == [drawn["examples"], *SIZES]
+    sizes = tuple(len(split.inputs) for split in again.splits().values())
+    assert sizes == sizes_with_monitor((drawn["examples"], *SIZES))
     for split, other in zip(task.data(), again, strict=True):
         assert torch.equal(split.inputs, other.inputs)
         assert torch.equal(split.inputs[:, 1:], split.targets[:, :-1])

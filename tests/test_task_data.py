@@ -21,7 +21,8 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optional import require
 from lr_gym.tasks import TASKS, datasets, images, tables, text
 from lr_gym.tasks.cache import cache_folder, cached
-from lr_gym.tasks.splits import permutation, split_examples
+from lr_gym.tasks.splits import permutation, sizes_with_monitor, split_examples, with_monitor
+from lr_gym.tasks.task import Split
 from lr_gym.training.executor import Executor
 
 # The cache
@@ -114,11 +115,29 @@ def test_permutation_is_one_and_the_same_everywhere():
     assert permutation(8, 0).tolist() == permutation(8, 0).tolist() != permutation(8, 1).tolist()
 
 
-def test_split_examples_are_disjoint():
-    data = split_examples(torch.arange(50), torch.arange(50), (20, 10, 10, 5))
-    rows = torch.cat([split.inputs for split in data])
+@pytest.mark.parametrize("sizes", [(20, 10, 10, 5), (20, 5, 10, 5, 5)])
+def test_split_examples_are_disjoint(sizes):
+    data = split_examples(torch.arange(50), torch.arange(50), sizes).splits()
+    rows = torch.cat([split.inputs for split in data.values()])
     assert len(rows.unique()) == 45
-    assert all(torch.equal(split.inputs, split.targets) for split in data)
+    assert tuple(len(split.inputs) for split in data.values()) == sizes
+    assert all(torch.equal(split.inputs, split.targets) for split in data.values())
+
+
+def test_the_monitor_split_comes_out_of_the_reward_split():
+    data = split_examples(torch.arange(50), torch.arange(50), (20, 11, 10, 5))
+    more = with_monitor(data)
+    assert [len(split.inputs) for split in more.splits().values()] == [20, 6, 10, 5, 5]
+    assert tuple(len(split.inputs) for split in more.splits().values()) == sizes_with_monitor(
+        (20, 11, 10, 5)
+    )
+    for name in ("gradient", "selection", "test"):
+        assert getattr(more, name) is getattr(data, name)
+    for part in Split._fields:
+        halves = [getattr(more.reward, part), getattr(more.monitor, part)]
+        assert torch.equal(torch.cat(halves), getattr(data.reward, part))
+    assert list(data.splits()) == ["gradient", "reward", "selection", "test"]
+    assert data.map(lambda split: split).monitor is None
 
 
 # Titanic

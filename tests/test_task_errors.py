@@ -21,7 +21,7 @@ def broken(**parts) -> Data:
 
 def test_an_empty_split_is_named():
     empty = Split(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
-    for split in SPLITS:
+    for split in SPLITS:  # a monitor split is not needed, but an empty one is a mistake
         task = dataclasses.replace(TINY, data=lambda split=split: broken(**{split: empty}))
         with pytest.raises(ValueError, match=f"{split} split of task 'tiny' is empty"):
             Executor(task)

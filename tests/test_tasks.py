@@ -94,7 +94,7 @@ def test_training_learns(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_the_table_says_what_is_there(name):
     task = TASKS[name]
-    assert tuple(len(split.inputs) for split in task.data()) == task.sizes
+    assert tuple(len(split.inputs) for split in task.data().splits().values()) == task.sizes
     assert task.family
     assert task.source
     outputs = plain_model(task, torch.tensor([0])).eval()(task.data().test.inputs)

@@ -52,13 +52,15 @@ This page is made by `python -m lr_gym.tasks > docs/tasks.md`; a test checks tha
 tasks are the rows of `lr_gym/tasks/suite_train.py`, `suite_validation.py`, `suite_test.py`
 and `suite_large.py`.
 
-Sizes are the numbers of examples of the splits {", ".join(SPLITS)}. The baseline is the best known
-figure on the test split (`benchmarks/baselines.py`); "not measured" means that no machine at hand
-could. A minibatch is drawn with replacement. Tasks for a GPU are left out of a suite on a machine
-without one. All tasks but those of Gaussian inputs (`quadratic`, `rosenbrock`, `logistic`,
-`teacher-student`) need the packages of `pip install "lr-gym[tasks]"`. Prepared data are kept in the
-folder `LR_GYM_CACHE` (by default `~/.cache/lr_gym`). CIFAR-10 is looked for in the folder
-`LR_GYM_DATA`, BERT-base in the folder `LR_GYM_BERT`.
+Sizes are the numbers of examples of the splits {", ".join(SPLITS)}. On the
+monitor split, which a task may leave out, a controller may be shown its held-out loss; the problems
+of Gaussian inputs have none. The baseline is the best known figure on the test split
+(`benchmarks/baselines.py`); "not measured" means that no machine at hand could. A minibatch is
+drawn with replacement. Tasks for a GPU are left out of a suite on a machine without one. All tasks
+but those of Gaussian inputs (`quadratic`, `rosenbrock`, `logistic`, `teacher-student`) need the
+packages of `pip install "lr-gym[tasks]"`. Prepared data are kept in the folder `LR_GYM_CACHE` (by
+default `~/.cache/lr_gym`). CIFAR-10 is looked for in the folder `LR_GYM_DATA`, BERT-base in the
+folder `LR_GYM_BERT`.
 
 | task | environment | what | sizes | batch | horizon | metric | baseline |
 |---|---|---|---|---|---|---|---|

@@ -99,9 +99,12 @@ def cached_data(name: str, build: Callable[[], Data]) -> Data:
     def tensors() -> dict[str, Tensor]:
         return {
             f"{name}.{part}": value
-            for name, split in build()._asdict().items()
+            for name, split in build().splits().items()
             for part, value in split._asdict().items()
         }
 
     stored = cached(name, tensors)
-    return Data(*(Split(stored[f"{split}.inputs"], stored[f"{split}.targets"]) for split in SPLITS))
+    splits = [split for split in SPLITS if f"{split}.inputs" in stored]
+    return Data(
+        **{name: Split(stored[f"{name}.inputs"], stored[f"{name}.targets"]) for name in splits}
+    )

@@ -113,14 +113,16 @@ def _checked_data(task: Task, data: Any) -> Data:
     if not isinstance(data, Data):
         raise ValueError(
             f"data() returns type {type(data).__name__}, and must return "
-            f"lr_gym.tasks.Data({', '.join(SPLITS)}), or a stream, lr_gym.tasks.stream.DataStream"
+            f"lr_gym.tasks.Data({', '.join(SPLITS)}), of which monitor may be left out, or a stream, "
+            "lr_gym.tasks.stream.DataStream"
         )
-    for name, split in zip(SPLITS, data, strict=True):
+    splits = data.splits()
+    for name, split in splits.items():
         _check_split(name, split)
     check_data(task.name, data)
     for part in Split._fields:
         first = getattr(data.gradient, part)
-        for name, split in zip(SPLITS, data, strict=True):
+        for name, split in splits.items():
             other = getattr(split, part)
             if (other.shape[1:], other.dtype) != (first.shape[1:], first.dtype):
                 raise ValueError(
@@ -128,7 +130,7 @@ def _checked_data(task: Task, data: Any) -> Data:
                     f"{SPLITS[0]} split {_shape(first)}: all splits need the same dtype, and the "
                     "same shape after the first dimension"
                 )
-    counts = tuple(len(split.inputs) for split in data)
+    counts = tuple(len(split.inputs) for split in splits.values())
     if task.sizes is not None and tuple(task.sizes) != counts:
         raise ValueError(f"sizes is {task.sizes}, and the splits have {counts} examples")
     return data.to("cpu", torch.float32)
@@ -136,10 +138,11 @@ def _checked_data(task: Task, data: Any) -> Data:
 
 def _check_data_again(task: Task, data: Data) -> None:
     """A second call of data() returns the same numbers."""
-    again = _call("data()", task.data).to("cpu", torch.float32)
-    for name, first, second in zip(SPLITS, data, again, strict=True):
+    again = _call("data()", task.data).to("cpu", torch.float32).splits()
+    for name, first in data.splits().items():
+        second = again.get(name)
         for part in Split._fields:
-            if not torch.equal(getattr(first, part), getattr(second, part)):
+            if second is None or not torch.equal(getattr(first, part), getattr(second, part)):
                 raise ValueError(
                     f"data() returned other data the second time: the {part} of the {name} split "
                     "differ. Every environment and every process calls it: draw its random "
@@ -217,7 +220,7 @@ def _plain_losses(
     load_buffers(model, buffers, run)
     # Evaluation goes over pieces of other sizes than a minibatch's.
     model.eval()
-    for split in data:
+    for split in data.splits().values():
         inputs, targets = _minibatch(split, task.batch_size + 1)
         outputs = _outputs(model, inputs)
         _losses(task, outputs.detach(), targets)

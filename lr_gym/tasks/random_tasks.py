@@ -174,7 +174,7 @@ def _data(number: int, drawn: dict[str, Any]) -> Data:
         rows = integers(torch.tensor(number), Stream.TASK, 6, drawn["examples"], count)
         chosen = torch.unique(rows)
         data = data._replace(gradient=Split(*(part[chosen] for part in data.gradient)))
-    return Data(*(_scaled(split, drawn) for split in data))
+    return data.map(lambda split: _scaled(split, drawn))
 
 
 def _scaled(split: Split, drawn: dict[str, Any]) -> Split:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from lr_gym.rng import Stream, integers, uniform
+from lr_gym.tasks.splits import with_monitor
 from lr_gym.tasks.task import Data, Split
 
 __all__ = ["SIZES", "sequences"]
 
-SIZES = (500, 500, 1000)  # sequences of each split but the gradient split
+SIZES = (500, 500, 1000)  # sequences held out: for reward and monitor, selection, and test
 STARTS = 13  # steps of the random numbers for each purpose; those below 13 are in use elsewhere
 SUCCESSORS = 14
 WEIGHTS = 15
@@ -33,7 +34,7 @@ def sequences(
         states: number of hidden states.
         successors: states that may follow a state.
         length: symbols of an input, T.
-        examples: sequences of the gradient split; the others have as many as SIZES says.
+        examples: sequences of the gradient split; SIZES says how many are held out.
 
     Returns:
         Inputs (n, T) and, as targets, the symbol after each of them (n, T), both int64.
@@ -59,4 +60,5 @@ def sequences(
 def _splits(symbols: Tensor, examples: int) -> Data:
     """Cut sequences (n, T + 1) into splits of inputs and next symbols."""
     parts = torch.split(symbols, [examples, *SIZES])
-    return Data(*(Split(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in parts))
+    splits = (Split(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in parts)
+    return with_monitor(Data(*splits))

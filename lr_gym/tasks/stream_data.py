@@ -117,8 +117,11 @@ def _permutations(seed: int, length: int) -> Tensor:
 
 def _all_examples(data: Data) -> tuple[Tensor, Tensor]:
     """Inputs and targets of all splits: streams test every minibatch before they train on it."""
-    inputs, targets = zip(*data, strict=True)
-    return torch.cat(inputs), torch.cat(targets)
+    splits = data.splits()
+    # The monitor split was cut from the end of the reward split, and here it is back there.
+    order = ("gradient", "reward", "monitor", "selection", "test")
+    parts = [splits[name] for name in order if name in splits]
+    return torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])
 
 
 def _permuted_labels(data: Data, seed: int) -> ClassStream:

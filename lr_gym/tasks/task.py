@@ -35,21 +35,35 @@ class Split(NamedTuple):
 class Data(NamedTuple):
     """Disjoint splits. Each serves one purpose only, the one that its name says.
 
+    The monitor split is the last one and may be left out, so that tasks made of the other four stay
+    valid. A controller on such a task is shown no held-out loss.
+
     Attributes:
         gradient: minibatches of the inner training are drawn from it.
         reward: the controller's reward is measured on it.
         selection: hyperparameters, checkpoints and policies are chosen by it.
         test: reported figures are measured on it, and nothing else is.
+        monitor: a controller may be shown the loss on it while the training goes on; None where the
+            task holds out nothing for that.
     """
 
     gradient: Split
     reward: Split
     selection: Split
     test: Split
+    monitor: Split | None = None
+
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by their names, in the order of SPLITS."""
+        return {name: split for name, split in self._asdict().items() if split is not None}
+
+    def map(self, function: Callable[[Split], Split]) -> Data:
+        """Data of whose splits each is what `function` makes of it; no monitor split stays none."""
+        return Data(**{name: function(split) for name, split in self.splits().items()})
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Data:
         """Move all splits to a device; floating-point tensors become `dtype`."""
-        return Data(*(split.to(device, dtype) for split in self))
+        return self.map(lambda split: split.to(device, dtype))
 
 
 SPLITS = Data._fields
@@ -69,7 +83,7 @@ class Task:
             what they are built with, except inside `lr_gym.tasks.modules.Pretrained`.
         data: loads or makes the data. It must return the same data every time, since every
             environment and every process calls it: seed what is random, and cache what takes long
-            (functools.cache). It may be a stream (`lr_gym.tasks.stream`) instead of four splits.
+            (functools.cache). It may be a stream (`lr_gym.tasks.stream`) instead of splits.
         loss: (outputs (n, ...), targets (n, ...)) -> (n,), the loss of each example
             (reduction="none"); cross-entropy in nats.
         metrics: name -> (outputs, targets) -> 0-dim tensor.
@@ -85,7 +99,8 @@ class Task:
         chunk: examples of one forward pass in evaluation.
         device: "cuda" where a training takes hours of a CPU: suites leave the task out on a machine
             without a GPU, and plain training loops use the GPU where there is one.
-        sizes: number of examples of each of SPLITS; None if it is not stated.
+        sizes: number of examples of each split that there is, in the order of SPLITS; None if it is
+            not stated.
         best: best known figure of a baseline on the test split, and the baseline; None if it has
             not been measured.
 
@@ -132,7 +147,7 @@ def check_data(name: str, data: Data) -> Data:
         ValueError: if a split is empty or its counts differ; the error names the task and the
             split.
     """
-    for split, examples in zip(SPLITS, data, strict=True):
+    for split, examples in data.splits().items():
         if len(examples.inputs) == 0:
             raise ValueError(f"the {split} split of task {name!r} is empty")
         if len(examples.inputs) != len(examples.targets):

