@@ -102,7 +102,8 @@ def test_two_processes_prepare_once(cache):
 
 
 def test_mnist1d_from_the_cache_is_what_its_package_makes(cache):
-    made, fresh = datasets._make_mnist1d(), datasets.mnist1d.__wrapped__()
+    made = with_monitor(datasets._make_mnist1d())
+    fresh = datasets.mnist1d.__wrapped__()
     again = datasets.mnist1d.__wrapped__()
     for a, b, c in zip(made, fresh, again, strict=True):
         assert torch.equal(a.inputs, b.inputs)
@@ -159,9 +160,10 @@ def test_prices_of_diamonds_are_standardised_by_the_gradient_split_only():
     data = tables.diamonds()
     assert [tuple(split.inputs.shape) for split in data] == [
         (40_000, 26),
-        (4_000, 26),
+        (2_000, 26),
         (4_000, 26),
         (5_940, 26),
+        (2_000, 26),
     ]
     assert data.gradient.targets.mean() == pytest.approx(0.0, abs=1e-5)
     assert data.gradient.targets.std() == pytest.approx(1.0, abs=1e-5)
@@ -209,7 +211,8 @@ def cifar_files(tmp_path, monkeypatch):
 
 def test_cifar10_is_read_from_its_own_format(cifar_files):
     data = images.read_cifar10(cifar_files, download=False)
-    assert [tuple(split.inputs.shape) for split in data] == [(n, 3, 32, 32) for n in (90, 4, 6, 20)]
+    counts = (90, 2, 6, 20, 2)
+    assert [tuple(split.inputs.shape) for split in data] == [(n, 3, 32, 32) for n in counts]
     torch.testing.assert_close(
         data.gradient.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0
     )
@@ -308,7 +311,7 @@ def test_bert_from_a_local_folder_fine_tunes_whole(small_bert, monkeypatch):
     monkeypatch.setenv("LR_GYM_BERT", str(small_bert))
     some = text.reviews()[0][:40], text.reviews()[1][:40]
     monkeypatch.setattr(text, "reviews", lambda: some)
-    monkeypatch.setattr(text, "REVIEWS", (10, 10, 10, 10))
+    monkeypatch.setattr(text, "CUT", (10, 10, 10, 10))
     task = dataclasses.replace(
         TASKS["imdb-bert"], data=lambda: text.tokens(text.bert_folder()), batch_size=3
     )
