@@ -46,6 +46,7 @@ class Stream(enum.IntEnum):
     CHANGE = 9
     LABEL = 10
     MIXTURE = 11
+    MONITOR = 12
 
 
 def _shift_right(x: Tensor, n: int) -> Tensor:

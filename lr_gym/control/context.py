@@ -20,6 +20,7 @@ class TrainingContext(NamedTuple):
         progress_known: (B,) 1 where the features of progress and horizon are shown, else 0.
         passes_known: (B,) 1 where the passes over the data are shown, else 0. The passes of the
             whole training are shown only where progress is shown too.
+        monitor_known: (B,) 1 where held-out losses are shown once they come, 0 where masked.
     """
 
     passes: Tensor
@@ -28,6 +29,7 @@ class TrainingContext(NamedTuple):
     loss_known: Tensor
     progress_known: Tensor
     passes_known: Tensor
+    monitor_known: Tensor
 
 
 class Clock(NamedTuple):

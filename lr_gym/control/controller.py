@@ -5,6 +5,7 @@ it learns and when it is deployed comes from the same lines:
 
     state = controller.start(runs, layers, like)
     state = controller.add_loss(state, loss)                               at every inner step
+    state = controller.add_held_out(state, loss)                           now and then
     observation, state = controller.observe(state, stats, hyper, context, step)   at a decision
     hyper, state = controller.act(state, policy(observation), base)               at a decision
     lr = hyper.lr * controller.schedule(step)                              at every inner step
@@ -24,7 +25,14 @@ from torch import Tensor
 
 from lr_gym.control.action import decode, move
 from lr_gym.control.context import Clock, TrainingContext
-from lr_gym.control.features import Observed
+from lr_gym.control.feature import Observed
+from lr_gym.control.held_out import (
+    HeldOut,
+    add_held_out,
+    emptied,
+    no_held_out,
+    remember_held_out,
+)
 from lr_gym.control.memory import Memory, empty_memory, remember
 from lr_gym.control.observation import observe
 from lr_gym.control.spec import ControlSpec
@@ -43,6 +51,8 @@ class ControlState(NamedTuple):
         action: (B, L, A) the last action.
         loss_sum: (B,) sum of the training losses since the last decision.
         loss_count: (B,) number of these losses.
+        held_out: the held-out losses, of which nothing but the newest is kept under a policy that
+            does not look at them.
     """
 
     memory: Memory
@@ -50,6 +60,7 @@ class ControlState(NamedTuple):
     action: Tensor
     loss_sum: Tensor
     loss_count: Tensor
+    held_out: HeldOut
 
 
 class Controller:
@@ -96,6 +107,7 @@ class Controller:
             action=zeros.clone(),
             loss_sum=like.new_zeros(runs),
             loss_count=like.new_zeros(runs),
+            held_out=no_held_out(runs, like),
         )
 
     def progress(self, step: Any) -> Any:
@@ -149,6 +161,13 @@ class Controller:
             known = known.sum(0)
         return state._replace(loss_sum=state.loss_sum + finite, loss_count=state.loss_count + known)
 
+    def add_held_out(self, state: ControlState, loss: Tensor) -> ControlState:
+        """Take note of held-out losses (B,), which the next decision is shown.
+
+        A loss that is not finite is left out, such as NaN for a run that was not evaluated.
+        """
+        return state._replace(held_out=add_held_out(state.held_out, loss))
+
     def observe(
         self,
         state: ControlState,
@@ -172,9 +191,14 @@ class Controller:
         clock = self._clock(context, step)
         memory = remember(state.memory, stats, state.loss_sum / state.loss_count)
         scheduled = hyper._replace(lr=hyper.lr * clock.schedule.unsqueeze(1))
-        observed = Observed(stats, memory, scheduled, state.offset, state.action, context, clock)
+        remember_new = remember_held_out if self.spec.watches_held_out else emptied
+        held_out = remember_new(state.held_out)
+        observed = Observed(
+            stats, memory, scheduled, state.offset, state.action, context, clock, held_out
+        )
         state = state._replace(
             memory=memory,
+            held_out=held_out,
             loss_sum=torch.zeros_like(state.loss_sum),
             loss_count=torch.zeros_like(state.loss_count),
         )

@@ -9,106 +9,36 @@ masks, groups and the documentation are derived from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lr_gym.control.context import Clock, TrainingContext
-from lr_gym.control.memory import Memory, log
-from lr_gym.types import Hyperparams, LayerStats
+from lr_gym.control.feature import (
+    BOTH,
+    OF_ENDLESS,
+    OF_TASK,
+    OPTIONAL,
+    Feature,
+    Observed,
+    column,
+    loss_known,
+)
+from lr_gym.control.memory import log
+from lr_gym.control.monitor_features import MONITOR_FEATURES
 
 __all__ = [
     "FEATURES",
     "PEAK_CENTRE",
     "PEAK_WIDTH",
-    "Feature",
-    "Observed",
     "check_features",
     "features_of_group",
-    "loss_known",
 ]
 
 LN_10 = math.log(10.0)
 # The features peak_lr and scaled_lr, in decades of the learning rate.
 PEAK_CENTRE = -3.0  # log10 of the learning rate at which they are 0
 PEAK_WIDTH = 3.5  # from there to where they are 1
-
-# Groups of features. "course": how a training goes, what policies see by default. "task": what
-# describes a training as a whole, for policies that learn on many tasks. "endless": the time in
-# trainings whose end is not known.
-OF_COURSE = frozenset({"course"})
-OF_TASK = frozenset({"task"})
-BOTH = OF_COURSE | OF_TASK
-OF_ENDLESS = frozenset({"endless"})
-OPTIONAL: frozenset[str] = frozenset()  # in no group: chosen by name only
-
-
-class Observed(NamedTuple):
-    """Everything that a feature may look at when a decision is due.
-
-    Attributes:
-        stats: per-layer statistics of the pending gradient.
-        memory: the memory, already updated with these statistics.
-        hyper: hyperparameters in force until this decision, the base schedule included.
-        offset: (B, L, A) position of each control, see `lr_gym.control.action`.
-        action: (B, L, A) the last action.
-        context: what stays fixed during the trainings.
-        clock: how far the trainings are.
-    """
-
-    stats: LayerStats
-    memory: Memory
-    hyper: Hyperparams
-    offset: Tensor
-    action: Tensor
-    context: TrainingContext
-    clock: Clock
-
-
-class Feature(NamedTuple):
-    """A row of FEATURES.
-
-    Attributes:
-        compute: function Observed -> (B, L) or (B, 1), within [-1, 1].
-        about: one line for the documentation.
-        needs: what must be known, else the feature is 0: "loss", "progress", "epoch" or "passes".
-        groups: names of the groups that hold the feature.
-        needs_stats: whether the feature depends on more than the size of the pending gradient, so
-            that weights and moments must be measured too.
-        says_end_known: whether the feature says if the end of the training is known.
-        quantity: for messages, where the feature stands for a number that users know: the name of
-            that number, perhaps with the placeholder {layer}, and the function from feature to
-            number.
-        given: whether the value is known before the training starts and no learning rate
-            changes it.
-        judged: whether the guard takes trust away where the value is outside the observed range.
-    """
-
-    compute: Callable[[Observed], Tensor]
-    about: str
-    needs: str | None = None
-    groups: frozenset[str] = OF_COURSE
-    needs_stats: bool = False
-    says_end_known: bool = False
-    quantity: tuple[str, Callable[[float], float]] | None = None
-    given: bool = False
-    judged: bool = True
-
-    @property
-    def tells_end(self) -> bool:
-        """Whether the feature depends on how long the training will be."""
-        return self.says_end_known or self.needs in ("progress", "passes")
-
-
-def loss_known(o: Observed) -> Tensor:
-    """(B,) 1 where a loss was given whose logarithm says something, else 0.
-
-    The features of the loss compare logarithms with that of the first loss, so a first loss that
-    is not above 0 counts as none.
-    """
-    return o.context.loss_known * o.memory.loss_seen * (o.memory.initial_loss > 0)
 
 
 def _log10(x: Tensor) -> Tensor:
@@ -143,7 +73,7 @@ def _depth(o: Observed) -> Tensor:
 
 def _unscheduled_lr(o: Observed) -> Tensor:
     """(B, L) learning rate without its base schedule, which may be 0 at the end."""
-    return o.hyper.lr / _column(o.clock.schedule.clamp_min(1e-6))
+    return o.hyper.lr / column(o.clock.schedule.clamp_min(1e-6))
 
 
 def _place(lr: Tensor) -> Tensor:
@@ -158,11 +88,6 @@ def _learning_rate(y: float) -> float:
 
 def _passes_made(o: Observed) -> Tensor:
     return o.clock.step * o.context.passes / o.clock.horizon
-
-
-def _column(per_run: Tensor) -> Tensor:
-    """(B,) -> (B, 1): the same for every layer of a run."""
-    return per_run.unsqueeze(1)
 
 
 def _inverse_tanh_log10(y: float) -> float:
@@ -202,57 +127,57 @@ FEATURES: dict[str, Feature] = {
         needs_stats=True,
     ),
     "loss_ratio": Feature(
-        lambda o: _column(torch.tanh((o.memory.short_loss - log(o.memory.initial_loss)) / 2.0)),
+        lambda o: column(torch.tanh((o.memory.short_loss - log(o.memory.initial_loss)) / 2.0)),
         "log of the recent loss over the first one",
         "loss",
     ),
     "loss_trend": Feature(
-        lambda o: _column(torch.tanh(4.0 * (o.memory.short_loss - o.memory.long_loss))),
+        lambda o: column(torch.tanh(4.0 * (o.memory.short_loss - o.memory.long_loss))),
         "short minus long running mean of the log loss",
         "loss",
     ),
     "loss_change": Feature(
-        lambda o: _column(torch.tanh(4.0 * o.memory.loss_change)),
+        lambda o: column(torch.tanh(4.0 * o.memory.loss_change)),
         "log of the last interval's mean loss over the one before",
         "loss",
     ),
     "loss_excess": Feature(
-        lambda o: _column(torch.tanh(4.0 * (o.memory.short_loss - o.memory.slow_loss))),
+        lambda o: column(torch.tanh(4.0 * (o.memory.short_loss - o.memory.slow_loss))),
         "short minus slow running mean of the log loss: high for a while after the data changed",
         "loss",
         groups=OPTIONAL,
     ),
     "loss_surprise": Feature(
-        lambda o: _column(torch.tanh(o.memory.surprise / 3.0)),
+        lambda o: column(torch.tanh(o.memory.surprise / 3.0)),
         "loss_change over the usual size of such changes: tells a change from noise",
         "loss",
         groups=OPTIONAL,
     ),
     "loss_noise": Feature(
-        lambda o: _column(torch.tanh(torch.log(o.memory.change_size + 1e-6) / 4.0 + 1.0)),
+        lambda o: column(torch.tanh(torch.log(o.memory.change_size + 1e-6) / 4.0 + 1.0)),
         "log of the usual size of loss_change",
         "loss",
         groups=OPTIONAL,
     ),
     "depth": Feature(_depth, "position of the layer, -1 for the first and 1 for the last"),
     "progress": Feature(
-        lambda o: _column(2.0 * o.clock.progress - 1.0),
+        lambda o: column(2.0 * o.clock.progress - 1.0),
         "step over horizon, from -1 to 1",
         "progress",
     ),
     "remaining": Feature(
-        lambda o: _column(1.0 + torch.log(1.02 - o.clock.progress) / 2.0),
+        lambda o: column(1.0 + torch.log(1.02 - o.clock.progress) / 2.0),
         "log of what is left of the training: resolves its end",
         "progress",
     ),
     "loss_known": Feature(
-        lambda o: _column(loss_known(o)),
+        lambda o: column(loss_known(o)),
         "1 where the loss features are shown, 0 where masked or where the first loss was not above "
         "0",
         groups=BOTH,
     ),
     "progress_known": Feature(
-        lambda o: _column(o.context.progress_known),
+        lambda o: column(o.context.progress_known),
         "1 where the progress features are shown, 0 where masked",
         groups=BOTH,
         says_end_known=True,
@@ -287,14 +212,14 @@ FEATURES: dict[str, Feature] = {
         groups=OF_TASK,
     ),
     "loss_level": Feature(
-        lambda o: _column(torch.tanh(o.memory.short_loss / LN_10)),
+        lambda o: column(torch.tanh(o.memory.short_loss / LN_10)),
         "log10 of the recent loss, in whatever units it has",
         "loss",
         quantity=("recent loss", _inverse_tanh_log10),
         groups=OPTIONAL,
     ),
     "first_loss": Feature(
-        lambda o: _column(torch.tanh(_log10(o.memory.initial_loss))),
+        lambda o: column(torch.tanh(_log10(o.memory.initial_loss))),
         "log10 of the first loss, in whatever units it has; unlike loss_level, later actions "
         "cannot move it",
         "loss",
@@ -302,7 +227,7 @@ FEATURES: dict[str, Feature] = {
         groups=OF_TASK,
     ),
     "model_size": Feature(
-        lambda o: _column(_log10(o.context.sizes.sum(1)) / 4.0 - 1.0),
+        lambda o: column(_log10(o.context.sizes.sum(1)) / 4.0 - 1.0),
         "log10 of the number of parameters, centred on 10^4",
         quantity=("parameters", lambda y: 10.0 ** (4.0 * (y + 1.0))),
         given=True,
@@ -311,7 +236,7 @@ FEATURES: dict[str, Feature] = {
         groups=OF_TASK,
     ),
     "horizon": Feature(
-        lambda o: _column(_log10(o.clock.horizon) / 3.0 - 1.0),
+        lambda o: column(_log10(o.clock.horizon) / 3.0 - 1.0),
         "log10 of the steps of the training, centred on 10^3",
         "progress",
         quantity=("total_steps", lambda y: 10.0 ** (3.0 * (y + 1.0))),
@@ -319,7 +244,7 @@ FEATURES: dict[str, Feature] = {
         groups=OF_TASK,
     ),
     "passes": Feature(
-        lambda o: _column(_log10(o.context.passes) / 3.0),
+        lambda o: column(_log10(o.context.passes) / 3.0),
         "log10 of the passes over the data, all in all: where there are many, networks memorise",
         "passes",
         quantity=("passes over the data", lambda y: 10.0 ** (3.0 * y)),
@@ -327,30 +252,31 @@ FEATURES: dict[str, Feature] = {
         groups=OF_TASK,
     ),
     "passes_known": Feature(
-        lambda o: _column(o.context.passes_known * o.context.progress_known),
+        lambda o: column(o.context.passes_known * o.context.progress_known),
         "1 where passes are shown, 0 where masked",
         groups=OF_TASK,
         says_end_known=True,
     ),
     "steps": Feature(
-        lambda o: _column(torch.log10(1.0 + o.clock.step) / 2.0 - 1.0),
+        lambda o: column(torch.log10(1.0 + o.clock.step) / 2.0 - 1.0),
         "log10 of the steps made, centred on 10^2: all that is known of the time where the end is "
         "not",
         quantity=("steps made", lambda y: 10.0 ** (2.0 * (y + 1.0)) - 1.0),
         groups=OF_ENDLESS,
     ),
     "passes_made": Feature(
-        lambda o: _column(torch.log10(0.01 + _passes_made(o)) / 3.0),
+        lambda o: column(torch.log10(0.01 + _passes_made(o)) / 3.0),
         "log10 of the passes over the data so far",
         "epoch",
         quantity=("passes over the data so far", lambda y: 10.0 ** (3.0 * y) - 0.01),
         groups=OF_ENDLESS,
     ),
     "epoch_known": Feature(
-        lambda o: _column(o.context.passes_known),
+        lambda o: column(o.context.passes_known),
         "1 where passes so far are shown, 0 where masked",
         groups=OF_ENDLESS,
     ),
+    **MONITOR_FEATURES,
 }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lr_gym.control.features import FEATURES, Observed, loss_known
+from lr_gym.control.feature import Observed, loss_known, monitor_known
+from lr_gym.control.features import FEATURES
 
 __all__ = ["observe"]
 
@@ -26,6 +27,8 @@ def observe(features: Sequence[str], observed: Observed) -> Tensor:
     context = observed.context
     known = {
         "loss": loss_known(observed),
+        "monitor": monitor_known(observed),
+        "gap": monitor_known(observed) * loss_known(observed),
         "progress": context.progress_known,
         "epoch": context.passes_known,
         # the passes of the whole training follow from its length

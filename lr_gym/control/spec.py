@@ -88,6 +88,11 @@ class ControlSpec:
         """Whether the policy sees nothing of LayerStats but the size of the gradient."""
         return not any(FEATURES[name].needs_stats for name in self.features)
 
+    @property
+    def watches_held_out(self) -> bool:
+        """Whether the policy looks at the held-out loss."""
+        return any("monitor" in FEATURES[name].groups for name in self.features)
+
     def check_base(self, base: str) -> None:
         """Raise a ValueError where `base` is not of the family that the policy was trained on.
 

@@ -23,7 +23,7 @@ from lr_gym.envs.reward import (
     potential,
     stream_reward,
 )
-from lr_gym.envs.run_distribution import RunDistribution
+from lr_gym.envs.run_distribution import RunDistribution, monitored
 from lr_gym.layers import embedding_tables
 from lr_gym.tasks import Task
 from lr_gym.tasks.stream import StreamPosition
@@ -136,7 +136,9 @@ class Episodes:
         self._weight_decay = weight_decay
         self._horizon = controller.horizon
         self._passes = 1.0  # of a stream: nothing is seen twice
+        self._monitors = False
         if not self.streams:
+            self._monitors = spec.watches_held_out and self.loop.data.monitor is not None
             examples = len(self.loop.data.gradient.inputs)
             self._passes = self._horizon * task.batch_size / examples
 
@@ -237,7 +239,9 @@ class Episodes:
         )
 
     def _context(self, run_seed: Tensor) -> TrainingContext:
-        loss_known, progress_known, passes_known = self._runs.known(run_seed, self.loop.dtype)
+        loss_known, progress_known, passes_known, monitor_known = self._runs.known(
+            run_seed, self.loop.dtype
+        )
         if self.streams:  # they have no end, and no examples that come again
             progress_known = torch.zeros_like(progress_known)
             passes_known = torch.zeros_like(passes_known)
@@ -250,6 +254,7 @@ class Episodes:
             loss_known=loss_known,
             progress_known=progress_known,
             passes_known=passes_known,
+            monitor_known=monitor_known,
         )
 
     def _observe(self, state: EnvState, step: NDArray[np.int64]) -> tuple[EnvState, Tensor]:
@@ -257,6 +262,9 @@ class Episodes:
         observation, control = self.controller.observe(
             state.control, stats, state.hyper, state.context, step
         )
+        if self._monitors:
+            # Validation takes time, so that a loss is seen one decision after its weights were.
+            control = self.controller.add_held_out(control, _monitor_loss(self.loop, state))
         return state._replace(control=control), observation
 
     def _averaged(self, state: EnvState, step: NDArray[np.int64]) -> Weights | tuple[()]:
@@ -336,6 +344,18 @@ def evaluated_state(state: EnvState) -> InnerState:
         return state.inner
     params, buffers = state.average
     return state.inner._replace(params=params, buffers=buffers)
+
+
+def _monitor_loss(loop: Executor, state: EnvState) -> Tensor:
+    """Loss (B,) on each run's own part of the monitor split, with the weights it is judged by.
+
+    Runs that are never shown it are computed along, to keep all shapes equal.
+    """
+    split = loop.data.monitor
+    assert split is not None
+    shown = monitored(state.inner.run_seed, len(split.inputs)).to(loop.dtype)
+    weights = shown / shown.sum(1, keepdim=True)
+    return loop.evaluate(evaluated_state(state), "monitor", weights)
 
 
 def _units(loop: Executor, granularity: str) -> list[float]:

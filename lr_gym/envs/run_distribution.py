@@ -1,4 +1,4 @@
-"""What each run of an environment draws for itself: initial learning rate and masks."""
+"""What each run of an environment draws for itself: learning rate, masks, held-out examples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from lr_gym.rng import Stream, uniform
 from lr_gym.types import check_number, numbers_like
 
-__all__ = ["INITIAL_LR", "RunDistribution"]
+__all__ = ["INITIAL_LR", "MONITORED", "RunDistribution", "monitored"]
 
 INITIAL_LR = (3e-5, 1e-1)
+MONITORED = (100, 5000)  # a run is shown the loss on so many examples of the monitor split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RunDistribution:
         mask_loss: share of the runs whose observation hides the loss.
         mask_progress: share of the runs whose observation hides progress and horizon.
         mask_passes: share of the runs whose observation hides the passes over the data.
+        mask_monitor: share of the runs that are never shown the held-out loss.
 
     Raises:
         ValueError: for a field out of range, naming it.
@@ -35,6 +37,7 @@ class RunDistribution:
     mask_loss: float
     mask_progress: float
     mask_passes: float
+    mask_monitor: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -45,7 +48,7 @@ class RunDistribution:
         if not 0.0 < low <= high:
             raise ValueError(f"initial_lr must be (low, high) with 0 < low <= high; got {given!r}")
         object.__setattr__(self, "initial_lr", (low, high))
-        for name in ("mask_loss", "mask_progress", "mask_passes"):
+        for name in ("mask_loss", "mask_progress", "mask_passes", "mask_monitor"):
             object.__setattr__(self, name, check_number(name, getattr(self, name), 0.0, 1.0))
 
     def lr(self, run_seed: Tensor) -> Tensor:
@@ -55,7 +58,33 @@ class RunDistribution:
         return torch.exp(low + (high - low) * place)
 
     def known(self, run_seed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What is shown of runs with seeds (B,): loss, progress and passes, (B,) each, 1 or 0."""
-        draw = uniform(run_seed, Stream.MASK, 0, 3, dtype=torch.float64)
-        shares = numbers_like([self.mask_loss, self.mask_progress, self.mask_passes], draw)
+        """What is shown of runs with seeds (B,), 1 or 0.
+
+        Returns:
+            (B,) each for loss, progress, passes and held-out loss.
+        """
+        draw = uniform(run_seed, Stream.MASK, 0, 4, dtype=torch.float64)
+        masks = [self.mask_loss, self.mask_progress, self.mask_passes, self.mask_monitor]
+        shares = numbers_like(masks, draw)
         return tuple(column.clone() for column in (draw >= shares).to(dtype).unbind(1))
+
+
+def monitored(run_seed: Tensor, examples: int) -> Tensor:
+    """Which examples of the monitor split each run is shown the loss on.
+
+    Small held-out sets are noisy, and users have small and large ones. So a run draws how many
+    there are, log-uniformly within MONITORED as far as the split allows, and where they begin; from
+    there they follow each other, from the last example on to the first.
+
+    Args:
+        run_seed: (B,) int64.
+        examples: number of examples of the split, n.
+
+    Returns:
+        (B, n) bool.
+    """
+    low, high = (min(bound, examples) for bound in MONITORED)
+    size, start = uniform(run_seed, Stream.MONITOR, 0, 2, dtype=torch.float64).unbind(1)
+    count = torch.exp(math.log(low) + math.log(high / low) * size).round()
+    place = torch.arange(examples, device=run_seed.device) - (start * examples).long().unsqueeze(1)
+    return place % examples < count.unsqueeze(1)

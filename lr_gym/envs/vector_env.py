@@ -1,4 +1,18 @@
-"""LRControlVectorEnv: B inner trainings as one natively batched Gymnasium vector environment."""
+"""LRControlVectorEnv: B inner trainings as one natively batched Gymnasium vector environment.
+
+Observations are (B, L, F). Actions are (B, L, A) within [-1, 1], or in the discrete modes
+(B, L) indices into `lr_gym.control.action.action_table`. Infos hold one array per key, a row
+per run:
+
+    run_seed        seed that identifies the training
+    step            inner steps made
+    train_loss      loss of the pending minibatch
+    reward_loss     loss on the reward split; on streams, mean loss since the last decision
+    lr              (B, L) effective learning rate
+    diverged        whether the run diverged
+    divergence      why it diverged, "" where it did not
+    final_obs, final_info   of runs that ended in this step, under SAME_STEP only
+"""
 
 from __future__ import annotations
 
@@ -51,18 +65,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     row whose episode has ended starts again with a fresh seed, in the same step unless
     `autoreset_mode` says otherwise (`lr_gym.envs.autoreset`).
 
-    Observations are (B, L, F). Actions are (B, L, A) within [-1, 1], or in the discrete modes
-    (B, L) indices into `lr_gym.control.action.action_table`. Infos hold one array per key, a row
-    per run:
-
-        run_seed        seed that identifies the training
-        step            inner steps made
-        train_loss      loss of the pending minibatch
-        reward_loss     loss on the reward split; on streams, mean loss since the last decision
-        lr              (B, L) effective learning rate
-        diverged        whether the run diverged
-        divergence      why it diverged, "" where it did not
-        final_obs, final_info   of runs that ended in this step, under SAME_STEP only
+    The module's docstring says what actions, observations and infos are.
 
     Attributes:
         task: what is trained.
@@ -94,6 +97,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         mask_loss: float = 0.0,
         mask_progress: float = 0.0,
         mask_passes: float = 0.0,
+        mask_monitor: float = 0.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
@@ -114,6 +118,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             mask_loss: share of the runs whose observation hides the loss.
             mask_progress: share of the runs whose observation hides progress and horizon.
             mask_passes: share of the runs whose observation hides the passes over the data.
+            mask_monitor: share of the runs that are never shown the loss on the monitor split.
+                That is evaluated only where a feature of `spec` needs it.
             device: where the trainings run.
             dtype: floating-point type of the trainings.
             compile: whether the trainings are compiled for `num_envs` runs, see `Executor`.
@@ -128,7 +134,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         """
         self._autoreset = check_env_options(max_episode_steps, render_mode, autoreset_mode)
         self.control_spec = spec = control_spec_of(spec, control)
-        runs = RunDistribution(initial_lr, mask_loss, mask_progress, mask_passes)
+        runs = RunDistribution(initial_lr, mask_loss, mask_progress, mask_passes, mask_monitor)
         self.task = find_task(task)
         self.num_envs = check_count("num_envs", num_envs)
         self.horizon = check_count("horizon", self.task.horizon if horizon is None else horizon)

@@ -3,6 +3,7 @@
 Importing this package imports torch, numpy and safetensors, and no other package of weight.
 """
 
+from lr_gym.control.patience import PatienceRule
 from lr_gym.layers import muon_groups
 from lr_gym.optim.base import log_metrics
 from lr_gym.optim.contrib.adaptive_upgd import AdaptiveUPGD
@@ -19,6 +20,7 @@ __all__ = [
     "EnhancedSGD",
     "GlobalAdaptiveSGD",
     "GradientAgreementOptimizer",
+    "PatienceRule",
     "PolicyOptimizer",
     "QLearningController",
     "VarianceGradientScaler",

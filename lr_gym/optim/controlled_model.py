@@ -17,6 +17,7 @@ from lr_gym.control.controller import Controller, ControlState
 from lr_gym.control.units import layer_units
 from lr_gym.layers import Layout
 from lr_gym.optim.distributed import add_up, check_equal_on_ranks, ranks_of
+from lr_gym.optim.finishing import finish_metrics, finish_of
 from lr_gym.optim.group_rates import applied_lrs, reference_lr, scheduled_lr
 from lr_gym.optim.guard import Guard
 from lr_gym.optim.model_layout import lay_out
@@ -55,6 +56,7 @@ class ControlledModel:
         groups: parameter groups of the optimizer.
         params: each group with the parameters that it had when the layers were laid out.
         betas: betas of the groups when `multiplier` was decoded.
+        watched: whether anything looks at held-out losses.
         checked: whether the ranks are known to hold the same parameters.
         used: multipliers and scheduled rates of the last step, None before the first.
     """
@@ -71,6 +73,7 @@ class ControlledModel:
     groups: Sequence[dict[str, Any]]
     params: list[tuple[dict[str, Any], list[Tensor]]]
     betas: list[Any]
+    watched: bool = False
     checked: bool = False
     used: tuple[Hyperparams, dict[int, float | Tensor]] | None = None
 
@@ -91,17 +94,13 @@ class ControlledModel:
         Raises:
             ValueError: for more than one number.
         """
-        if isinstance(loss, Tensor):
-            value = loss.detach()
-        else:
-            value = torch.tensor(float(loss), device="cpu")
-        if value.numel() != 1:
-            raise ValueError(
-                f"observe takes the loss as one number; got shape {tuple(value.shape)}: pass "
-                "loss.mean()"
-            )
-        value = value.to(self.control.loss_sum, non_blocking=True).reshape(1)
+        value = _one_number(loss, self.control.loss_sum, "observe")
         self.control = self.controller.add_loss(self.control, value)
+
+    def add_held_out(self, loss: Tensor | float) -> None:
+        """Take note of a held-out loss, as `add_loss` does of a training loss."""
+        value = _one_number(loss, self.control.loss_sum, "observe_validation")
+        self.control = self.controller.add_held_out(self.control, value)
 
     def reference(self) -> Tensor:
         """(1, L) the learning rate that the policy starts from, the same for every layer."""
@@ -116,9 +115,18 @@ class ControlledModel:
         return self.multiplier._replace(lr=self.multiplier.lr * self.reference())
 
     def scheduled(self, step: int) -> dict[int, float | Tensor]:
-        """The lr of each group under the base schedule at a step, by the group's id."""
-        factor = float(self.controller.schedule(step))
-        return {id(group): scheduled_lr(group, factor) for group in self.groups}
+        """The lr of each group under the base schedule at a step, by the group's id.
+
+        Once the end of the training is decided, the schedule stands still, and the rate falls
+        linearly from where it was.
+        """
+        finish = finish_of(self.groups)
+        if finish.end is None:
+            factor = float(self.controller.schedule(step))
+            return {id(group): scheduled_lr(group, factor) for group in self.groups}
+        factor = float(self.controller.schedule(min(step, finish.decided)))
+        falling = finish.factor(step)
+        return {id(group): scheduled_lr(group, factor) * falling for group in self.groups}
 
     def applied(self, step: int) -> Hyperparams:
         """(1, L) hyperparameters of the last step, or of this one where none was made yet."""
@@ -142,13 +150,16 @@ class ControlledModel:
             unit = _unit(self.first_slot_of_layer, self.multiplier.lr)
             self.multiplier = decode(self.controller.spec.controls, self.control.offset, unit)
 
-    def decide(self, stats: LayerStats, settings: Settings, step: int) -> None:
+    def decide(self, stats: LayerStats, settings: Settings, step: int) -> Tensor:
         """Observe, ask the policy, and act.
 
         Args:
             stats: statistics of the pending gradient, (1, L) each.
             settings: what the optimizer was made with.
             step: optimizer steps made.
+
+        Returns:
+            (1,) mean of the held-out losses since the last decision, NaN where none was given.
         """
         state = self.control
         looks = self.guard is not None and undecided(self.groups, step)
@@ -159,11 +170,18 @@ class ControlledModel:
                 check_equal_on_ranks([slot.param for slot in self.slots], self.ranks)
                 self.checked = True
             # the mean over all ranks is that of the global batch
-            sums = add_up(torch.stack([state.loss_sum, state.loss_count, votes]), self.ranks)
-            state = state._replace(loss_sum=sums[0], loss_count=sums[1])
+            held_out = state.held_out
+            own = [state.loss_sum, state.loss_count, votes, held_out.loss_sum, held_out.loss_count]
+            sums = add_up(torch.stack(own), self.ranks)
+            state = state._replace(
+                loss_sum=sums[0],
+                loss_count=sums[1],
+                held_out=held_out._replace(loss_sum=sums[3], loss_count=sums[4]),
+            )
             votes = sums[2] / distributed.get_world_size(self.ranks)
         if looks:
             note_start_weights(self.groups, votes)
+        held_out_loss = state.held_out.loss_sum / state.held_out.loss_count
         context = self._context(settings)
         observation, state = self.controller.observe(state, stats, self.shown(), context, [step])
         shown = observation if self.guard is None else self.guard.shown(observation)
@@ -176,6 +194,7 @@ class ControlledModel:
             moving=moving,
             restrain=self._restrain(observation, moving, context.units),
         )
+        return held_out_loss
 
     def metrics(self, step: int) -> dict[str, float]:
         """Each layer's lr, multiplier, momentum and noise at the last step, and its guard's view.
@@ -193,6 +212,7 @@ class ControlledModel:
         for key, column in columns.items():
             for name, value in zip(self.layout.names, column[0].tolist(), strict=True):
                 values[f"{key}/{name}"] = value
+        values |= finish_metrics(self.groups, step)
         return values if self.guard is None else values | self.guard.metrics()
 
     def store(self, states: Mapping[Tensor, dict[str, Any]], present: Sequence[Tensor]) -> None:
@@ -206,7 +226,7 @@ class ControlledModel:
         first = [
             slot.param if id(slot.param) in here else None for slot in self.first_slot_of_layer
         ]
-        save_rows(states, first, self.control, self.guard)
+        save_rows(states, first, self.control, self.guard, watched=self.watched)
 
     def _restrain(
         self, observation: Tensor, moving: Tensor, units: Tensor
@@ -232,6 +252,7 @@ class ControlledModel:
             loss_known=one,
             progress_known=one * float(steps is not None),
             passes_known=one * float(epoch is not None),
+            monitor_known=one,
         )
 
     def _units(self) -> Tensor:
@@ -281,7 +302,23 @@ def controlled_model(
         groups=groups,
         params=[(group, list(group["params"])) for group in groups],
         betas=_betas(groups),
+        watched=controller.spec.watches_held_out or settings.finish is not None,
     )
+
+
+def _one_number(loss: Tensor | float, like: Tensor, method: str) -> Tensor:
+    """A loss as (1,) in the dtype and on the device of `like`.
+
+    Raises:
+        ValueError: for more than one number, naming the method that was given it.
+    """
+    value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), device="cpu")
+    if value.numel() != 1:
+        raise ValueError(
+            f"{method} takes the loss as one number; got shape {tuple(value.shape)}: pass "
+            "loss.mean()"
+        )
+    return value.to(like, non_blocking=True).reshape(1)
 
 
 def _unit(first_slot_of_layer: Sequence[Slot], like: Tensor) -> Hyperparams:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lr_gym.optim.controlled_model import ControlledModel
+from lr_gym.optim.finishing import finish_of
 from lr_gym.optim.group_rates import PEAK_LR, START_LR
 from lr_gym.optim.notices import Notices, warn_user
 from lr_gym.optim.pretrained import MESSAGE, is_pretrained
@@ -71,6 +72,15 @@ def check_over(notices: Notices, model: ControlledModel, settings: Settings, ste
         settings: what the optimizer was made with.
         step: optimizer steps made.
     """
+    finish = finish_of(model.groups)
+    if finish.phase(step) == "done":
+        notices.once(
+            "finished",
+            f"the training has ended: the held-out loss had stopped falling at step "
+            f"{finish.decided}, and the learning rate has been 0 since step {finish.end}. Further "
+            "steps train nothing: leave the loop where optimizer.finished is true",
+        )
+        return
     total = settings.total_steps
     if total is None or step < total or model.controller.schedule(step) != 0.0:
         return

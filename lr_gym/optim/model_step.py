@@ -14,6 +14,7 @@ from lr_gym.optim.base_step import plain_update, same_shape_batches
 from lr_gym.optim.batching import BLOCK
 from lr_gym.optim.controlled_model import ControlledModel
 from lr_gym.optim.distributed import add_up, replicas
+from lr_gym.optim.finishing import finish_of
 from lr_gym.optim.fused_step import fused_update
 from lr_gym.optim.group_rates import PEAK_LR
 from lr_gym.optim.moments import MASSES, masses, moments
@@ -146,7 +147,10 @@ def average(model: ControlledModel, states: States, settings: Settings, step: in
     """
     power = settings.policy.spec.average
     interval = model.controller.interval
-    if power is None or (step % interval and step != settings.total_steps):
+    finish = finish_of(model.groups)
+    if power is None or (finish.end is not None and step > finish.end):
+        return
+    if step % interval and step not in (settings.total_steps, finish.end):
         return
     weight = snapshot_weight(power, -(-step // interval))
     for slot in model.slots:

@@ -26,7 +26,11 @@ Under a policy that averages weights, call `eval()` before the model is evaluate
 optimizer in the same mode; where that was `eval()`, load both before you call `train()`.
 
 Nothing in `observe` or `step` reads a number back from the device, unless the policy is a Q-table,
-which is on the host, or guarded, and then at the first decision only.
+which is on the host, or guarded, and then at the first decision only. A rule that ends the training
+(`finish`) reads one number at each decision.
+
+Once the rule has decided, the policy makes no more decisions, and the learning rates fall linearly
+to 0. `lr_gym.control.finish` says for how long.
 
 The ranks of a data-parallel training make equal decisions: at a decision, and only there, the
 losses that they observed are averaged over all ranks. FSDP2 may shard the parameters (DTensor).
@@ -38,20 +42,20 @@ it is from the start where the weights are pretrained (`lr_gym.optim.pretrained`
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from lr_gym.control.patience import PatienceRule
 from lr_gym.optim.base import COMPLEX_ADVICE, eager, evaluate
-from lr_gym.optim.controlled_model import ControlledModel, controlled_model
+from lr_gym.optim.controlled_optimizer import ControlledOptimizer, Held
+from lr_gym.optim.finishing import FINISH, NOTHING_DECIDED, finish_of, follow
 from lr_gym.optim.first_step import only_initialises
 from lr_gym.optim.group_rates import note_peak, note_start
-from lr_gym.optim.messages import check_layers, check_over, check_rates, warn_of_guard
+from lr_gym.optim.messages import check_over, check_rates, warn_of_guard
 from lr_gym.optim.model_step import average, measured, prepare_state, update
 from lr_gym.optim.notices import Notices
 from lr_gym.optim.restore import POLICY, restoring
@@ -69,18 +73,7 @@ __all__ = ["PolicyOptimizer"]
 _MODE = "train_mode"  # key of a group: False while the parameters are the averaged ones
 
 
-@dataclasses.dataclass
-class _Held:
-    """The model with its controller, None until parameters and devices are known.
-
-    It is held in an object of its own because wrappers (Lightning's) call our methods with
-    themselves as self. What such a method assigned to an attribute would stay in the wrapper.
-    """
-
-    model: ControlledModel | None = None
-
-
-class PolicyOptimizer(Optimizer):
+class PolicyOptimizer(ControlledOptimizer):
     """SGD, Adam, AdamW or Muon whose learning rates a trained policy sets while training runs.
 
     Give your peak learning rate as `lr`. The module's docstring says how rates, layers, Muon and
@@ -112,6 +105,7 @@ class PolicyOptimizer(Optimizer):
         sample: int | None = 2**13,
         process_group: Any = None,
         guard: bool = True,
+        finish: PatienceRule | None = None,
     ) -> None:
         """Load the policy.
 
@@ -141,9 +135,11 @@ class PolicyOptimizer(Optimizer):
                 initialised, or False for this process alone.
             guard: whether the policy's actions fade where the training is unlike all that it has
                 learned from. False lets it act everywhere.
+            finish: the rule that ends the training by its held-out loss, which
+                `observe_validation` is told; None ends it at total_steps only.
 
         Raises:
-            TypeError: for something that is no policy.
+            TypeError: for something that is no policy, or a `finish` that is no rule.
             ValueError: for a value out of range, or a base that the policy was not trained on.
             PolicyFileError: where the policy cannot be read.
         """
@@ -160,9 +156,10 @@ class PolicyOptimizer(Optimizer):
             sample=sample,
             process_group=process_group,
             guard=guard,
+            finish=finish,
         )
         self._notices = Notices()
-        self._held = _Held()
+        self._held = Held()
         options = defaults_of(
             base,
             total_steps,
@@ -173,6 +170,8 @@ class PolicyOptimizer(Optimizer):
             eps=eps,
         )
         options[POLICY] = self._settings.policy_id
+        if finish is not None:
+            options[FINISH] = NOTHING_DECIDED
         super().__init__(params, {**options, "maximize": maximize, "step": 0})
 
     @eager  # a compiled function would not write the controller's state back
@@ -198,9 +197,13 @@ class PolicyOptimizer(Optimizer):
             note_peak(group)
         step = self.param_groups[0]["step"]
         check_over(self._notices, model, self._settings, step)
-        if step % model.controller.interval == 0:
+        if step % model.controller.interval == 0 and finish_of(self.param_groups).end is None:
             check_rates(self._notices, self.param_groups, model.controller.spec.schedule)
-            model.decide(measured(model, self.state, self._settings), self._settings, step)
+            stats = measured(model, self.state, self._settings)
+            held_out = model.decide(stats, self._settings, step)
+            if (rule := self._settings.finish) is not None:
+                total = self._settings.total_steps
+                follow(self.param_groups, rule, float(held_out), step, total)
             # once total_steps are over the learning rate is 0, and nothing new happens
             if model.controller.schedule(step) > 0.0:
                 warn_of_guard(self._notices, model, wait=False)
@@ -209,16 +212,6 @@ class PolicyOptimizer(Optimizer):
             group["step"] = step + 1
         average(model, self.state, self._settings, step + 1)
         return loss
-
-    @property
-    def guarded(self) -> bool:
-        """Whether `step` or `metrics` has warned that the guard acts."""
-        return self._notices.given("guard")
-
-    @property
-    def averages(self) -> bool:
-        """Whether the policy averages weights, which `eval` shows."""
-        return self._settings.policy.spec.average is not None
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -247,22 +240,17 @@ class PolicyOptimizer(Optimizer):
         _check_trains(self.param_groups)
         self._prepare().add_loss(loss)
 
-    def metrics(self) -> dict[str, float]:
-        """Each layer's applied lr, multiplier, momentum and noise, and its trust and drift.
+    def observe_validation(self, loss: Tensor | float) -> None:
+        """Tell policy and rule the loss on held-out examples; they see it at the next decision.
 
-        They are those of the last step, or of the next one where none was made yet. Trust and drift
-        are the guard's, where the policy has one. Reads from the device.
+        Args:
+            loss: one number; give it whenever the model was validated, before or after `train()`.
+                Losses between two decisions are averaged, and so are those of several ranks.
+
+        Raises:
+            ValueError: for more than one number.
         """
-        model = self._prepare()
-        warn_of_guard(self._notices, model, wait=True)
-        return model.metrics(self.param_groups[0]["step"])
-
-    def applied_lrs(self) -> list[float]:
-        """For each group the geometric mean of its layers' learning rates at the last step.
-
-        `group["lr"]` is yours and your scheduler's, and not this. Reads from the device.
-        """
-        return self._prepare().applied_lrs(self.param_groups[0]["step"])
+        self._prepare().add_held_out(loss)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in mid-training: its layers start at multiplier 1.
@@ -279,6 +267,8 @@ class PolicyOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         group["step"] = self.param_groups[0]["step"]
+        if FINISH in self.param_groups[0]:
+            group[FINISH] = self.param_groups[0][FINISH]
         note_start(group)
         self._held.model = None
 
@@ -295,40 +285,6 @@ class PolicyOptimizer(Optimizer):
         with restoring(self, self._settings):
             super().load_state_dict(state_dict)
         self._held.model = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything that a copy or a pickle needs; torch's own keeps only groups and state."""
-        self._store_controller()
-        return {**super().__getstate__(), "_settings": self._settings, "_notices": self._notices}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore; torch calls this when it loads a state, and groups then may lack our keys."""
-        super().__setstate__(state)
-        self.__dict__.setdefault("_held", _Held())  # a copy has none; a loaded one keeps its own
-        self._held.model = None
-        for group in self.param_groups:
-            for key, default in self.defaults.items():
-                group.setdefault(key, default)
-
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
-
-    def _prepare(self) -> ControlledModel:
-        """The model with its controller, laid out anew if somebody has edited param_groups."""
-        for group in self.param_groups:
-            note_start(group)
-        held = self._held
-        if held.model is not None and held.model.holds(self.param_groups):
-            held.model.refresh()
-            return held.model
-        self._store_controller()
-        held.model = controlled_model(self.param_groups, self.state, self._settings)
-        check_layers(held.model, self.state)
-        return held.model
-
-    def _store_controller(self) -> None:
-        if (model := self._held.model) is not None:
-            model.store(self.state, self._params())
 
 
 def _show(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lr_gym.control.controller import Controller
+from lr_gym.control.patience import PatienceRule
 from lr_gym.optim.base import check_lr
 from lr_gym.policies.policy import Policy, load_policy
 from lr_gym.policies.ranges import is_range
@@ -39,6 +40,7 @@ class Settings:
         sample: elements by which large tensors are measured; None measures every element.
         process_group: ranks that decide together, see `distributed.ranks_of`.
         guard: whether a policy that knows what it has learned from is guarded.
+        finish: what ends the training by its held-out loss, None where nothing does.
     """
 
     policy: Policy
@@ -50,6 +52,7 @@ class Settings:
     sample: int | None
     process_group: Any = None
     guard: bool = True
+    finish: PatienceRule | None = None
 
     def __post_init__(self) -> None:
         """Check every field that a user gives."""
@@ -60,6 +63,11 @@ class Settings:
             raise ValueError(f"steps_per_epoch must be finite and above 0; got {epoch!r}")
         if self.sample is not None:
             check_count("sample", self.sample)
+        if self.finish is not None and not isinstance(self.finish, PatienceRule):
+            raise TypeError(
+                f"finish must be a PatienceRule or None; got {self.finish!r}: write "
+                "finish=PatienceRule(patience=4)"
+            )
         spec = self.policy.spec
         # torch has kernels of Adam only, and they know no noise and one momentum for all tensors
         kernels = self.rule.family != "sgd" and spec.controls == ("lr",)

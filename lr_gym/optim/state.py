@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.control.controller import ControlState
+from lr_gym.control.held_out import HeldOut
 from lr_gym.control.memory import Memory
 from lr_gym.optim.guard import Guard
 
@@ -20,7 +21,8 @@ __all__ = ["CONTROLLER", "KEYS", "load_rows", "save_rows"]
 
 CONTROLLER = "controller"
 GUARD = "guard"
-KEYS = (CONTROLLER, GUARD)  # keys of a parameter's state
+HELD_OUT = "held_out"
+KEYS = (CONTROLLER, GUARD, HELD_OUT)  # keys of a parameter's state
 PER_RUN = Memory._fields.index("initial_param_rms")  # number of fields of Memory without layers
 
 
@@ -29,6 +31,8 @@ def save_rows(
     first_params: Sequence[Tensor | None],
     control: ControlState,
     guard: Guard | None,
+    *,
+    watched: bool,
 ) -> None:
     """Write the row of each layer into the state of its first parameter.
 
@@ -37,10 +41,13 @@ def save_rows(
         first_params: (L) first parameter of each layer, None where it was removed.
         control: the controller's state.
         guard: the guard of the policy, None where it has none.
+        watched: whether anything looks at held-out losses. If not, no row is written about them.
     """
     rows = {CONTROLLER: _rows(control, len(first_params))}
     if guard is not None:
         rows[GUARD] = torch.stack(guard.state, dim=-1)[0]
+    if watched:
+        rows[HELD_OUT] = torch.stack(control.held_out, dim=-1).expand(len(first_params), -1)
     for key, values in rows.items():
         for param, row in zip(first_params, values, strict=True):
             if param is not None:
@@ -68,6 +75,8 @@ def load_rows(
         state = states.get(param, {})
         if CONTROLLER in state:
             _fill(control, layer, state[CONTROLLER])
+        if HELD_OUT in state:  # a number of the run, the same in every layer
+            _fill_held_out(control.held_out, state[HELD_OUT])
         if GUARD in state and guard is not None:
             for target, value in zip(guard.state, state[GUARD], strict=True):
                 target[0, layer] = value
@@ -93,12 +102,23 @@ def _fill(control: ControlState, layer: int, row: Tensor) -> None:
     expected = len(per_run) + len(per_layer)
     if len(row) != expected:
         raise ValueError(
-            f"the state that was loaded belongs to a policy with other controls: it has {len(row)} "
-            f"numbers per layer, expected {expected}; load it into an optimizer with the policy "
-            "that it was saved with"
+            "the state that was loaded belongs to a policy with other controls, or to another "
+            f"version of lr_gym: it has {len(row)} numbers per layer, expected {expected}; load it "
+            "into an optimizer with the policy and the version that it was saved with"
         )
     values = row.to(control.offset)
     for target, value in zip(per_run, values, strict=False):
         target[0] = value
     for target, value in zip(per_layer, values[len(per_run) :], strict=True):
         target[0, layer] = value
+
+
+def _fill_held_out(held_out: HeldOut, row: Tensor) -> None:
+    """Write a row (n,) of the held-out losses into their state, in place."""
+    if len(row) != len(held_out):
+        raise ValueError(
+            "the state that was loaded belongs to another version of lr_gym: it has "
+            f"{len(row)} numbers about the held-out loss, expected {len(held_out)}"
+        )
+    for target, value in zip(held_out, row.to(held_out.loss_sum), strict=True):
+        target[0] = value

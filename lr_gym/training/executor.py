@@ -20,6 +20,7 @@ from lr_gym.tasks.task import SPLITS, Data, Split, Task, check_source
 from lr_gym.training.batches import Batches, Draw, batch_at, batches_of, compiled_draw, one_step
 from lr_gym.training.compiled import CompiledFunction, Compiler
 from lr_gym.training.cuda_graph import CudaGraphCapture, CudaGraphFunction, copy_into
+from lr_gym.training.evaluation import Evaluator
 from lr_gym.training.inner_loop import InnerLoop, InnerState, StepResult
 from lr_gym.tree import leaves_of, put_rows, slice_rows, take_rows, with_leaves
 from lr_gym.types import Hyperparams, LayerStats, check_device
@@ -101,7 +102,7 @@ class Executor:
         self._draw_noise = self._compiled(self.loop.draw_noise)
         self._inner_step = self._compiled(self.loop.inner_step)
         self._stats = self._compiled(self.loop.stats)
-        self._evaluations: dict[int, Callable[..., Tensor]] = {}  # number of examples -> function
+        self._evaluator = Evaluator(self.loop, self._compiled)
         self._compiled_draw: Draw | None = None
         if self.stream is not None and compile and self.device.type == "cpu":
             self._compiled_draw = compiled_draw(self.stream, task.batch_size)
@@ -188,12 +189,14 @@ class Executor:
         return stats
 
     @torch.no_grad()
-    def evaluate(self, state: InnerState, split: str) -> Tensor:
+    def evaluate(self, state: InnerState, split: str, weights: Tensor | None = None) -> Tensor:
         """Mean loss of each run on a split, in evaluation mode.
 
         Args:
             state: the trainings.
             split: one of SPLITS.
+            weights: (B, n) weight of each example for each run, which add up to 1; None weighs all
+                alike.
 
         Returns:
             (B,) losses.
@@ -209,26 +212,8 @@ class Executor:
                 f"task {self.task.name!r} has no {split} split: return one from its data(), as "
                 f"Data(..., {split}=Split(inputs, targets))"
             )
-        total = len(examples.inputs)
-        # A large split is evaluated in chunks of about equal size, so that activations fit memory.
-        count = -(-total // self.task.chunk)
-        chunks = zip(*(part.tensor_split(count) for part in examples), strict=True)
-        weights = state.params, state.buffers
-        losses: list[Tensor] = []
-        shares: list[float] = []
-        for chunk in (Split(*parts) for parts in chunks):
-            size = len(chunk.inputs)
-            evaluation = self._evaluation(size)
-            blocks = [
-                evaluation(*slice_rows(weights, rows), chunk)
-                for rows in self._blocks(len(state.step))
-            ]
-            losses.append(torch.cat(blocks))
-            shares.append(size / total)
-        if len(losses) == 1:
-            return losses[0]
-        weighted = [loss * share for loss, share in zip(losses, shares, strict=True)]
-        return torch.stack(weighted).sum(0)
+        blocks = self._blocks(len(state.step))
+        return self._evaluator.losses((state.params, state.buffers), examples, blocks, weights)
 
     def _advance_block(
         self,
@@ -321,12 +306,6 @@ class Executor:
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, which will be compiled at its first call if this executor compiles."""
         return function if self._compiler is None else CompiledFunction(self._compiler, function)
-
-    def _evaluation(self, examples: int) -> Callable[..., Tensor]:
-        """`InnerLoop.evaluation`, compiled apart for each number of examples."""
-        if examples not in self._evaluations:
-            self._evaluations[examples] = self._compiled(self.loop.evaluation)
-        return self._evaluations[examples]
 
 
 def _working_set(

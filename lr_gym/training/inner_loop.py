@@ -201,7 +201,20 @@ class InnerLoop:
         *,
         training: bool,
     ) -> Tensor:
-        """Mean loss (B,) of each run on examples of its own, inputs and targets (B, n, ...).
+        """Mean loss (B,) of each run on examples of its own, inputs and targets (B, n, ...)."""
+        each = self.losses_of_each(params, buffers, inputs, targets, training=training)
+        return each.view(len(inputs), -1).mean(1)
+
+    def losses_of_each(
+        self,
+        params: tuple[Tensor, ...],
+        buffers: tuple[Tensor, ...],
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        training: bool,
+    ) -> Tensor:
+        """Losses (B n,) of all examples of all runs, or a multiple of as many.
 
         In training mode the buffers are updated in place.
 
@@ -214,23 +227,8 @@ class InnerLoop:
         values |= {alias: values[name] for alias, name in self._aliases.items()}
         outputs = stacked_forward(self.model, values, inputs)
         each = self.task.loss(outputs.flatten(0, 1), targets.flatten(0, 1))
-        runs, examples = targets.shape[:2]
-        # A loss may keep several values for each example, such as one for each token.
-        if each.ndim == 0 or len(each) % (runs * examples):
-            raise ValueError(
-                f"the loss of task {self.task.name!r} must keep one value for each example; got "
-                f"shape {tuple(each.shape)} for {runs * examples} examples: give it "
-                "reduction='none'"
-            )
-        return each.view(len(inputs), -1).mean(1)
-
-    def evaluation(
-        self, params: tuple[Tensor, ...], buffers: tuple[Tensor, ...], examples: Split
-    ) -> Tensor:
-        """Mean loss (B,) of each run on the same examples (n, ...), in evaluation mode."""
-        runs = len(params[0])
-        inputs, targets = (part.expand(runs, *part.shape) for part in examples)
-        return self.losses(params, buffers, inputs, targets, training=False)
+        _check_each(self.task.name, each, *targets.shape[:2])
+        return each
 
     def gradient(
         self,
@@ -348,3 +346,13 @@ class InnerLoop:
         """Second moment of each parameter; None where its rule has none."""
         pairs = zip(self.rules, state.seconds, strict=True)
         return [second if rule.family == "adam" else None for rule, second in pairs]
+
+
+def _check_each(task: str, each: Tensor, runs: int, examples: int) -> None:
+    """Raise a ValueError where a task's loss does not keep one value for each example."""
+    # A loss may keep several values for each example, such as one for each token.
+    if each.ndim == 0 or len(each) % (runs * examples):
+        raise ValueError(
+            f"the loss of task {task!r} must keep one value for each example; got shape "
+            f"{tuple(each.shape)} for {runs * examples} examples: give it reduction='none'"
+        )

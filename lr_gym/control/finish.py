@@ -1,0 +1,102 @@
+"""Finish: how a training ends once its end is decided.
+
+A training has three phases. In "run" nothing is decided. In "anneal" the learning rate falls
+linearly to 0. In "done" it is 0. A phase follows from the steps made and from the step at which the
+end was decided, so that nothing else has to be kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from lr_gym.types import check_number
+
+__all__ = ["PHASES", "Anneal", "Finish"]
+
+PHASES = ("run", "anneal", "done")
+
+
+@dataclasses.dataclass(frozen=True)
+class Anneal:
+    """How long the learning rate falls. The defaults are those of the prototype.
+
+    >>> Anneal().length(step=400, horizon=2000)
+    200
+    >>> Anneal().length(step=1600, horizon=2000)
+    400
+    >>> Anneal().length(step=1600, horizon=None)
+    400
+
+    Raises:
+        ValueError: for a share outside [0, 1].
+    """
+
+    share_of_horizon: float = 0.1
+    """It falls for at least this share of the whole training, where its length is known."""
+    share_of_steps: float = 0.25
+    """It falls for at least this share of the steps made so far."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for field in dataclasses.fields(self):
+            check_number(field.name, getattr(self, field.name), 0.0, 1.0)
+
+    def length(self, step: int, horizon: int | None) -> int:
+        """Steps for which the learning rate falls, never more than are left.
+
+        Args:
+            step: inner steps made.
+            horizon: inner steps of the whole training, None where unknown.
+        """
+        length = max(1, round(self.share_of_steps * step))
+        if horizon is None:
+            return length
+        return min(max(length, round(self.share_of_horizon * horizon)), max(horizon - step, 0))
+
+
+class Finish(NamedTuple):
+    """When a training ends.
+
+    >>> finish = Finish().decide(step=400, horizon=2000)
+    >>> [finish.phase(step) for step in (400, 599, 600)]
+    ['anneal', 'anneal', 'done']
+    >>> [finish.factor(step) for step in (400, 500, 600)]
+    [1.0, 0.5, 0.0]
+
+    Attributes:
+        decided: inner steps made when the end was decided, -1 before.
+        length: inner steps for which the learning rate falls.
+    """
+
+    decided: int = -1
+    length: int = 0
+
+    def decide(self, step: int, horizon: int | None, anneal: Anneal | None = None) -> Finish:
+        """Decide that the training ends; what was decided before stays.
+
+        Args:
+            step: inner steps made.
+            horizon: inner steps of the whole training, None where unknown.
+            anneal: how long the learning rate falls.
+        """
+        if self.decided >= 0:
+            return self
+        return Finish(step, (anneal or Anneal()).length(step, horizon))
+
+    @property
+    def end(self) -> int | None:
+        """Inner steps of the whole training; None before the end is decided."""
+        return None if self.decided < 0 else self.decided + self.length
+
+    def phase(self, step: int) -> str:
+        """One of PHASES, after `step` inner steps."""
+        if self.end is None:
+            return "run"
+        return "anneal" if step < self.end else "done"
+
+    def factor(self, step: int) -> float:
+        """Factor on the learning rate of the step that follows `step` inner steps."""
+        if self.end is None:
+            return 1.0
+        return min(max(self.end - step, 0) / max(self.length, 1), 1.0)
