@@ -10,7 +10,9 @@ import torch
 
 from lr_gym.control.context import Clock, TrainingContext
 from lr_gym.control.controller import Controller
-from lr_gym.control.features import FEATURES, Observed, check_features, features_of_group
+from lr_gym.control.feature import Observed
+from lr_gym.control.features import FEATURES, check_features, features_of_group
+from lr_gym.control.held_out import HeldOut, add_held_out, no_held_out, remember_held_out
 from lr_gym.control.memory import Memory, empty_memory, remember
 from lr_gym.control.observation import observe
 from lr_gym.control.spec import ControlSpec
@@ -35,8 +37,9 @@ def filled(value: float, runs: int = 2, layers: int = 3, memory: float | None = 
         hyper=Hyperparams(*(bl,) * 4),
         offset=bl.unsqueeze(-1),
         action=bl.unsqueeze(-1),
-        context=TrainingContext(b, bl, bl, *(torch.ones(runs),) * 3),
+        context=TrainingContext(b, bl, bl, *(torch.ones(runs),) * 4),
         clock=Clock(*(b,) * 4),
+        held_out=HeldOut(*(torch.full((runs,), remembered),) * len(HeldOut._fields)),
     )
 
 
@@ -51,8 +54,9 @@ def ordinary(seed: int = 0, runs: int = 2, layers: int = 3) -> Observed:
     rows = bl().unsqueeze(-1)
     known = torch.ones(runs, dtype=torch.float64)
     clock = Clock(progress=b() * 0.9, schedule=b(), step=300.0 * b(), horizon=1e3 * b())
-    context = TrainingContext(50.0 * b(), 1e3 * bl(), bl(), known, known, known)
-    return Observed(stats, memory, hyper, rows, rows - 0.5, context, clock)
+    context = TrainingContext(50.0 * b(), 1e3 * bl(), bl(), known, known, known, known)
+    held_out = HeldOut(*(b() for _ in HeldOut._fields))._replace(seen=known)
+    return Observed(stats, memory, hyper, rows, rows - 0.5, context, clock, held_out)
 
 
 @pytest.mark.parametrize(("value", "memory"), [*itertools.product(ABSURD, ABSURD)])
@@ -106,7 +110,7 @@ def test_every_feature_says_something(name):
     assert not torch.allclose(observe((name,), ordinary(0)), observe((name,), ordinary(1)))
 
 
-@pytest.mark.parametrize("hidden", ["loss", "progress", "passes"])
+@pytest.mark.parametrize("hidden", ["loss", "progress", "passes", "monitor"])
 def test_masked_features_are_zero_and_say_so(hidden):
     """Who does not know how long a training is does not know its passes over the data either."""
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -114,9 +118,12 @@ def test_masked_features_are_zero_and_say_so(hidden):
     masked = observe(
         ALL, observed._replace(context=observed.context._replace(**{f"{hidden}_known": mask}))
     )
-    unknown = {"loss": ["loss"], "progress": ["progress", "passes"], "passes": ["passes", "epoch"]}[
-        hidden
-    ]
+    unknown = {
+        "loss": ["loss", "gap"],
+        "progress": ["progress", "passes"],
+        "passes": ["passes", "epoch"],
+        "monitor": ["monitor", "gap"],
+    }[hidden]
     plain = observe(ALL, observed)
     for i, name in enumerate(ALL):
         assert torch.equal(masked[0, :, i], plain[0, :, i])
@@ -133,6 +140,39 @@ def test_loss_features_are_masked_until_a_loss_was_seen():
     for name, feature in FEATURES.items():
         if feature.needs == "loss" or name == "loss_known":
             assert not observe((name,), unseen).any()
+
+
+def test_features_of_the_held_out_loss_are_masked_until_one_was_seen():
+    observed = ordinary()
+    unseen = observed._replace(held_out=observed.held_out._replace(seen=torch.zeros(2).double()))
+    for name in features_of_group("monitor"):
+        assert observe((name,), observed).any()
+        assert not observe((name,), unseen).any()
+
+
+def test_the_held_out_loss_is_remembered_as_in_a_loop_over_numbers():
+    given = [[math.nan], [2.0, 1.0], [], [1.2, math.inf], [0.9], [], [1.4], [2.0]]
+    state = no_held_out(1, torch.zeros((), dtype=torch.float64))
+    seen, first, short, long, best, stall, variance = 0, 0.0, 0.0, 0.0, 0.0, 0, 0.0
+    for losses in given:
+        for loss in losses:
+            state = add_held_out(state, torch.tensor([loss], dtype=torch.float64))
+        state = remember_held_out(state)
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        stall += seen
+        if finite:
+            log = math.log(sum(finite) / len(finite))
+            if seen:
+                variance = 0.9 * variance + 0.1 * (log - short) ** 2
+                short, long = 0.5 * short + 0.5 * log, 0.9 * long + 0.1 * log
+            else:
+                first, short, long = math.exp(log), log, log
+            if not seen or short < best:
+                best, stall = short, 0
+            seen = 1
+        got = [value.item() for value in state]
+        assert got == pytest.approx([0, 0, seen, first, short, long, best, stall, variance])
+    assert stall == 3
 
 
 def test_formulas_in_plain_python():
@@ -172,6 +212,20 @@ def test_formulas_in_plain_python():
         "horizon": math.log10(o.clock.horizon[run].item()) / 3 - 1,
         "passes": math.log10(o.context.passes[run].item()) / 3,
         "steps": math.log10(1 + o.clock.step[run].item()) / 2 - 1,
+        "monitor_best": math.tanh(2 * (o.held_out.short[run] - o.held_out.best[run]).item()),
+        "monitor_stall": math.log10(1 + o.held_out.stall[run].item()) / 2,
+        "monitor_trend": math.tanh(4 * (o.held_out.short[run] - o.held_out.long[run]).item()),
+        "monitor_noise": (math.log10(1e-3 + o.held_out.variance[run].item() ** 0.5) + 1.5) / 1.5,
+        "monitor_gap": math.tanh((o.held_out.short[run] - memory.short_loss[run]).item() / 2),
+        "monitor_gap_trend": math.tanh(
+            4
+            * (
+                o.held_out.short[run]
+                - o.held_out.long[run]
+                - memory.short_loss[run]
+                + memory.long_loss[run]
+            ).item()
+        ),
         "passes_made": math.log10(
             0.01 + (o.clock.step * o.context.passes / o.clock.horizon)[run].item()
         )
@@ -304,13 +358,14 @@ def test_observations_of_many_rows_equal_those_of_each_row_alone(layers, dtype):
     runs, decisions = 64, 3
     per_layer = [draw(runs, layers) for _ in range(6 * decisions)]
     stats = [LayerStats(*per_layer[6 * i : 6 * i + 6]) for i in range(decisions)]
+    held_out = draw(decisions, runs)
     losses, actions = draw(decisions, runs), draw(decisions, runs, layers, 3).log() / 9.0
     base = Hyperparams(
         draw(runs, layers), *(torch.rand(runs, layers, generator=generator).to(dtype),) * 3
     )
     known = torch.ones(runs, dtype=dtype)
     context = TrainingContext(
-        draw(runs), *(draw(runs, layers) for _ in range(2)), known, known, known
+        draw(runs), *(draw(runs, layers) for _ in range(2)), known, known, known, known
     )
     steps = torch.randint(0, 1000, (decisions, runs), generator=generator).numpy()
 
@@ -324,6 +379,7 @@ def test_observations_of_many_rows_equal_those_of_each_row_alone(layers, dtype):
         shown = []
         for i in range(decisions):
             state = controller.add_loss(state, losses[i, rows].clone())
+            state = controller.add_held_out(state, held_out[i, rows].clone())
             observation, state = controller.observe(
                 state, of_rows(stats[i]), hyper, own_context, steps[i, rows]
             )

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from lr_gym.tasks.stream import DataStream
 from lr_gym.types import check_count
 
-__all__ = ["SPLITS", "Data", "Split", "Task", "check_data", "check_source", "splits_of"]
+__all__ = [
+    "SPLITS",
+    "Data",
+    "Split",
+    "Task",
+    "check_data",
+    "check_source",
+    "examples_of_split",
+    "splits_of",
+]
 
 
 class Split(NamedTuple):
@@ -154,6 +163,28 @@ def check_data(name: str, data: Data) -> Data:
             counts = f"{len(examples.inputs)} inputs and {len(examples.targets)} targets"
             raise ValueError(f"the {split} split of task {name!r} has {counts}")
     return data
+
+
+def examples_of_split(task: str, data: Data, split: str) -> Split:
+    """The examples of a split.
+
+    Args:
+        task: name of the task, for the error.
+        data: its data.
+        split: one of SPLITS.
+
+    Raises:
+        ValueError: for an unknown split, or one that the task has not.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    examples = data.splits().get(split)
+    if examples is None:
+        raise ValueError(
+            f"task {task!r} has no {split} split: return one from its data(), as "
+            f"Data(..., {split}=Split(inputs, targets))"
+        )
+    return examples
 
 
 def check_source(name: str, source: Data | DataStream) -> Data | DataStream:

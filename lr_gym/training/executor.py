@@ -2,6 +2,12 @@
 
 What a step computes is written in `inner_loop.py`. State goes in and comes out; its large tensors
 are updated in place, so an old state must not be used again.
+
+An executor that compiles does so for the number of runs of its first `init`. This takes a minute
+the first time, and seconds once torch's cache on disk knows the task. Other numbers of runs are
+computed eagerly, with equal results up to rounding. On a CPU the runs are compiled in blocks, which
+train one after another. On a CUDA device an `advance` in which every run takes every step becomes
+one CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_gym.tasks.stream import DataStream, StreamPosition, advanced
-from lr_gym.tasks.task import SPLITS, Data, Split, Task, check_source
+from lr_gym.tasks.task import Data, Split, Task, check_source, examples_of_split
 from lr_gym.training.batches import Batches, Draw, batch_at, batches_of, compiled_draw, one_step
 from lr_gym.training.compiled import CompiledFunction, Compiler
 from lr_gym.training.cuda_graph import CudaGraphCapture, CudaGraphFunction, copy_into
@@ -71,12 +77,8 @@ class Executor:
             device: where everything lives.
             dtype: dtype of all numbers that are not integers, torch.float32 or torch.float64.
                 Narrower ones are too coarse for bias corrections and log losses.
-            compile: whether steps, statistics and evaluations are compiled, for the number of runs
-                of the first `init`. This takes a minute the first time, and seconds once torch's
-                cache on disk knows the task. Other numbers of runs are computed eagerly, with equal
-                results up to rounding. On a CPU the runs are compiled in blocks, which train one
-                after another. On a CUDA device an `advance` in which every run takes every step
-                becomes one CUDA graph.
+            compile: whether steps, statistics and evaluations are compiled, as the module's
+                docstring says.
 
         Raises:
             ValueError: for an argument that is not valid, or a task that cannot be trained.
@@ -204,14 +206,7 @@ class Executor:
         Raises:
             ValueError: for an unknown split, or one that the task has not.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        examples: Split | None = getattr(self.data, split)
-        if examples is None:
-            raise ValueError(
-                f"task {self.task.name!r} has no {split} split: return one from its data(), as "
-                f"Data(..., {split}=Split(inputs, targets))"
-            )
+        examples = examples_of_split(self.task.name, self.data, split)
         blocks = self._blocks(len(state.step))
         return self._evaluator.losses((state.params, state.buffers), examples, blocks, weights)
 
