@@ -11,6 +11,7 @@ from lr_gym.control.action import CONTROLLED
 from lr_gym.control.features import FEATURES, features_of_group
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.rollout import controlled_env
+from lr_gym.envs.run_distribution import monitored
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policies.policy import MLPPolicy
@@ -112,7 +113,10 @@ def test_environment_equals_optimizer(base, action, granularity, controls, featu
         seed=int(run_seed[0]),
         steps_per_epoch=len(data.gradient.inputs) / task.batch_size,
     )
+    (part,) = monitored(seeds, len(data.monitor.inputs)).unbind()  # what this run is shown
     for step in range(HORIZON):
+        with torch.no_grad():
+            validated = task.loss(model(data.monitor.inputs[part]), data.monitor.targets[part])
         index = minibatch(seeds, torch.tensor([step]), task.batch_size, len(data.gradient.inputs))[
             0
         ]
@@ -121,6 +125,8 @@ def test_environment_equals_optimizer(base, action, granularity, controls, featu
         loss.backward()
         optimizer.observe(loss)
         optimizer.step()
+        if step % env.inner_steps_per_decision == 0:  # seen at the next decision
+            optimizer.observe_validation(validated.mean())
 
     np.testing.assert_allclose(
         np.stack(recorder.observations), np.stack(seen), rtol=0, atol=1e-6
