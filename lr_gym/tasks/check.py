@@ -113,8 +113,8 @@ def _checked_data(task: Task, data: Any) -> Data:
     if not isinstance(data, Data):
         raise ValueError(
             f"data() returns type {type(data).__name__}, and must return "
-            f"lr_gym.tasks.Data({', '.join(SPLITS)}), of which monitor may be left out, or a stream, "
-            "lr_gym.tasks.stream.DataStream"
+            f"lr_gym.tasks.Data({', '.join(SPLITS)}), of which monitor may be left out, or a "
+            "stream, lr_gym.tasks.stream.DataStream"
         )
     splits = data.splits()
     for name, split in splits.items():
