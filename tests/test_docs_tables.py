@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lr_gym.benchmark.optimizers import OPTIMIZERS
-from lr_gym.optim import PolicyOptimizer
+from lr_gym.optim import PatienceRule, PolicyOptimizer
 from lr_gym.policies.policy import builtin_policies, load_policy
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -55,7 +55,8 @@ def test_deployment_says_how_far_each_policy_moves_a_rate():
 
 
 def test_deployment_lists_the_keys_of_metrics():
-    optimizer = PolicyOptimizer(torch.nn.Linear(4, 1).named_parameters(), total_steps=10)
+    params = torch.nn.Linear(4, 1).named_parameters()
+    optimizer = PolicyOptimizer(params, total_steps=10, finish=PatienceRule(patience=2))
     keys = {key.partition("/")[0] for key in optimizer.metrics()}
     table = rows("deployment.md", "| key | what it is |")
     assert {row[0].strip("`").partition("/")[0] for row in table} == keys
