@@ -116,7 +116,7 @@ WRONG = {
     "data fail": ({"data": lambda: 1 / 0}, r"data\(\) fails: ZeroDivisionError"),
     "data are a tuple": (
         {"data": lambda: tuple(tiny_data())},
-        r"data\(\) returns type tuple, .*Data\(gradient, reward, selection, test\)",
+        r"data\(\) returns type tuple, .*Data\(gradient, reward, selection, test, monitor\)",
     ),
     "split is a tuple": (
         {"data": lambda: tiny_data()._replace(reward=(INPUTS, TARGETS))},
