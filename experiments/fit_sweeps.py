@@ -8,7 +8,7 @@ policy has no guard and no certificate: `python -m lr_gym.analysis.measure_range
 SWEEPS are output folders of `train_agent.py --agent sweep`, or files that `sweep_features --save`
 has written, all with the same features.
 
-    python -m experiments.fit_sweeps docs/results/sweeps/muon.safetensors runs/muon \
+    python -m experiments.fit_sweeps docs/results/sweeps/muon*.safetensors \
       --preset muon --members 5 --steps 2000 --output muon.safetensors
 """
 
