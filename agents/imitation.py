@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,15 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.learner import PolicyLearner
+from agents.regression import falling_rates, regress
 from agents.tanh_network import policy_of_network, tanh_network
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
 from lr_gym.tasks.stream import StreamPosition
 from lr_gym.types import check_count, check_number
 
-__all__ = ["ImitationConfig", "ImitationLearner", "oracle_action", "oracle_rate"]
+__all__ = ["ImitationConfig", "ImitationLearner", "oracle_action", "oracle_factor", "oracle_rate"]
 
-BATCH = 4096
+Steps = TypeVar("Steps", NDArray[np.float64], Tensor)  # numbers of steps, of any shape
+
 WANDER_EVERY = 25  # decisions between two random actions of a run that wanders
 BETA = 0.3  # error of an action beyond which the loss grows linearly
 
@@ -78,9 +80,14 @@ class ImitationConfig:
         check_number("imitation.wander", self.wander, 0.0, 1.0)
 
 
+def oracle_factor(boost: float, decay: float, since: Steps) -> Steps:
+    """The oracle's learning rate over its lowest one, `since` steps after a change."""
+    return 1.0 + (boost - 1.0) / (1.0 + since / decay)
+
+
 def oracle_rate(config: ImitationConfig, since: NDArray[np.float64]) -> NDArray[np.float64]:
     """The oracle's learning rate over its unit, `since` steps after a change."""
-    return config.low * (1.0 + (config.boost - 1.0) / (1.0 + since / config.decay))
+    return config.low * oracle_factor(config.boost, config.decay, since)
 
 
 def oracle_action(env: LRControlVectorEnv, config: ImitationConfig) -> NDArray[np.float64]:
@@ -198,14 +205,12 @@ class ImitationLearner(PolicyLearner):
         """Lower the distance to the oracle's actions."""
         seen, wanted = (torch.cat(parts) for parts in zip(*self._remembered, strict=True))
         config = self._config
-        for step in range(config.steps):
-            done = (self._done + step / config.steps) / max(1, self._updates)
-            self._optimizer.param_groups[0]["lr"] = config.learning_rate * max(0.0, 1.0 - done)
-            rows = torch.randint(len(wanted), (BATCH,), generator=self._generator)
-            loss = nn.functional.smooth_l1_loss(self._named(seen[rows]), wanted[rows], beta=BETA)
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+
+        def error(rows: Tensor) -> Tensor:
+            return nn.functional.smooth_l1_loss(self._named(seen[rows]), wanted[rows], beta=BETA)
+
+        rates = falling_rates(config.learning_rate, config.steps, self._done, self._updates)
+        regress(self._optimizer, error, len(wanted), rates, self._generator)
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The policy that the network is."""

@@ -200,30 +200,32 @@ def build_sweep(args: Args, engine: Engine) -> tuple[Learner, int]:
 
 def build_branches(args: Args, engine: Engine) -> tuple[Learner, int]:
     """Build the regression on branches of trainings."""
-    envs = envs_that_stay(args, args.branches.actions)
-    learner = BranchLearner(
-        envs,
-        selection_envs(args),
-        args.branches,
-        threads=args.workers,
-        seed=args.seed,
-        updates=updates_of(args, decisions_of(envs)),
-    )
-    return learner, updates_of(args, decisions_of(envs))
+    return from_envs_that_stay(BranchLearner, args, args.branches, args.branches.actions)
 
 
 def build_imitation(args: Args, engine: Engine) -> tuple[Learner, int]:
     """Build the imitation of an oracle."""
-    envs = envs_that_stay(args, 1)
-    learner = ImitationLearner(
-        envs,
-        selection_envs(args),
-        args.imitation,
-        threads=args.workers,
-        seed=args.seed,
-        updates=updates_of(args, decisions_of(envs)),
+    return from_envs_that_stay(ImitationLearner, args, args.imitation, 1)
+
+
+def from_envs_that_stay(
+    make_learner: Callable[..., PolicyLearner], args: Args, config: Any, multiple: int
+) -> tuple[PolicyLearner, int]:
+    """Build an agent that learns from whole environments.
+
+    Args:
+        make_learner: Class of the learner.
+        args: The arguments.
+        config: Hyperparameters of the learner.
+        multiple: The runs of an environment must be a multiple of this number.
+    """
+    envs = envs_that_stay(args, multiple)
+    updates = updates_of(args, decisions_of(envs))
+    selection = selection_envs(args)
+    learner = make_learner(
+        envs, selection, config, threads=args.workers, seed=args.seed, updates=updates
     )
-    return learner, updates_of(args, decisions_of(envs))
+    return learner, updates
 
 
 def envs_that_stay(args: Args, multiple: int) -> list[LRControlVectorEnv]:

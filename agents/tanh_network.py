@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from agents.regression import linear_layer
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
 
@@ -24,10 +25,9 @@ def tanh_network(widths: Sequence[int], seed: int) -> nn.Sequential:
         seed: Seed of the other layers' initial weights.
     """
     modules: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            modules += [nn.Tanh()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
+    generator = torch.Generator().manual_seed(seed)
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+        modules += [nn.Tanh()] * (i > 0) + [linear_layer(fan_in, fan_out, generator)]
     for param in modules[-1].parameters():
         nn.init.zeros_(param)
     return nn.Sequential(*modules)

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.imitation import oracle_factor
 from lr_gym.analysis.certificate import FIRST_SEED
 from lr_gym.analysis.intervals import paired_difference
 from lr_gym.envs.rollout import controlled_env, final_losses
@@ -53,7 +54,7 @@ class Oracle(NamedTuple):
 
     def factor(self, since: Tensor) -> Tensor:
         """Factor on `low`, of the shape of `since`."""
-        return 1.0 + (self.boost - 1.0) / (1.0 + since / self.decay)
+        return oracle_factor(self.boost, self.decay, since)
 
 
 def online_losses(

@@ -50,10 +50,12 @@ def naive(losses: list[float], patience: int, first: int) -> int | None:
     means = [losses[0]]
     for loss in losses[1:]:
         means.append(0.5 * means[-1] + 0.5 * loss)
-    best, since = means[0], 0
+    best = means[0]
+    since = 0
     for count, mean in enumerate(means[1:], start=2):
         if mean < best * 0.995:
-            best, since = mean, 0
+            best = mean
+            since = 0
         elif best < means[0]:
             since += 1
         if since >= patience and count >= first:

@@ -52,7 +52,8 @@ def run_steps(model, loss_at, optimizer, steps, told=held_out_loss):
 @pytest.mark.parametrize("total_steps", [STEPS, None])
 def test_the_rate_falls_to_zero_once_the_held_out_loss_rises(total_steps):
     model, loss_at, optimizer = make(total_steps=total_steps)
-    rates, phases = [], []
+    rates = []
+    phases = []
     for step in range(STEPS):
         rates += run_steps(model, loss_at, optimizer, [step])
         phases.append(optimizer.metrics()["finish/phase"])
@@ -112,7 +113,8 @@ def test_the_policy_is_not_asked_while_the_rate_falls():
     predict = type(policy).predict
 
     class Asked:
-        spec, interval = policy.spec, policy.interval
+        spec = policy.spec
+        interval = policy.interval
 
         def to(self, device):
             return self
@@ -198,7 +200,8 @@ def test_a_policy_sees_the_held_out_loss_at_the_next_decision():
     seen = []
 
     class Watching:
-        spec, interval = WATCHING, 4
+        spec = WATCHING
+        interval = 4
 
         def to(self, device):
             return self

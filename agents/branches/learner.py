@@ -14,13 +14,12 @@ from torch import Tensor
 
 from agents.branches.moments import BranchConfig, Moments, play_branches, regret_of
 from agents.learner import PolicyLearner
+from agents.regression import falling_rates, regress
 from agents.tanh_network import policy_of_network, tanh_network
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
 
 __all__ = ["BranchLearner"]
-
-BATCH = 4096
 
 
 class BranchLearner(PolicyLearner):
@@ -105,14 +104,12 @@ class BranchLearner(PolicyLearner):
         """Lower the regret of the actions that the network names."""
         seen = functools.reduce(Moments.joined, self._remembered)
         config = self._config
-        for step in range(config.steps):
-            done = (self._done + step / config.steps) / max(1, self._updates)
-            self._optimizer.param_groups[0]["lr"] = config.learning_rate * (1.0 - done)
-            rows = torch.randint(len(seen.curves), (BATCH,), generator=self._generator)
-            loss = regret_of(self._actions(seen.observation[rows]), seen.curves[rows]).mean()
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+
+        def regret(rows: Tensor) -> Tensor:
+            return regret_of(self._actions(seen.observation[rows]), seen.curves[rows]).mean()
+
+        rates = falling_rates(config.learning_rate, config.steps, self._done, self._updates)
+        regress(self._optimizer, regret, len(seen.curves), rates, self._generator)
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.sweep.rate_network import BATCH, RateNetwork, learn
+from agents.regression import BATCH
+from agents.sweep.rate_network import RateNetwork, learn
 from agents.sweep.sweeps import Sweeps
 
 __all__ = ["Member", "distilled"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.learner import PolicyLearner
+from agents.regression import falling_rates
 from agents.sweep.ensemble import Member, distilled
 from agents.sweep.rate_network import RateNetwork, policy_of, regret_at
 from agents.sweep.sweeps import KNOWN, PEAK, MakeEnv, SweepConfig, Sweeps, play_slot
@@ -114,10 +115,8 @@ class SweepLearner(PolicyLearner):
 
     def _learning_rates(self) -> list[float]:
         """Learning rate of the network at each step of the coming update."""
-        steps = self._config.steps
-        updates = max(1, self._updates)
-        done = [(self._done + step / steps) / updates for step in range(steps)]
-        return [self._config.learning_rate * max(0.0, 1.0 - part) for part in done]
+        config = self._config
+        return falling_rates(config.learning_rate, config.steps, self._done, self._updates)
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The policy that goes to `config.shift` nats above the rate that the network names."""

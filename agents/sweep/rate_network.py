@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from agents.regression import linear_layer, regress
 from agents.sweep.sweeps import PEAK, Sweeps, known_columns
 from lr_gym.control.features import PEAK_CENTRE, PEAK_WIDTH
 from lr_gym.control.spec import ControlSpec
@@ -19,7 +20,6 @@ from lr_gym.policies.policy import MLPPolicy
 
 __all__ = ["RateNetwork", "learn", "policy_of", "regret_at"]
 
-BATCH = 4096
 # The present learning rate passes through tanh scaled by this: so near 0, tanh is linear.
 LINEAR = 0.01
 BEYOND = 0.5  # regret in nats per step of the sweep's grid, outside of the grid
@@ -45,9 +45,7 @@ class RateNetwork(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.linears = nn.ModuleList()
         for fan_in, fan_out in itertools.pairwise(widths):
-            self.linears.append(skip_init(nn.Linear, fan_in, fan_out))  # type: ignore[no-untyped-call]
-            for tensor in self.linears[-1].parameters():  # as nn.Linear draws them
-                nn.init.uniform_(tensor, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+            self.linears.append(linear_layer(fan_in, fan_out, generator))
         self.linears.append(skip_init(nn.Linear, widths[-1], 1))  # type: ignore[no-untyped-call]
         for tensor in self.linears[-1].parameters():
             nn.init.zeros_(tensor)
@@ -103,14 +101,12 @@ def learn(
         learning_rates: Learning rate of the optimizer at each step.
         generator: Generator from which the rows are drawn.
     """
-    for lr in learning_rates:
-        optimizer.param_groups[0]["lr"] = lr
-        rows = torch.randint(len(seen.sweep), (BATCH,), generator=generator)
+
+    def regret(rows: Tensor) -> Tensor:
         log_lr = network(seen.observation[rows].float())
-        loss = regret_at(log_lr, seen.curves[seen.sweep[rows].long()], log_rates).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        return regret_at(log_lr, seen.curves[seen.sweep[rows].long()], log_rates).mean()
+
+    regress(optimizer, regret, len(seen.sweep), learning_rates, generator)
 
 
 def policy_of(

@@ -7,10 +7,15 @@ other generators, and is reported on `stream`: real data, permuted ones, and one
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
 
 from lr_gym.tasks import architectures as nets
 from lr_gym.tasks import stream_data as data
 from lr_gym.tasks.losses import accuracy, cross_entropy, squared_error
+from lr_gym.tasks.stream import DataStream
 from lr_gym.tasks.task import Task
 
 __all__ = ["STREAM", "STREAM_TRAIN", "STREAM_VALIDATION"]
@@ -22,157 +27,145 @@ def _examples(count: int) -> str:
     return "1 example" if count == 1 else f"{count} examples"
 
 
-def _values(name: str, widths: tuple[int, ...], batch_size: int) -> Task:
-    """Regression on noisy teachers, under one of the names of `stream-train`."""
+def _stream(
+    name: str,
+    about: str,
+    model: functools.partial[nn.Sequential],
+    load: Callable[[], DataStream],
+    batch_size: int,
+    **others: Any,
+) -> Task:
+    """A row: classification by a fully connected network, unless `others` say otherwise."""
+    fields: dict[str, Any] = {
+        "loss": cross_entropy,
+        "metrics": {"accuracy": accuracy},
+        "horizon": HORIZON,
+        "family": "mlp",
+    }
     return Task(
         name=f"stream-{name}",
-        about=f"noisy teachers that change, {_examples(batch_size)} a step",
-        model=functools.partial(nets.mlp, widths),
-        data=data.teacher_values,
-        loss=squared_error,
-        metrics={},
+        about=about,
+        model=model,
+        data=load,
         batch_size=batch_size,
-        horizon=HORIZON,
-        family="mlp",
-        source="teacher",
+        **{**fields, **others},
     )
 
 
-def _classes(name: str, widths: tuple[int, ...], batch_size: int) -> Task:
-    """Classes of noisy teachers, under one of the names of `stream-train`."""
-    return Task(
-        name=f"stream-{name}",
-        about=f"classes that change, wrong labels among them, {_examples(batch_size)} a step",
-        model=functools.partial(nets.mlp, widths),
-        data=data.teacher_classes,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=batch_size,
-        horizon=HORIZON,
-        family="mlp",
-        source="teacher",
-    )
+def _mlp(*widths: int) -> functools.partial[nn.Sequential]:
+    return functools.partial(nets.mlp, widths)
 
 
-def _clusters(name: str, widths: tuple[int, ...], batch_size: int) -> Task:
-    """Clusters whose labels are permuted, under one of the names of `stream-train`."""
-    return Task(
-        name=f"stream-{name}",
-        about=f"clusters whose labels are permuted at random times, {batch_size} examples a step",
-        model=functools.partial(nets.mlp, widths),
-        data=functools.partial(data.cluster_labels, widths[0]),
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=batch_size,
-        horizon=HORIZON,
-        family="mlp",
-        source="teacher",
-    )
+VALUES: dict[str, Any] = {"loss": squared_error, "metrics": {}}  # regression
+
+
+def _learned(
+    kind: str,
+    about: str,
+    widths: tuple[int, ...],
+    load: Callable[[], DataStream],
+    batch_size: int,
+    **others: Any,
+) -> Task:
+    """A row of `stream-train`, named by what changes and by the batch size."""
+    name = f"{kind}-{batch_size}"
+    about = f"{about}, {_examples(batch_size)} a step"
+    return _stream(name, about, _mlp(*widths), load, batch_size, source="teacher", **others)
+
+
+def _values(widths: tuple[int, ...], batch_size: int) -> Task:
+    about = "noisy teachers that change"
+    return _learned("values", about, widths, data.teacher_values, batch_size, **VALUES)
+
+
+def _classes(widths: tuple[int, ...], batch_size: int) -> Task:
+    about = "classes that change, wrong labels among them"
+    return _learned("classes", about, widths, data.teacher_classes, batch_size)
+
+
+def _clusters(widths: tuple[int, ...], batch_size: int) -> Task:
+    about = "clusters whose labels are permuted at random times"
+    clusters = functools.partial(data.cluster_labels, widths[0])
+    return _learned("clusters", about, widths, clusters, batch_size)
 
 
 STREAM_TRAIN: tuple[Task, ...] = (
-    _values("values-1", (16, 32, 1), 1),
-    _values("values-4", (16, 48, 1), 4),
-    _values("values-16", (16, 48, 48, 1), 16),
-    _values("values-64", (16, 96, 1), 64),
-    _classes("classes-2", (16, 48, 5), 2),
-    _classes("classes-16", (16, 64, 64, 64, 5), 16),
-    _clusters("clusters-8", (32, 64, 64, 10), 8),
-    _clusters("clusters-32", (64, 100, 100, 10), 32),
+    _values((16, 32, 1), 1),
+    _values((16, 48, 1), 4),
+    _values((16, 48, 48, 1), 16),
+    _values((16, 96, 1), 64),
+    _classes((16, 48, 5), 2),
+    _classes((16, 64, 64, 64, 5), 16),
+    _clusters((32, 64, 64, 10), 8),
+    _clusters((64, 100, 100, 10), 32),
 )
 
 STREAM_VALIDATION: tuple[Task, ...] = (
-    Task(
-        name="stream-waves",
-        about="sums of waves that change, with noise",
-        model=functools.partial(nets.mlp, (16, 64, 64, 1)),
-        data=data.wave_values,
-        loss=squared_error,
-        metrics={},
-        batch_size=8,
-        horizon=HORIZON,
-        family="mlp",
+    _stream(
+        "waves",
+        "sums of waves that change, with noise",
+        _mlp(16, 64, 64, 1),
+        data.wave_values,
+        8,
         source="waves",
         differs_by="source",
+        **VALUES,
     ),
-    Task(
-        name="stream-digits-labels",
-        about="8 x 8 digits whose labels are permuted at random times",
-        model=functools.partial(nets.mlp, (64, 64, 10)),
-        data=data.digit_labels,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=8,
-        horizon=HORIZON,
-        family="mlp",
+    _stream(
+        "digits-labels",
+        "8 x 8 digits whose labels are permuted at random times",
+        _mlp(64, 64, 10),
+        data.digit_labels,
+        8,
         source="digits",
         differs_by="source",
     ),
 )
 
 STREAM: tuple[Task, ...] = (
-    Task(
-        name="stream-mnist1d-labels",
-        about="MNIST-1D whose labels are permuted at random times",
-        model=functools.partial(nets.mlp, (40, 100, 100, 10)),
-        data=data.mnist1d_labels,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=16,
-        horizon=HORIZON,
-        family="mlp",
+    _stream(
+        "mnist1d-labels",
+        "MNIST-1D whose labels are permuted at random times",
+        _mlp(40, 100, 100, 10),
+        data.mnist1d_labels,
+        16,
         source="mnist1d",
         differs_by="source",
     ),
-    Task(
-        name="stream-mnist1d-orders",
-        about="MNIST-1D whose entries are permuted at random times",
-        model=functools.partial(nets.mlp, (40, 100, 100, 10)),
-        data=data.mnist1d_orders,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=16,
-        horizon=HORIZON,
-        family="mlp",
+    _stream(
+        "mnist1d-orders",
+        "MNIST-1D whose entries are permuted at random times",
+        _mlp(40, 100, 100, 10),
+        data.mnist1d_orders,
+        16,
         source="mnist1d",
         differs_by="source",
     ),
-    Task(
-        name="stream-digits-groups",
-        about="8 x 8 digits of two classes at a time, which change at random times; a CNN",
-        model=functools.partial(nets.cnn2d, 8, 8, 10),
-        data=data.digit_groups,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=4,
-        horizon=HORIZON,
+    _stream(
+        "digits-groups",
+        "8 x 8 digits of two classes at a time, which change at random times; a CNN",
+        functools.partial(nets.cnn2d, 8, 8, 10),
+        data.digit_groups,
+        4,
         family="cnn",
         source="digits",
         differs_by="family",
     ),
-    Task(
-        name="stream-flights",
-        about="flights in the order of 2013, which of them were late",
-        model=functools.partial(nets.mlp, (125, 64, 2)),
-        data=data.flights_in_order,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=64,
-        horizon=HORIZON,
-        family="mlp",
+    _stream(
+        "flights",
+        "flights in the order of 2013, which of them were late",
+        _mlp(125, 64, 2),
+        data.flights_in_order,
+        64,
         source="flights",
         differs_by="source",
     ),
-    Task(
-        name="stream-mnist1d-steady",
-        about="MNIST-1D that never changes",
-        model=functools.partial(nets.mlp, (40, 100, 100, 10)),
-        data=data.steady_mnist1d,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        batch_size=16,
-        horizon=HORIZON,
-        family="mlp",
+    _stream(
+        "mnist1d-steady",
+        "MNIST-1D that never changes",
+        _mlp(40, 100, 100, 10),
+        data.steady_mnist1d,
+        16,
         source="mnist1d",
         differs_by="source",
     ),
