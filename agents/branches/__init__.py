@@ -9,6 +9,6 @@ classification (Lagoudakis & Parr 2003).
 """
 
 from agents.branches.learner import BranchLearner
-from agents.branches.moments import BranchConfig
+from agents.branches.trials import BranchConfig
 
 __all__ = ["BranchConfig", "BranchLearner"]

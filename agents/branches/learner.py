@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.branches.moments import BranchConfig, Moments, play_branches, regret_of
+from agents.branches.trials import BranchConfig, Trials, play_branches, regret_of
 from agents.learner import PolicyLearner
 from agents.regression import falling_rates, regress
 from agents.tanh_network import policy_of_network, tanh_network
@@ -63,13 +63,13 @@ class BranchLearner(PolicyLearner):
             self._network.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
         self._generator = torch.Generator().manual_seed(seed)
-        self._remembered: deque[Moments] = deque(maxlen=config.remembered)
+        self._remembered: deque[Trials] = deque(maxlen=config.remembered)
 
     def update(self) -> dict[str, float]:
         """Branch off in every environment, then learn from what is remembered."""
         with ThreadPoolExecutor(self._threads) as pool:
             played = list(pool.map(self._play, range(len(self._envs))))
-        new = functools.reduce(Moments.joined, (moments for moments, _ in played))
+        new = functools.reduce(Trials.joined, (trials for trials, _ in played))
         with torch.no_grad():
             acted = self._act(new.observation.float()).squeeze(-1)
             regret = float(regret_of(acted, new.curves).mean())
@@ -83,7 +83,7 @@ class BranchLearner(PolicyLearner):
         }
         return {"regret": regret, "regret_of_no_action": idle, **means}
 
-    def _play(self, index: int) -> tuple[Moments, dict[str, float]]:
+    def _play(self, index: int) -> tuple[Trials, dict[str, float]]:
         """Branch off in one environment."""
         first = (self._seed << 20) + (self._done * len(self._envs) + index) * 64
         generator = np.random.default_rng([self._seed, self._done, index])
@@ -102,7 +102,7 @@ class BranchLearner(PolicyLearner):
 
     def _learn(self) -> None:
         """Lower the regret of the actions that the network names."""
-        seen = functools.reduce(Moments.joined, self._remembered)
+        seen = functools.reduce(Trials.joined, self._remembered)
         config = self._config
 
         def regret(rows: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class BranchLearner(PolicyLearner):
             "policy": {k: v.clone() for k, v in self._policy.state_dict().items()},
             "optimizer": self._optimizer.state_dict(),
             "generator": self._generator.get_state(),
-            "remembered": [list(moments) for moments in self._remembered],
+            "remembered": [list(trials) for trials in self._remembered],
             "counts": [self._seed, self._done],
         }
 
@@ -140,7 +140,7 @@ class BranchLearner(PolicyLearner):
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
         self._remembered.clear()
-        self._remembered.extend(Moments(*moments) for moments in state["remembered"])
+        self._remembered.extend(Trials(*trials) for trials in state["remembered"])
         self._seed, self._done = state["counts"]
 
 

@@ -6,7 +6,7 @@ and plain training loops see the same examples.
 
 Between two changes a stream shows one *concept*: one teacher, one order of the labels, one group of
 classes. Changes come at random, with a hazard that each run draws for itself, so that the times
-between changes differ by decades from run to run.
+between changes differ by factors of ten from run to run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "moments_of",
 ]
 
-RECURRING = (2, 5)  # distinct concepts of a run whose concepts come back
+RECURRING = (2, 5)  # fewest and most concepts of a run whose concepts repeat
 
 
 class StreamPosition(NamedTuple):
@@ -43,8 +43,8 @@ class StreamPosition(NamedTuple):
         segment: (B,) int64 number of changes so far.
         since: (B,) int64 steps since the last change, or since the start; -1 before the first
             minibatch.
-        floor: (B,) mean over the minibatches of the last interval of the loss that no network could
-            have avoided, see `StreamBatch`.
+        floor: (B,) lowest possible loss, see `StreamBatch`, the mean over the minibatches that
+            were drawn last.
     """
 
     segment: Tensor
@@ -58,8 +58,8 @@ class Moments(NamedTuple):
     Attributes:
         segment: (K, B) int64 number of changes so far.
         since: (K, B) int64 steps since the last change, or since the start.
-        concept: (K, B) int64 index of the concept that holds or comes.
-        previous: (K, B) int64 index of the concept before it.
+        concept: (K, B) int64 index of the present concept, or of the one that is replacing another.
+        previous: (K, B) int64 index of the concept before it; before the first change, the same.
         weight: (K, B) how far the new concept has taken the place of the previous one, in [0, 1].
     """
 
@@ -92,9 +92,9 @@ class Changes:
     Attributes:
         between: range of the mean number of steps between two changes, log-uniform; None for
             streams that never change.
-        gradual: share of the runs in which a new concept comes by and by.
-        width: range of the steps that it takes there, log-uniform.
-        recurring: share of the runs in which a few concepts come back in turn.
+        gradual: share of the runs in which a new concept replaces the old one gradually.
+        width: range of the number of steps of such a change, log-uniform.
+        recurring: share of the runs in which a few concepts repeat in a fixed cycle.
 
     Raises:
         ValueError: for a field out of range, naming it.
@@ -121,7 +121,7 @@ class _Run(NamedTuple):
     Attributes:
         hazard: probability of a change at a step.
         width: steps that a change takes; 1 for changes at once.
-        distinct: number of distinct concepts, of those there are.
+        distinct: how many of all concepts this run uses.
         first: index of the first concept.
         stride: from the index of a concept to that of the next one.
     """

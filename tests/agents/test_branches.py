@@ -9,7 +9,7 @@ from learners import BRANCHES, SETTING
 from tiny import TINY
 
 from agents.branches.learner import BranchLearner
-from agents.branches.moments import (
+from agents.branches.trials import (
     BEYOND,
     WORST,
     BranchConfig,

@@ -1,4 +1,4 @@
-"""Moments of trainings, and what each action was worth at them."""
+"""Moments of trainings at which every action was tried, and the regret of each action."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.types import check_count, check_number
 
-__all__ = ["BranchConfig", "Moments", "copy_runs", "play_branches", "regret_curves", "regret_of"]
+__all__ = ["BranchConfig", "Trials", "copy_runs", "play_branches", "regret_curves", "regret_of"]
 
 Act = Callable[[Tensor], Tensor]  # observations (B, L, F) -> actions (B, L, A)
 
-# Largest regret that counts, in units of the training's mean loss: bounds the cost of a divergence.
+# Largest regret that counts: bounds the cost of a divergence. Regret is measured in the size of the
+# reward that the training earned in as many decisions, on average.
 WORST = 1.0
-BEYOND = 0.02  # regret of each step of the grid by which an action lies outside of [-1, 1]
+BEYOND = 0.02  # regret that is added for each step of the grid outside of [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,11 @@ class BranchConfig:
     follow: int = 20
     """Decisions for which the copies are compared: the action and what the policy does after it."""
     explore: float = 0.5
-    """Share of the moments after which a training goes on from a copy chosen at random, and not
-    from the one whose action is nearest to the policy's. So the network learns what to do after
-    mistakes."""
+    """Probability that a training goes on from a random copy, so that the network learns what to do
+    after mistakes. Otherwise it goes on from the copy whose action is nearest to the policy's."""
     remembered: int = 20
-    """Updates whose moments are learned from. Older ones tell about policies that are gone."""
+    """Number of latest updates that are learned from. Older ones tell about policies that are
+    gone."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers of the network, which are followed by tanh."""
     learning_rate: float = 3e-3
@@ -50,8 +51,8 @@ class BranchConfig:
     steps: int = 100
     """Steps of the network's AdamW in an update."""
     average: float = 0.7
-    """Weight of what came before in the running mean of the network's weights, one value an update.
-    The policy is that mean. It is followed while branches are played, and it is what is saved."""
+    """The policy is a running mean of the network's weights. An update makes it `average` times
+    the old mean plus the rest of the new weights. It drives the trainings, and it is saved."""
 
     def __post_init__(self) -> None:
         for name in ("actions", "follow", "remembered", "steps"):
@@ -69,8 +70,8 @@ class BranchConfig:
         return torch.linspace(-1.0, 1.0, self.actions)
 
 
-class Moments(NamedTuple):
-    """n moments of trainings.
+class Trials(NamedTuple):
+    """n moments of trainings at which every action was tried.
 
     Attributes:
         observation: (n, F) float16 what the policy saw.
@@ -80,9 +81,9 @@ class Moments(NamedTuple):
     observation: Tensor
     curves: Tensor
 
-    def joined(self, other: Moments) -> Moments:
-        """The moments of both."""
-        return Moments(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+    def joined(self, other: Trials) -> Trials:
+        """The trials of both."""
+        return Trials(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
 
 
 def regret_curves(rewards: Tensor, scale: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def regret_curves(rewards: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         rewards: (n, actions) sum of the rewards of each copy.
-        scale: (n,) what counts as 1.
+        scale: (n,) size of the reward that counts as a regret of 1.
 
     Returns:
         (n, actions) regret, 0 for the best action and at most WORST.
@@ -103,7 +104,7 @@ def regret_curves(rewards: Tensor, scale: Tensor) -> Tensor:
 
 
 def regret_of(action: Tensor, curves: Tensor) -> Tensor:
-    """Regret (n,) of actions (n,), read off curves (n, actions) that are linear between points."""
+    """Regret (n,) of actions (n,), by linear interpolation in curves (n, actions)."""
     last = curves.shape[1] - 1
     place = (action + 1.0) * (last / 2.0)
     inside = place.clamp(0.0, last - 1e-4)  # so that there is always a neighbour to the right
@@ -153,8 +154,11 @@ def play_branches(
     config: BranchConfig,
     seed: int,
     generator: np.random.Generator,
-) -> tuple[Moments, dict[str, float]]:
-    """Train once in every group of rows, and branch off every `config.follow` decisions.
+) -> tuple[Trials, dict[str, float]]:
+    """Train once in every group of rows, and try all actions every `config.follow` decisions.
+
+    The rows of a group are copies of one training. Each copy takes another action, then all do what
+    the policy does. After `config.follow` decisions all go on from one of them.
 
     Args:
         env: Environment with one layer, one control and a multiple of `config.actions` runs, which
@@ -165,38 +169,37 @@ def play_branches(
         generator: Decides where branches begin and which copy a training goes on from.
 
     Returns:
-        The moments, and figures.
+        The trials, and figures for the log.
     """
     width = config.actions
     groups = np.arange(env.num_envs // width)
     observation, _ = env.reset(seed=[seed + row // width for row in range(env.num_envs)])
-    left = -(-env.horizon // env.inner_steps_per_decision)
-    before = int(generator.integers(min(config.follow, left - config.follow + 1)))
+    remaining = -(-env.horizon // env.inner_steps_per_decision)
+    before = int(generator.integers(min(config.follow, remaining - config.follow + 1)))
     for _ in range(before):
         observation = env.step(act(torch.from_numpy(observation)).numpy())[0]
-    left -= before
+    remaining -= before
     found: list[_Copies] = []
     on_way = np.zeros(len(groups))  # sum of the rewards on the way that each training went
-    while left >= config.follow:
-        copies, observation = _part(env, act, config, observation)
-        left -= config.follow
+    while remaining >= config.follow:
+        copies, observation = _try_actions(env, act, config, observation)
+        remaining -= config.follow
         chosen = _chosen(copies, config.explore, generator)
         on_way += copies.rewards[groups, chosen]
         found.append(copies)
-        if left:  # after the last decision all rows have started anew
+        if remaining:  # after the last decision all rows have started anew
             observation = copy_runs(env, np.repeat(groups * width + chosen, width))
-    # regret counts in units of what a training earned in so many decisions on its way
     scale = torch.from_numpy(np.maximum(np.abs(on_way) / len(found), 1e-3))
     curves = [regret_curves(torch.from_numpy(copies.rewards), scale) for copies in found]
     seen = [torch.from_numpy(copies.observation) for copies in found]
-    moments = Moments(torch.cat(seen).half(), torch.cat(curves).float())
-    return moments, {
+    trials = Trials(torch.cat(seen).half(), torch.cat(curves).float())
+    return trials, {
         "reward_loss": float(scale.mean()) / config.follow,
         "diverged": float(np.mean([copies.dead.mean() for copies in found])),
     }
 
 
-def _part(
+def _try_actions(
     env: LRControlVectorEnv, act: Act, config: BranchConfig, observation: NDArray[np.float32]
 ) -> tuple[_Copies, NDArray[np.float32]]:
     """Let the copies of each training part: another action each, then what the policy does.
@@ -228,9 +231,10 @@ def _part(
 
 
 def _chosen(copies: _Copies, explore: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """The copy (groups,) from which each training goes on; no diverged one where there is another.
+    """The copy (groups,) from which each training goes on: a diverged one only if all diverged.
 
-    The rewards of a diverged copy are far below those of the others.
+    In place of a diverged copy the one with the highest reward is taken, since the rewards of
+    diverged copies are far lower.
     """
     chance = generator.random(len(copies.nearest))
     some = generator.integers(copies.dead.shape[1], size=len(copies.nearest))
