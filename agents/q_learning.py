@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
+from lr_gym.control.action import action_rows
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim.contrib.environment_table import observed_edges
@@ -96,7 +96,7 @@ class QLearner(PolicyLearner):
             )
         self._controller = QLearningController(
             edges(self._spec),
-            actions(self._spec, config.levels),
+            action_rows(self._spec.controls, config.levels),
             learning_rate=config.learning_rate,
             discount=config.discount,
             epsilon_decay=1.0,
@@ -175,10 +175,3 @@ def edges(spec: ControlSpec) -> list[tuple[float, ...]]:
                 f"{', '.join(known)}"
             )
     return [known[name] for name in spec.features]
-
-
-def actions(spec: ControlSpec, levels: Sequence[float]) -> list[tuple[float, ...]]:
-    """Every combination of the levels of each control."""
-    return list(
-        itertools.product(*(levels if name == "lr" else (-1.0, 0.0, 1.0) for name in spec.controls))
-    )

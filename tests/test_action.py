@@ -80,7 +80,7 @@ def test_move_equals_a_loop_over_numbers(name):
     )  # some above 1, drifting up
     offset, twin = torch.zeros(2, 3, 1), [0.0] * 6
     for action in actions:
-        offset = move(mode, offset, action)
+        offset = move(mode, ("lr",), offset, action)
         for i, a in enumerate(action.flatten().tolist()):
             a = min(1.0, max(-1.0, a))
             twin[i] = a * mode.step + (twin[i] if mode.recursive else 0.0)
@@ -94,7 +94,7 @@ def test_move_equals_a_loop_over_numbers(name):
 def test_offset_never_leaves_its_bound(name, extreme):
     mode, offset = ACTIONS[name], torch.zeros(1, 1, 1)
     for _ in range(100):
-        offset = move(mode, offset, torch.full((1, 1, 1), extreme))
+        offset = move(mode, ("lr",), offset, torch.full((1, 1, 1), extreme))
     assert offset.abs().item() == pytest.approx(mode.bound)
     assert math.copysign(1, offset.item()) == math.copysign(1, extreme)
 
@@ -103,14 +103,16 @@ def test_offset_never_leaves_its_bound(name, extreme):
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 def test_broken_action_counts_as_zero(name, broken):
     mode, offset = ACTIONS[name], torch.full((1, 1, 1), 0.5)
-    zero, got = (move(mode, offset, torch.full((1, 1, 1), action)) for action in (0.0, broken))
+    zero, got = (
+        move(mode, ("lr",), offset, torch.full((1, 1, 1), action)) for action in (0.0, broken)
+    )
     assert torch.equal(got, zero)
     assert got.item() == (0.5 if mode.recursive else 0.0)
 
 
 def test_move_keeps_the_dtype_of_the_offset():
     offset = torch.zeros(1, 1, 1, dtype=torch.float64)
-    assert move(ACTIONS["recursive"], offset, torch.ones(1, 1, 1)).dtype == torch.float64
+    assert move(ACTIONS["recursive"], ("lr",), offset, torch.ones(1, 1, 1)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("controls", GRANULARITIES)

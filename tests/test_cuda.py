@@ -72,7 +72,7 @@ def test_a_decision_does_not_wait(no_waiting, compile):
         env.step(np.zeros(env.action_space.shape, np.float32))
     no_waiting()
     action = env._read_actions(np.zeros(env.action_space.shape, np.float32))
-    env._episodes.run_interval(env.runs, action, env._rows.step)
+    env._episodes.run_interval(env.runs, action, env._rows.step, env._rows.endings)
 
 
 def test_captures_are_few_over_many_episodes():

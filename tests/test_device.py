@@ -19,6 +19,7 @@ from lr_gym.benchmark import loop
 from lr_gym.benchmark.contestants import Baseline, DeployedPolicy
 from lr_gym.benchmark.optimizers import OPTIMIZERS
 from lr_gym.benchmark.run import Cell, run_cell
+from lr_gym.control.finish import Endings
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import (
@@ -153,10 +154,12 @@ def test_a_decision_does_not_wait(device, task, kind):
     seeds = torch.arange(RUNS).to(NAME, non_blocking=True)
     state, _ = env._episodes.start(seeds, np.full((RUNS, env.num_layers), 1e-3))
     step = np.zeros(RUNS, dtype=np.int64)
+    endings = Endings(np.full(RUNS, -1), np.zeros(RUNS, dtype=np.int64))
     for _ in range(2):
         action = env._read_actions(np.zeros(env.action_space.shape, env.action_space.dtype))
-        state = env._episodes.run_interval(state, action, step).state
-        step = step + env._episodes.steps_until_decision(step)
+        interval = env._episodes.run_interval(state, action, step, endings)
+        state = interval.state
+        step = step + interval.taken
     assert device.waits == []
 
 

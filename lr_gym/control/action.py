@@ -8,6 +8,9 @@ learning rate). At offset 0 the base optimizer is left exactly as it is.
     lr        base lr * exp(offset)
     momentum  1 - (1 - base momentum) * exp(-offset), within [0, 0.999]
     noise     NOISE_PER_OFFSET * max(0, offset), within [0, 1]: off unless the policy turns it up
+    finish    no hyperparameter: where its offset is above FINISH_ABOVE, the training is to end
+
+The control "finish" has no past: in every mode its offset is its last action.
 """
 
 from __future__ import annotations
@@ -25,15 +28,20 @@ from lr_gym.types import Hyperparams
 __all__ = [
     "ACTIONS",
     "CONTROLLED",
+    "FINISH",
+    "FINISH_ABOVE",
     "ActionMode",
     "action_mode",
+    "action_rows",
     "action_table",
     "check_controls",
     "decode",
     "move",
 ]
 
-CONTROLLED = ("lr", "momentum", "noise")
+FINISH = "finish"
+CONTROLLED = ("lr", "momentum", "noise", FINISH)
+FINISH_ABOVE = 0.5
 NOISE_PER_OFFSET = 0.2
 MAX_MOMENTUM = 0.999
 
@@ -41,6 +49,7 @@ MAX_MOMENTUM = 0.999
 # step of the mode "discrete".
 _LR_LEVELS = tuple(math.log(f) / math.log(2.0) for f in (0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0))
 _OTHER_LEVELS = (-1.0, 0.0, 1.0)
+_FINISH_LEVELS = (0.0, 1.0)
 
 
 class ActionMode(NamedTuple):
@@ -91,17 +100,30 @@ def check_controls(controls: Sequence[str]) -> tuple[str, ...]:
     return controls
 
 
+def action_rows(
+    controls: Sequence[str], lr_levels: Sequence[float] = _LR_LEVELS
+) -> list[tuple[float, ...]]:
+    """Every combination of the levels of the controls, n rows of A values.
+
+    Args:
+        controls: A names of CONTROLLED.
+        lr_levels: levels of the learning rate.
+    """
+    levels = {"lr": lr_levels, FINISH: _FINISH_LEVELS}
+    return list(itertools.product(*(levels.get(name, _OTHER_LEVELS) for name in controls)))
+
+
 def action_table(controls: Sequence[str]) -> Tensor:
-    """All n discrete actions as values (n, A): every combination of the levels of the controls."""
-    levels = [_LR_LEVELS if name == "lr" else _OTHER_LEVELS for name in controls]
-    return torch.tensor(list(itertools.product(*levels)))
+    """All n discrete actions of the mode "discrete" as values (n, A)."""
+    return torch.tensor(action_rows(controls))
 
 
-def move(mode: ActionMode, offset: Tensor, action: Tensor) -> Tensor:
+def move(mode: ActionMode, controls: Sequence[str], offset: Tensor, action: Tensor) -> Tensor:
     """The offset after an action.
 
     Args:
         mode: how actions act.
+        controls: A names of CONTROLLED.
         offset: (B, L, A) offsets before.
         action: (B, L, A) actions, clipped to [-1, 1]; an action that is not finite counts as 0.
 
@@ -111,7 +133,10 @@ def move(mode: ActionMode, offset: Tensor, action: Tensor) -> Tensor:
     finite = torch.nan_to_num(action, nan=0.0, posinf=0.0, neginf=0.0)
     action = finite.clamp(-1.0, 1.0).to(offset.dtype)
     target = offset + action * mode.step if mode.recursive else action * mode.step
-    return target.clamp(-mode.bound, mode.bound)
+    moved = target.clamp(-mode.bound, mode.bound)
+    if FINISH not in controls:
+        return moved
+    return torch.cat([moved[..., :-1], action[..., -1:]], dim=-1)
 
 
 def decode(controls: Sequence[str], offset: Tensor, base: Hyperparams) -> Hyperparams:

@@ -23,13 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.control.action import decode, move
+from lr_gym.control.action import FINISH_ABOVE, decode, move
 from lr_gym.control.context import Clock, TrainingContext
 from lr_gym.control.feature import Observed
+from lr_gym.control.finish import Endings
 from lr_gym.control.held_out import (
     HeldOut,
     add_held_out,
     emptied,
+    held_out_known,
     no_held_out,
     remember_held_out,
 )
@@ -133,15 +135,23 @@ class Controller:
         """
         return self._schedule(self.progress(step))
 
-    def shown_schedule(self, step: Any, progress_known: Tensor) -> Tensor:
+    def shown_schedule(
+        self, step: Any, progress_known: Tensor, endings: Endings | None = None
+    ) -> Tensor:
         """`schedule` on the device; runs whose progress is not known stay at its first value.
 
         Args:
             step: (..., B) inner steps made, numbers of the host.
             progress_known: (B,) as in TrainingContext.
+            endings: what is decided about the ends of the trainings; None for nothing. From such a
+                decision on the rate falls linearly from where it was.
         """
-        factor = numbers_like(self.schedule(step), progress_known)
-        return torch.where(progress_known > 0, factor, float(self._schedule(0.0)))
+        shown = step if endings is None else endings.schedule_step(step)
+        factor = numbers_like(self.schedule(shown), progress_known)
+        factor = torch.where(progress_known > 0, factor, float(self._schedule(0.0)))
+        if endings is None:
+            return factor
+        return factor * numbers_like(endings.factor(step), progress_known)
 
     def add_loss(self, state: ControlState, loss: Tensor) -> ControlState:
         """Add training losses to the sums of this interval; a loss that is not finite is left out.
@@ -228,7 +238,7 @@ class Controller:
             The hyperparameters (B, L), without the base schedule, and the state.
         """
         action = action.to(state.offset.dtype)
-        offset = move(self.spec.mode, state.offset, action)
+        offset = move(self.spec.mode, self.spec.controls, state.offset, action)
         if moving is not None:
             action = torch.where(moving.unsqueeze(-1), action, state.action)
             offset = torch.where(moving.unsqueeze(-1), offset, state.offset)
@@ -236,6 +246,21 @@ class Controller:
             offset = restrain(state.offset, offset)
         hyper = decode(self.spec.controls, offset, base)
         return hyper, state._replace(offset=offset, action=action)
+
+    def finishing(self, state: ControlState, context: TrainingContext) -> Tensor:
+        """Whether the last action ends each training, (B,) bool.
+
+        The layers of a training decide by their mean. Where no held-out loss is known, nothing ends
+        a training before its time.
+
+        Args:
+            state: the state after `act`.
+            context: what stays fixed during the trainings.
+        """
+        known = held_out_known(state.held_out) * context.monitor_known > 0
+        if not self.spec.finishes:
+            return torch.zeros_like(known)
+        return known & (state.offset[..., -1].mean(1) > FINISH_ABOVE)
 
     def _clock(self, context: TrainingContext, step: Any) -> Clock:
         like = context.progress_known

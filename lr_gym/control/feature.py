@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lr_gym.control.context import Clock, TrainingContext
-from lr_gym.control.held_out import HeldOut
+from lr_gym.control.held_out import HeldOut, held_out_known
 from lr_gym.control.memory import Memory
 from lr_gym.types import Hyperparams, LayerStats
 
@@ -109,7 +109,7 @@ def loss_known(o: Observed) -> Tensor:
 
 def monitor_known(o: Observed) -> Tensor:
     """(B,) what `loss_known` is for the training loss, for the held-out loss."""
-    return o.context.monitor_known * o.held_out.seen * (o.held_out.first > 0)
+    return o.context.monitor_known * held_out_known(o.held_out)
 
 
 def column(per_run: Tensor) -> Tensor:

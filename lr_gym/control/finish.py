@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lr_gym.types import check_number
 
-__all__ = ["PHASES", "Anneal", "Finish"]
+__all__ = ["PHASES", "Anneal", "Endings", "Finish"]
 
 PHASES = ("run", "anneal", "done")
 
@@ -100,3 +103,51 @@ class Finish(NamedTuple):
         if self.end is None:
             return 1.0
         return min(max(self.end - step, 0) / max(self.length, 1), 1.0)
+
+
+class Endings(NamedTuple):
+    """When B trainings of one length end: a Finish for each, on the host.
+
+    Attributes:
+        decided: (B,) as in Finish.
+        length: (B,) as in Finish.
+    """
+
+    decided: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+    @property
+    def undecided(self) -> NDArray[np.bool_]:
+        """(B,) whether nothing is decided about the end of each training."""
+        return self.decided < 0
+
+    def decide(
+        self, finishing: NDArray[np.bool_], step: NDArray[np.int64], horizon: int
+    ) -> Endings:
+        """Decide that some trainings end; what was decided before stays.
+
+        Args:
+            finishing: (B,) the trainings.
+            step: (B,) inner steps made.
+            horizon: inner steps of a whole training.
+        """
+        decided = self.decided.copy()
+        length = self.length.copy()
+        for row in np.flatnonzero(finishing):
+            before = Finish(int(decided[row]), int(length[row]))
+            decided[row], length[row] = before.decide(int(step[row]), horizon)
+        return Endings(decided, length)
+
+    def end(self, horizon: int) -> NDArray[np.int64]:
+        """(B,) inner steps of each whole training."""
+        return np.where(self.undecided, horizon, self.decided + self.length)
+
+    def schedule_step(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The step (..., B) that the base schedule is at: it stands still once all is decided."""
+        return np.where(self.undecided, step, np.minimum(step, self.decided))
+
+    def factor(self, step: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Factor (..., B) on the learning rates of the steps that follow `step` (..., B) steps."""
+        left = np.maximum(self.decided + self.length - step, 0)
+        falling = np.minimum(left / np.maximum(self.length, 1), 1.0)
+        return np.where(self.undecided, 1.0, falling)

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from lr_gym.control.memory import LONG, SHORT, log
 
-__all__ = ["HeldOut", "add_held_out", "emptied", "no_held_out", "remember_held_out"]
+__all__ = [
+    "HeldOut",
+    "add_held_out",
+    "emptied",
+    "held_out_known",
+    "no_held_out",
+    "remember_held_out",
+]
 
 
 class HeldOut(NamedTuple):
@@ -69,6 +76,14 @@ def emptied(held_out: HeldOut) -> HeldOut:
         loss_sum=torch.zeros_like(held_out.loss_sum),
         loss_count=torch.zeros_like(held_out.loss_count),
     )
+
+
+def held_out_known(held_out: HeldOut) -> Tensor:
+    """(B,) 1 where a loss was given whose logarithm says something, else 0.
+
+    The features compare logarithms, so a first loss that is not above 0 counts as none.
+    """
+    return held_out.seen * (held_out.first > 0)
 
 
 def remember_held_out(held_out: HeldOut) -> HeldOut:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lr_gym.control.action import ActionMode, action_mode, check_controls
+from lr_gym.control.action import FINISH, ActionMode, action_mode, check_controls
 from lr_gym.control.features import FEATURES, check_features, features_of_group
 from lr_gym.layers import check_granularity
 from lr_gym.types import check_count, check_number
@@ -28,7 +28,8 @@ class ControlSpec:
     granularity: str = "per_layer"
     """What one decision is for: "per_layer" decides for each layer, "global" for the model."""
     controls: tuple[str, ...] = ("lr",)
-    """Hyperparameters that the policy sets: some of ("lr", "momentum", "noise"), in this order."""
+    """What the policy sets: some of ("lr", "momentum", "noise", "finish"), in this order. The last
+    one ends the training by its held-out loss (`lr_gym.control.finish`)."""
     action: str = "recursive"
     """How an action acts, a name of ACTIONS: "recursive" moves the learning rate from where it is,
     "residual" bends the base schedule, "discrete" moves it by one of a few factors."""
@@ -43,8 +44,8 @@ class ControlSpec:
     decisions: int = 50
     """Decisions in a training; one falls every max(1, horizon // decisions) steps."""
     features: tuple[str, ...] = ()
-    """What the policy sees, names of FEATURES in order. By default the group "course", and momentum
-    and noise where they are controlled."""
+    """What the policy sees, names of FEATURES in order. By default the group "course", momentum and
+    noise where they are controlled, and the group "monitor" where the policy can end a training."""
     average: float | None = None
     """Judge a training by the average of its weights over about the last 1 / (average + 1) of its
     time. Where the end is not known, this replaces the decay. None judges the last weights."""
@@ -63,11 +64,17 @@ class ControlSpec:
         features = self.features or (
             *features_of_group("course"),
             *(control for control in self.controls if control in FEATURES),
+            *(features_of_group("monitor") if self.finishes else ()),
         )
         object.__setattr__(self, "features", check_features(features))
         check_count("decisions", self.decisions)
         if self.average is not None:
             object.__setattr__(self, "average", check_number("average", self.average, 0.0))
+
+    @property
+    def finishes(self) -> bool:
+        """Whether the policy can end a training."""
+        return FINISH in self.controls
 
     @property
     def mode(self) -> ActionMode:
@@ -91,7 +98,7 @@ class ControlSpec:
     @property
     def watches_held_out(self) -> bool:
         """Whether the policy looks at the held-out loss."""
-        return any("monitor" in FEATURES[name].groups for name in self.features)
+        return self.finishes or any("monitor" in FEATURES[name].groups for name in self.features)
 
     def check_base(self, base: str) -> None:
         """Raise a ValueError where `base` is not of the family that the policy was trained on.

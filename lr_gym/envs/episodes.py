@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
+from lr_gym.control.finish import Endings
 from lr_gym.control.units import layer_units
 from lr_gym.envs.reward import (
     diverged_return,
@@ -79,12 +80,16 @@ class Interval(NamedTuple):
         reward: (B,) decrease of the potential; for a run that diverged, the difference between
             `diverged_return` and its return so far. On streams, see `stream_reward`.
         divergence: (B,) index into DIVERGENCE, 0 for runs that did not diverge.
+        endings: what is decided about the ends of the trainings.
+        taken: (B,) inner steps that were made.
     """
 
     state: EnvState
     observation: Tensor
     reward: Tensor
     divergence: Tensor
+    endings: Endings
+    taken: NDArray[np.int64]
 
 
 class Episodes:
@@ -103,6 +108,7 @@ class Episodes:
         runs: RunDistribution,
         *,
         weight_decay: float,
+        price: float,
         device: torch.device | str,
         dtype: torch.dtype,
         compile: bool,
@@ -114,6 +120,7 @@ class Episodes:
             controller: a controller of trainings of a known length.
             runs: what each run draws for itself.
             weight_decay: weight decay of the base optimizer.
+            price: nats that the steps of a whole training cost.
             device: where the trainings run.
             dtype: floating-point type of the trainings.
             compile: whether the trainings are compiled.
@@ -134,6 +141,7 @@ class Episodes:
         self.units = np.array(_units(self.loop, spec.granularity))
         self._runs = runs
         self._weight_decay = weight_decay
+        self._price = price
         self._horizon = controller.horizon
         self._passes = 1.0  # of a stream: nothing is seen twice
         self._monitors = False
@@ -180,18 +188,23 @@ class Episodes:
         )
         return self._observe(state, np.zeros(runs, dtype=np.int64))
 
-    def run_interval(self, state: EnvState, action: Tensor, step: NDArray[np.int64]) -> Interval:
+    def run_interval(
+        self, state: EnvState, action: Tensor, step: NDArray[np.int64], endings: Endings
+    ) -> Interval:
         """Act, train until the next decision is due, observe and reward.
+
+        A training whose end is decided takes no more notice of actions.
 
         Args:
             state: the trainings, not to be used afterwards.
             action: (B, L, A) within [-1, 1].
             step: (B,) inner steps made before.
+            endings: what was decided about the ends of the trainings before.
         """
-        hyper, control = self.controller.act(state.control, action, state.base)
-        limit = self.steps_until_decision(step)
+        hyper, control, endings = self._act(state, action, step, endings)
+        limit = np.minimum(self.controller.interval, endings.end(self._horizon) - step)
         steps = step + np.arange(limit.max())[:, None]  # (K, B) number of each step to be made
-        factor = self.controller.shown_schedule(steps, state.context.progress_known)
+        factor = self.controller.shown_schedule(steps, state.context.progress_known, endings)
         inner, losses = self.loop.advance(state.inner, hyper, factor, limit)
         control = self.controller.add_loss(control, losses)
         state = state._replace(inner=inner, control=control, hyper=hyper)
@@ -204,12 +217,21 @@ class Episodes:
             total = torch.where(taken, losses, 0.0).sum(0)
             state, reward, divergence = self._stream_reward(state, worst, total, step, limit)
         else:
-            state, reward, divergence = self._reward(state, worst)
-        return Interval(state, observation, reward, divergence)
+            state, reward, divergence = self._reward(state, worst, limit)
+        return Interval(state, observation, reward, divergence, endings, limit)
 
-    def steps_until_decision(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Inner steps (B,) until the next decision or the end of the training."""
-        return np.minimum(self.controller.interval, self._horizon - step)
+    def _act(
+        self, state: EnvState, action: Tensor, step: NDArray[np.int64], endings: Endings
+    ) -> tuple[Hyperparams, ControlState, Endings]:
+        """Hyperparameters, state of the controller, and endings after an action (B, L, A)."""
+        if not self.controller.spec.finishes:
+            return *self.controller.act(state.control, action, state.base), endings
+        undecided = torch.from_numpy(endings.undecided).to(action.device, non_blocking=True)
+        moving = undecided.unsqueeze(1).expand_as(state.base.lr)
+        hyper, control = self.controller.act(state.control, action, state.base, moving=moving)
+        # the host must know how many steps are left, so it waits for the device here
+        finishing = self.controller.finishing(control, state.context).cpu().numpy()
+        return hyper, control, endings.decide(finishing, step, self._horizon)
 
     def evaluate(self, state: EnvState, split: str) -> Tensor:
         """Mean loss (B,) of each run on a split, with the weights that it is judged by.
@@ -221,9 +243,9 @@ class Episodes:
             return -state.collected * self.controller.interval / state.inner.step.clamp_min(1)
         return self.loop.evaluate(evaluated_state(state), split)
 
-    def effective_lr(self, state: EnvState, step: NDArray[np.int64]) -> Tensor:
-        """Learning rate (B, L) in force, base schedule included."""
-        factor = self.controller.shown_schedule(step, state.context.progress_known)
+    def effective_lr(self, state: EnvState, step: NDArray[np.int64], endings: Endings) -> Tensor:
+        """Learning rate (B, L) in force, base schedule and decided ends included."""
+        factor = self.controller.shown_schedule(step, state.context.progress_known, endings)
         return state.hyper.lr * factor.unsqueeze(1)
 
     def _base(self, lr: Tensor) -> Hyperparams:
@@ -280,12 +302,15 @@ class Episodes:
             averaged(buffers, state.inner.buffers, weight),
         )
 
-    def _reward(self, state: EnvState, worst: Tensor) -> tuple[EnvState, Tensor, Tensor]:
+    def _reward(
+        self, state: EnvState, worst: Tensor, taken: NDArray[np.int64]
+    ) -> tuple[EnvState, Tensor, Tensor]:
         """State, reward (B,) and index into DIVERGENCE (B,) after an interval.
 
         Args:
             state: the trainings after the interval.
             worst: (B,) largest training loss of the interval, NaN if any was NaN.
+            taken: (B,) inner steps that were made.
         """
         optimum = self.loop.task.optimum
         loss = self.evaluate(state, "reward")
@@ -294,6 +319,8 @@ class Episodes:
         above |= loss > loss_limit(state.initial_loss)
         divergence = _divergence(non_finite, above)
         gain = potential(state.loss, optimum) - potential(loss, optimum)
+        if self._price:
+            gain = gain - self._price * numbers_like(taken / self._horizon, loss)
         # Whatever a run has collected before, it ends with the same return when it diverges.
         missing = diverged_return(state.initial_loss, optimum) - state.collected
         gain = torch.where(divergence > 0, missing, gain)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "MARGIN",
     "diverged_return",
     "diverged_stream_reward",
     "loss_limit",

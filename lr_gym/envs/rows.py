@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_gym.control.finish import Endings
 from lr_gym.rng import run_seeds
 
 __all__ = ["Rows"]
@@ -25,6 +26,8 @@ class Rows:
         episode: (B,) number of the row's present episode, from 0; -1 before its first one.
         step: (B,) inner steps made in that episode.
         done: (B,) whether the episode is over and the row waits for a reset.
+        decided: (B,) inner steps after which the end of that episode was decided, -1 before.
+        length: (B,) inner steps for which its learning rate then falls.
         given_lr: (B, L) initial learning rates that the user gave, NaN where runs draw their own.
     """
 
@@ -32,6 +35,8 @@ class Rows:
     episode: NDArray[np.int64]
     step: NDArray[np.int64]
     done: NDArray[np.bool_]
+    decided: NDArray[np.int64]
+    length: NDArray[np.int64]
     given_lr: NDArray[np.float64]
 
     @classmethod
@@ -43,6 +48,8 @@ class Rows:
             episode=zeros.copy(),
             step=zeros.copy(),
             done=np.zeros(count, dtype=bool),
+            decided=np.full(count, -1),
+            length=zeros.copy(),
             given_lr=np.full((count, layers), np.nan),
         )
 
@@ -78,10 +85,17 @@ class Rows:
         self.episode[rows] += 1
         self.step[rows] = 0
         self.done[rows] = False
+        self.decided[rows] = -1
+        self.length[rows] = 0
         row_seed = torch.from_numpy(self.row_seed[rows])
         seeds = run_seeds(row_seed, torch.from_numpy(self.episode[rows]))
         lr = self.given_lr[rows]
         return seeds, None if np.isnan(lr).any() else lr
+
+    @property
+    def endings(self) -> Endings:
+        """What is decided about the ends of the episodes."""
+        return Endings(self.decided, self.length)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every field by name, for checkpoints."""

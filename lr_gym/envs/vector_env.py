@@ -40,6 +40,7 @@ from lr_gym.envs.checks import (
 from lr_gym.envs.episodes import DIVERGENCE, EnvState, Episodes
 from lr_gym.envs.infos import final_infos, infos_of
 from lr_gym.envs.render import Recording
+from lr_gym.envs.reward import MARGIN
 from lr_gym.envs.rows import Rows
 from lr_gym.envs.run_distribution import INITIAL_LR, RunDistribution
 from lr_gym.envs.snapshot import restored, snapshot
@@ -61,9 +62,9 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     One step is one decision: the action sets the hyperparameters, then the trainings make
     `inner_steps_per_decision` steps (fewer in the last interval). An episode is one training of
     `horizon` steps. It ends with terminated=True, since the horizon is part of the task, or earlier
-    where the training diverges. A stream has no end of its own: at the horizon it is truncated. A
-    row whose episode has ended starts again with a fresh seed, in the same step unless
-    `autoreset_mode` says otherwise (`lr_gym.envs.autoreset`).
+    where the training diverges or the policy has ended it (the control "finish"). A stream has no
+    end of its own: at the horizon it is truncated. A row whose episode has ended starts again with
+    a fresh seed, in the same step unless `autoreset_mode` says otherwise (`lr_gym.envs.autoreset`).
 
     The module's docstring says what actions, observations and infos are.
 
@@ -94,6 +95,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         horizon: int | None = None,
         initial_lr: tuple[float, float] = INITIAL_LR,
         weight_decay: float = 0.0,
+        price: float = 0.0,
         mask_loss: float = 0.0,
         mask_progress: float = 0.0,
         mask_passes: float = 0.0,
@@ -115,6 +117,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             horizon: inner steps per training, the task's own by default.
             initial_lr: range of each run's initial learning rate, log-uniform.
             weight_decay: weight decay of the base optimizer.
+            price: nats that the steps of a whole training cost, at most 1: a policy that can end a
+                training then learns to end it where what is left to gain is not worth its steps.
             mask_loss: share of the runs whose observation hides the loss.
             mask_progress: share of the runs whose observation hides progress and horizon.
             mask_passes: share of the runs whose observation hides the passes over the data.
@@ -146,6 +150,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             Controller(self.control_spec, self.horizon),
             runs,
             weight_decay=check_number("weight_decay", weight_decay, 0.0),
+            price=check_number("price", price, 0.0, MARGIN),
             device=device,
             dtype=dtype,
             compile=compile,
@@ -286,22 +291,23 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         Waiting rows are computed along, to keep all shapes equal, but their results do not count.
         """
         rows = self._rows
-        result = self._episodes.run_interval(self.runs, values, rows.step)
+        result = self._episodes.run_interval(self.runs, values, rows.step, rows.endings)
         self._runs = result.state
-        rows.step = rows.step + self._episodes.steps_until_decision(rows.step)
+        rows.step = rows.step + result.taken
+        rows.decided, rows.length = result.endings
         # From here on the host waits for the device.
         divergence = np.where(waiting, "", DIVERGENCE[result.divergence.cpu().numpy()])
         infos = self._infos(divergence)
         self._recording.append(infos)
         self._observation = result.observation.cpu().numpy()
         rewards = np.where(waiting, 0.0, result.reward.double().cpu().numpy())
-        ended = (rows.step >= self.horizon) | (divergence != "")
+        ended = (rows.step >= result.endings.end(self.horizon)) | (divergence != "")
         return rewards, ended & ~waiting, infos
 
     def _infos(self, divergence: NDArray[np.str_] | str = "") -> dict[str, Any]:
         """Infos of all rows; `divergence` says why each row (B,) diverged, "" where none did."""
         step = self._rows.step
-        lr = self._episodes.effective_lr(self.runs, step)
+        lr = self._episodes.effective_lr(self.runs, step, self._rows.endings)
         return infos_of(self.runs, step, lr, divergence)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,20 @@ from lr_gym.optim.state import load_rows, save_rows
 from lr_gym.policies.policy import Policy
 from lr_gym.types import Hyperparams, LayerStats, numbers_like
 
-__all__ = ["ControlledModel", "controlled_model"]
+__all__ = ["ControlledModel", "Decided", "controlled_model"]
+
+
+class Decided(NamedTuple):
+    """What a decision says about the end of the training.
+
+    Attributes:
+        held_out: (1,) mean of the held-out losses since the last decision, NaN where none was
+            given.
+        finishing: (1,) bool, whether the policy ends the training.
+    """
+
+    held_out: Tensor
+    finishing: Tensor
 
 
 @dataclasses.dataclass
@@ -150,16 +163,13 @@ class ControlledModel:
             unit = _unit(self.first_slot_of_layer, self.multiplier.lr)
             self.multiplier = decode(self.controller.spec.controls, self.control.offset, unit)
 
-    def decide(self, stats: LayerStats, settings: Settings, step: int) -> Tensor:
+    def decide(self, stats: LayerStats, settings: Settings, step: int) -> Decided:
         """Observe, ask the policy, and act.
 
         Args:
             stats: statistics of the pending gradient, (1, L) each.
             settings: what the optimizer was made with.
             step: optimizer steps made.
-
-        Returns:
-            (1,) mean of the held-out losses since the last decision, NaN where none was given.
         """
         state = self.control
         looks = self.guard is not None and undecided(self.groups, step)
@@ -194,7 +204,7 @@ class ControlledModel:
             moving=moving,
             restrain=self._restrain(observation, moving, context.units),
         )
-        return held_out_loss
+        return Decided(held_out_loss, self.controller.finishing(self.control, context))
 
     def metrics(self, step: int) -> dict[str, float]:
         """Each layer's lr, multiplier, momentum and noise at the last step, and its guard's view.
@@ -302,7 +312,7 @@ def controlled_model(
         groups=groups,
         params=[(group, list(group["params"])) for group in groups],
         betas=_betas(groups),
-        watched=controller.spec.watches_held_out or settings.finish is not None,
+        watched=controller.spec.watches_held_out or settings.may_finish,
     )
 
 

@@ -50,8 +50,8 @@ class ControlledOptimizer(Optimizer):
     def finished(self) -> bool:
         """Whether the training has ended, so that the loop can be left.
 
-        It has once the learning rate has fallen to 0 after a rule (`finish`) has decided so, and
-        once total_steps are made.
+        It has once the learning rate has fallen to 0 after a rule (`finish`) or the policy has
+        decided so, and once total_steps are made.
         """
         step = self.param_groups[0]["step"]
         total = self._settings.total_steps

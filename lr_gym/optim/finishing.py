@@ -13,7 +13,7 @@ from typing import Any
 from lr_gym.control.finish import PHASES, Finish
 from lr_gym.control.patience import LossHistory, PatienceRule
 
-__all__ = ["FINISH", "NOTHING_DECIDED", "finish_metrics", "finish_of", "follow"]
+__all__ = ["FINISH", "NOTHING_DECIDED", "end_now", "finish_metrics", "finish_of", "follow"]
 
 FINISH = "finish"  # key of a group
 NOTHING_DECIDED: tuple[float, ...] = (*Finish(), *LossHistory())
@@ -49,6 +49,20 @@ def follow(
     history = rule.observe(_history_of(groups), loss)
     if rule.due(history):
         finish = finish.decide(step, horizon, rule.anneal)
+    for group in groups:
+        group[FINISH] = (*finish, *history)
+
+
+def end_now(groups: Sequence[dict[str, Any]], step: int, horizon: int | None) -> None:
+    """Write into all groups that the training ends; what was decided before stays.
+
+    Args:
+        groups: parameter groups of the optimizer.
+        step: optimizer steps made.
+        horizon: optimizer steps of the whole training, None where unknown.
+    """
+    finish = finish_of(groups).decide(step, horizon)
+    history = _history_of(groups)
     for group in groups:
         group[FINISH] = (*finish, *history)
 

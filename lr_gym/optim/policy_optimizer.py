@@ -27,9 +27,9 @@ optimizer in the same mode; where that was `eval()`, load both before you call `
 
 Nothing in `observe` or `step` reads a number back from the device, unless the policy is a Q-table,
 which is on the host, or guarded, and then at the first decision only. A rule that ends the training
-(`finish`) reads one number at each decision.
+(`finish`), and a policy that can end it, read one number at each decision.
 
-Once the rule has decided, the policy makes no more decisions, and the learning rates fall linearly
+Once the end is decided, the policy makes no more decisions, and the learning rates fall linearly
 to 0. `lr_gym.control.finish` says for how long.
 
 The ranks of a data-parallel training make equal decisions: at a decision, and only there, the
@@ -51,8 +51,9 @@ from torch import Tensor
 
 from lr_gym.control.patience import PatienceRule
 from lr_gym.optim.base import COMPLEX_ADVICE, eager, evaluate
+from lr_gym.optim.controlled_model import Decided
 from lr_gym.optim.controlled_optimizer import ControlledOptimizer, Held
-from lr_gym.optim.finishing import FINISH, NOTHING_DECIDED, finish_of, follow
+from lr_gym.optim.finishing import FINISH, NOTHING_DECIDED, end_now, finish_of, follow
 from lr_gym.optim.first_step import only_initialises
 from lr_gym.optim.group_rates import note_peak, note_start
 from lr_gym.optim.messages import check_over, check_rates, warn_of_guard
@@ -135,8 +136,9 @@ class PolicyOptimizer(ControlledOptimizer):
                 initialised, or False for this process alone.
             guard: whether the policy's actions fade where the training is unlike all that it has
                 learned from. False lets it act everywhere.
-            finish: the rule that ends the training by its held-out loss, which
-                `observe_validation` is told; None ends it at total_steps only.
+            finish: a rule that ends the training by its held-out loss, which
+                `observe_validation` is told. With None it ends at total_steps, or where the policy
+                ends it, if it can.
 
         Raises:
             TypeError: for something that is no policy, or a `finish` that is no rule.
@@ -170,7 +172,7 @@ class PolicyOptimizer(ControlledOptimizer):
             eps=eps,
         )
         options[POLICY] = self._settings.policy_id
-        if finish is not None:
+        if self._settings.may_finish:
             options[FINISH] = NOTHING_DECIDED
         super().__init__(params, {**options, "maximize": maximize, "step": 0})
 
@@ -200,10 +202,8 @@ class PolicyOptimizer(ControlledOptimizer):
         if step % model.controller.interval == 0 and finish_of(self.param_groups).end is None:
             check_rates(self._notices, self.param_groups, model.controller.spec.schedule)
             stats = measured(model, self.state, self._settings)
-            held_out = model.decide(stats, self._settings, step)
-            if (rule := self._settings.finish) is not None:
-                total = self._settings.total_steps
-                follow(self.param_groups, rule, float(held_out), step, total)
+            decided = model.decide(stats, self._settings, step)
+            self._end_perhaps(decided, step)
             # once total_steps are over the learning rate is 0, and nothing new happens
             if model.controller.schedule(step) > 0.0:
                 warn_of_guard(self._notices, model, wait=False)
@@ -212,6 +212,14 @@ class PolicyOptimizer(ControlledOptimizer):
             group["step"] = step + 1
         average(model, self.state, self._settings, step + 1)
         return loss
+
+    def _end_perhaps(self, decided: Decided, step: int) -> None:
+        """Let the rule and the policy end the training."""
+        total = self._settings.total_steps
+        if (rule := self._settings.finish) is not None:
+            follow(self.param_groups, rule, float(decided.held_out), step, total)
+        if self._settings.policy.spec.finishes and bool(decided.finishing):
+            end_now(self.param_groups, step, total)
 
     @torch.no_grad()
     def eval(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lr_gym.control.action import FINISH
 from lr_gym.control.controller import Controller
 from lr_gym.control.patience import PatienceRule
 from lr_gym.optim.base import check_lr
@@ -70,7 +71,7 @@ class Settings:
             )
         spec = self.policy.spec
         # torch has kernels of Adam only, and they know no noise and one momentum for all tensors
-        kernels = self.rule.family != "sgd" and spec.controls == ("lr",)
+        kernels = self.rule.family != "sgd" and {*spec.controls} <= {"lr", FINISH}
         if self.fused and not kernels:
             raise ValueError(
                 "fused=True takes base='adam', 'adamw' or 'muon' and a policy that controls lr "
@@ -87,6 +88,11 @@ class Settings:
         tensors: dict[str, Tensor] = getattr(self.policy, "tensors", dict)()
         acting = {name: value for name, value in tensors.items() if not is_range(name)}
         return digest(self.policy.spec.to_json(), acting)[:16]
+
+    @property
+    def may_finish(self) -> bool:
+        """Whether a rule or the policy can end the training."""
+        return self.finish is not None or self.policy.spec.finishes
 
     def controller(self) -> Controller:
         """The controller of this training."""

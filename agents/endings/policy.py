@@ -1,0 +1,109 @@
+"""One policy of two networks: one sets the learning rates, the other one ends the training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lr_gym.control.action import FINISH
+from lr_gym.control.spec import ControlSpec
+from lr_gym.policies.policy import MLPPolicy
+
+__all__ = ["joined_policy", "joined_spec"]
+
+
+def joined_spec(rates: MLPPolicy | None, spec: ControlSpec) -> ControlSpec:
+    """What a policy that sets rates and ends trainings sees and sets.
+
+    Args:
+        rates: the policy that sets the rates, or None.
+        spec: the spec under which the network that ends trainings has learned.
+
+    Raises:
+        ValueError: where the policy that sets rates makes other decisions or has another base.
+    """
+    if rates is None:
+        return spec
+    own = rates.spec
+    if (own.base, own.schedule, own.decisions) != (spec.base, spec.schedule, spec.decisions):
+        raise ValueError(
+            f"init has base={own.base!r}, schedule={own.schedule!r}, decisions={own.decisions}; "
+            f"this training has {spec.base!r}, {spec.schedule!r}, {spec.decisions}"
+        )
+    if own.finishes or own.mode.discrete:
+        raise ValueError(f"init must set rates only, by values; got {own.controls}, {own.action!r}")
+    new = tuple(name for name in spec.features if name not in own.features)
+    return dataclasses.replace(
+        own, controls=(*own.controls, FINISH), features=(*own.features, *new)
+    )
+
+
+def joined_policy(
+    rates: MLPPolicy | None,
+    network: nn.Sequential,
+    spec: ControlSpec,
+    interval: int,
+    about: dict[str, Any],
+) -> MLPPolicy:
+    """Put both networks side by side into one, so that neither sees what the other one does.
+
+    Args:
+        rates: the policy that sets the rates, of as many layers as the network; None sets none.
+        network: gives the log odds of ending the training, from what `spec` shows.
+        spec: the spec under which the network has learned.
+        interval: inner steps between two decisions.
+        about: what the policy's file tells about it.
+    """
+    linears = [module for module in network if isinstance(module, nn.Linear)]
+    own = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
+    # a training is ended where the log odds are above 0, and so the action above 1/2
+    own[-1] = own[-1][0], own[-1][1] + 0.5
+    whole = joined_spec(rates, spec)
+    if rates is None:
+        others = [(weight.new_zeros(0, weight.shape[1]), bias[:0]) for weight, bias in own[:-1]]
+        count = len(spec.controls) - 1
+        others.append((own[-1][0].new_zeros(count, 0), own[-1][0].new_zeros(count)))
+        others[0] = own[0][0].new_zeros(0, len(spec.features)), own[0][1][:0]
+        mean = torch.zeros(len(spec.features))
+        std = torch.ones(len(spec.features))
+    else:
+        if len(rates.weights) != len(own):
+            raise ValueError(f"init has {len(rates.weights)} layers, the network {len(own)}")
+        others = list(zip(rates.weights, rates.biases, strict=True))
+        added = len(whole.features) - len(rates.mean)
+        mean = torch.cat([rates.mean, torch.zeros(added)])
+        std = torch.cat([rates.std, torch.ones(added)])
+    seen = [whole.features.index(name) for name in spec.features]
+    first, bias = own[0]
+    # the network has learned from what is not standardised
+    own[0] = first * std[seen], bias + first @ mean[seen]
+    layers = [_beside(*pair) for pair in zip(others, own, strict=True)]
+    layers[0] = _first(others[0], own[0], seen, len(whole.features))
+    return MLPPolicy(
+        spec=whole,
+        interval=interval,
+        weights=tuple(weight for weight, _ in layers),
+        biases=tuple(bias for _, bias in layers),
+        mean=mean,
+        std=std,
+        about=about,
+    )
+
+
+def _beside(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of two linear layers that do not see each other's inputs."""
+    weight = torch.block_diag(above[0], below[0])
+    return weight, torch.cat([above[1], below[1]])
+
+
+def _first(
+    above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor], seen: list[int], inputs: int
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the first layers, which see some of the same inputs."""
+    weight = above[0].new_zeros(len(above[0]) + len(below[0]), inputs)
+    weight[: len(above[0]), : above[0].shape[1]] = above[0]
+    weight[len(above[0]) :, seen] = below[0]
+    return weight, torch.cat([above[1], below[1]])
