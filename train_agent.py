@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 import lr_gym
 from agents.arguments import Args
 from agents.command_line import parse
-from agents.environments import RANDOM, learning_tasks, make_env, selection_runs, selection_tasks
+from agents.environments import (
+    RANDOM_SUITES,
+    learning_tasks,
+    make_env,
+    selection_runs,
+    selection_tasks,
+)
 from agents.learner import Learner
 from agents.table import AGENTS, build_learner
 from lr_gym.analysis.certificate import TESTED, certificate, describe
@@ -246,7 +252,7 @@ def store_ranges(file: Path, args: Args) -> None:
     # compiling would take longer than these few trainings
     args = dataclasses.replace(args, compile=False)
     policy = load_policy(file)
-    batches = GUARD_BATCHES if args.suite == RANDOM else 1
+    batches = GUARD_BATCHES if args.suite in RANDOM_SUITES else 1
     runs = max(1, args.guard_runs // batches)
     tasks = (task for batch in range(batches) for task in learning_tasks(args, batch))
     envs = (make_env(args, task, runs, selection=True) for task in tasks)

@@ -45,16 +45,17 @@ class Args:
     """YAML file of settings, named as these arguments are. Its mapping `control` holds the control
     options, its mapping `ppo` those of PPO, and so on. The command line overrides it."""
     task: str = "mnist1d-mlp"
-    """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, or a Task of your own as
-    my_package.my_module:TASK."""
-    suite: Literal["train", "random", "stream-train"] | None = None
+    """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, random-held-out-<number>,
+    or a Task of your own as my_package.my_module:TASK."""
+    suite: Literal["train", "random", "random-held-out", "stream-train"] | None = None
     """Learn on many tasks instead of one: on all training tasks at once; on random tasks, which are
-    new in every batch of trainings; or on streams, whose data change."""
+    new in every batch of trainings; on random tasks of which many memorise their examples; or on
+    streams, whose data change."""
     slots: int = 8
     """Number of random tasks at a time."""
     selection_suite: Literal["train", "validation", "stream-validation"] | None = None
     """Suite of tasks by which the policy is selected. By default the policy is selected by the
-    tasks that it learns on; the random suite needs another one."""
+    tasks that it learns on; the random suites need another one."""
     init: str | None = None
     """Policy to start from, for ppo only: a file or builtin:NAME, with the same control options and
     the same network."""
@@ -75,6 +76,9 @@ class Args:
     mask_passes: float = 0.1
     """Fraction of the trainings in which the policy does not see the passes over the data, as in
     scripts that give no steps_per_epoch."""
+    mask_monitor: float = 0.1
+    """Fraction of the trainings in which the policy does not see a held-out loss, as in scripts
+    that never call observe_validation()."""
     num_envs: int = 64
     """Number of trainings at a time. A suite divides them among its tasks. The agent sweep does not
     use it: it plays sweep.rates trainings of each task."""

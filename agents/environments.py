@@ -5,12 +5,13 @@ from __future__ import annotations
 from gymnasium.vector import AutoresetMode
 
 from agents.arguments import Args
-from agents.random_suite import random_batch
+from agents.random_suite import MAX_OPERATIONS, random_batch
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.tasks import SUITES, Task, find_task
+from lr_gym.tasks.random_held_out import RANDOM_SUPPLIES
 
 __all__ = [
-    "RANDOM",
+    "RANDOM_SUITES",
     "learning_tasks",
     "make_env",
     "selection_envs",
@@ -19,7 +20,9 @@ __all__ = [
     "shares",
 ]
 
-RANDOM = "random"
+# Random suite -> operations that a training may take. Where policies watch a held-out loss, many
+# branches follow from one training.
+RANDOM_SUITES = {"random": MAX_OPERATIONS, "random-held-out": 1_500_000_000}
 LEARNING_SUITES = ("train", "stream-train")
 SELECTION_SUITES = (*LEARNING_SUITES, "validation", "stream-validation")
 
@@ -36,7 +39,7 @@ def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
     """
     if args.suite is None:
         return [find_task(args.task)]
-    if args.suite == RANDOM:
+    if args.suite in RANDOM_SUITES:
         return random_batch(
             args.seed,
             generation,
@@ -44,11 +47,13 @@ def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
             args.control.decisions,
             args.horizon,
             args.control.base,
+            RANDOM_SUITES[args.suite],
+            RANDOM_SUPPLIES[args.suite],
         )
     if args.suite not in LEARNING_SUITES:
         raise ValueError(
-            f"suite must be {', '.join(LEARNING_SUITES)} or {RANDOM}, on which agents may learn; "
-            f"got {args.suite!r}"
+            f"suite must be one of {', '.join((*LEARNING_SUITES, *RANDOM_SUITES))}, on which "
+            f"agents may learn; got {args.suite!r}"
         )
     return [find_task(name) for name in SUITES[args.suite]]
 
@@ -57,12 +62,12 @@ def selection_tasks(args: Args) -> list[Task]:
     """The tasks by which the policy is selected: a suite of their own, or those learned on.
 
     Raises:
-        ValueError: The suite is unknown, or the random suite has no suite to select by.
+        ValueError: The suite is unknown, or a random suite has no suite to select by.
     """
     if args.selection_suite is None:
-        if args.suite == RANDOM:
+        if args.suite in RANDOM_SUITES:
             raise ValueError(
-                f"--suite {RANDOM} needs --selection-suite validation: its own tasks are never "
+                f"--suite {args.suite} needs --selection-suite validation: its own tasks are never "
                 "seen twice"
             )
         return learning_tasks(args)
@@ -110,11 +115,12 @@ def make_env(
         task,
         args.control,
         num_envs,
-        horizon=task.horizon if args.suite == RANDOM else args.horizon,
+        horizon=task.horizon if args.suite in RANDOM_SUITES else args.horizon,
         initial_lr=args.initial_lr,
         mask_loss=0.0 if selection else args.mask_loss,
         mask_progress=0.0 if selection else args.mask_progress,
         mask_passes=0.0 if selection else args.mask_passes,
+        mask_monitor=0.0 if selection else args.mask_monitor,
         device=args.device,
         compile=args.compile,
         autoreset_mode=AutoresetMode.DISABLED if selection or once else AutoresetMode.SAME_STEP,

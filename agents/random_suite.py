@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from lr_gym.layers import muon_matrices
 from lr_gym.rng import Stream, integers
 from lr_gym.tasks import Task
 from lr_gym.tasks.modules import Position
-from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, random_task
+from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, RandomTask, random_task
 from lr_gym.updates.muon import NEWTON_SCHULZ_STEPS
 from lr_gym.updates.rules import base_rule
 
@@ -143,10 +144,11 @@ class _Batches(NamedTuple):
     horizon: int | None
     base: str
     max_operations: int
+    supply: Callable[[int], RandomTask]
 
     def training(self, number: int, large: bool) -> tuple[int, int]:
         """Operations and steps, in whole intervals, of a training on a task."""
-        steps = random_task(number).task.horizon if self.horizon is None else self.horizon
+        steps = self.supply(number).task.horizon if self.horizon is None else self.horizon
         intervals = max(1, round(steps / self.decisions))
         cost = operations_of(number, self.decisions, self.base)  # of an interval of one step
         if large and self.horizon is None:
@@ -203,6 +205,7 @@ def random_batch(
     horizon: int | None = None,
     base: str = "adamw",
     max_operations: int = MAX_OPERATIONS,
+    supply: Callable[[int], RandomTask] = random_task,
 ) -> list[Task]:
     """The tasks of a batch. The same arguments give the same tasks.
 
@@ -216,17 +219,19 @@ def random_batch(
         base: Base optimizer, whose cost counts.
         max_operations: Largest number of operations of a training, and half of that of a large
             model's.
+        supply: Random task of a number. All supplies have the same network and the same batch size
+            for a number, so that sizes are counted once.
 
     Raises:
         ValueError: If no task fits a slot, since the horizon is too long or the operations are too
             few.
     """
-    batches = _Batches(seed, decisions, horizon, base, max_operations)
+    batches = _Batches(seed, decisions, horizon, base, max_operations, supply)
     tasks = []
     for slot in range(slots):
         large = slot % LARGE_EVERY == LARGE_EVERY - 1
         number, steps = batches.find(generation, slot, large, _layers(batches, slot, large))
-        tasks.append(dataclasses.replace(random_task(number).task, horizon=steps))
+        tasks.append(dataclasses.replace(supply(number).task, horizon=steps))
     return tasks
 
 

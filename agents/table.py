@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from agents.arguments import Args
 from agents.branches import BranchLearner
 from agents.environments import (
-    RANDOM,
+    RANDOM_SUITES,
     learning_tasks,
     make_env,
     selection_envs,
@@ -104,7 +104,7 @@ def from_rows(
         ]
 
     envs = make(0)
-    renew = make if args.suite == RANDOM else None
+    renew = make if args.suite in RANDOM_SUITES else None
     if twins > 1 and renew is None:
         # Every update starts the same tasks from new row seeds: a training that diverges starts
         # over, and would be no twin of the others ever after.
@@ -142,9 +142,9 @@ def build_es(args: Args, engine: Engine) -> tuple[Learner, int]:
 def build_garo(args: Args, engine: Engine) -> tuple[Learner, int]:
     """Build the evolution of GARO's cell, which learns in trainings of its own."""
     control = args.control
-    if args.suite == RANDOM:
+    if args.suite in RANDOM_SUITES:
         raise ValueError(
-            f"garo learns on tasks that stay: --suite {RANDOM} is for the other agents"
+            f"garo learns on tasks that stay: --suite {args.suite} is for the other agents"
         )
     if control.average is not None or control.base in ("adam", "muon"):
         raise ValueError(
@@ -230,9 +230,9 @@ def from_envs_that_stay(
 
 def envs_that_stay(args: Args, multiple: int) -> list[LRControlVectorEnv]:
     """Environments of tasks that stay, each of a multiple of so many runs."""
-    if args.suite == RANDOM:
+    if args.suite in RANDOM_SUITES:
         raise ValueError(
-            f"{args.agent} learns on tasks that stay: --suite {RANDOM} is for other agents"
+            f"{args.agent} learns on tasks that stay: --suite {args.suite} is for other agents"
         )
     return [
         make_env(args, task, runs // multiple * multiple, selection=False)

@@ -47,6 +47,7 @@ class Stream(enum.IntEnum):
     LABEL = 10
     MIXTURE = 11
     MONITOR = 12
+    HELD_OUT_TASK = 13
 
 
 def _shift_right(x: Tensor, n: int) -> Tensor:

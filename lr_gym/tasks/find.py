@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lr_gym.tasks.check import check_task
-from lr_gym.tasks.random_tasks import random_task
+from lr_gym.tasks.random_held_out import RANDOM_SUPPLIES
 from lr_gym.tasks.suite import TASKS
 from lr_gym.tasks.task import Task
 
@@ -20,9 +20,9 @@ def find_task(task: str | Task) -> Task:
     """Find a task.
 
     Args:
-        task: a Task, which is returned as it is; a name of TASKS; `random-<number>`; or the place
-            of a task of one's own, `my_package.my_module:TASK`, whose module lies in the current
-            folder or is installed.
+        task: a Task, which is returned as it is; a name of TASKS; `random-<number>` or
+            `random-held-out-<number>`; or the place of a task of one's own,
+            `my_package.my_module:TASK`, whose module lies in the current folder or is installed.
 
     Raises:
         ValueError: if there is no such task; or if a task of one's own lacks something, see
@@ -35,12 +35,13 @@ def find_task(task: str | Task) -> Task:
         return TASKS[task]
     if ":" in task:
         return _own_task(task)
-    prefix, _, number = task.partition("-")
-    if prefix == "random" and number.isdecimal():
-        return random_task(int(number)).task
+    supply, _, number = task.rpartition("-")
+    if supply in RANDOM_SUPPLIES and number.isdecimal():
+        return RANDOM_SUPPLIES[supply](int(number)).task
     raise ValueError(
-        f"unknown task {task!r}; choose from {', '.join(TASKS)}, random-<number>, or a task of "
-        "your own by its place, my_package.my_module:TASK"
+        f"unknown task {task!r}; choose from {', '.join(TASKS)}, "
+        f"{', '.join(f'{supply}-<number>' for supply in RANDOM_SUPPLIES)}, or a task of your own "
+        "by its place, my_package.my_module:TASK"
     )
 
 

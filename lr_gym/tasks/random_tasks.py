@@ -25,7 +25,17 @@ from lr_gym.tasks.random_tables import TABLES, columns_of, table_data
 from lr_gym.tasks.sequences import sequences
 from lr_gym.tasks.task import Data, Split, Task
 
-__all__ = ["LANGUAGE_MODEL", "MAX_WEIGHTS", "RANGES", "RandomTask", "random_task"]
+__all__ = [
+    "LANGUAGE_MODEL",
+    "MAX_WEIGHTS",
+    "RANGES",
+    "RandomTask",
+    "draw",
+    "drawn_data",
+    "drawn_task",
+    "log_uniform",
+    "random_task",
+]
 
 LANGUAGE_MODEL = "language-model"  # the network of every task whose source is "sequences"
 MAX_WEIGHTS = 2_000_000  # no random task has more, but for its first layer and its readout
@@ -98,19 +108,22 @@ class RandomTask(NamedTuple):
     drawn: dict[str, Any]
 
 
-def _draw(number: int) -> dict[str, Any]:
-    """Draw a value for each of RANGES, and what follows from these values."""
+def draw(number: int) -> dict[str, Any]:
+    """Draw a value for each of RANGES, and what follows from these values.
+
+    Raises:
+        ValueError: if the number is negative.
+    """
+    if number < 0:
+        raise ValueError(f"the number of a random task must be at least 0; got {number}")
     values = uniform(
         torch.tensor(number), Stream.TASK, 3, len(RANGES), dtype=torch.float64
     ).tolist()
     drawn: dict[str, Any] = {}
     for (name, choices), u in zip(RANGES.items(), values, strict=True):
-        if len(choices) > 2:
-            drawn[name] = choices[int(u * len(choices))]
-        else:
-            low, high = choices
-            value = low * math.exp(u * math.log(high / low))
-            drawn[name] = round(value) if isinstance(low, int) else value
+        drawn[name] = (
+            choices[int(u * len(choices))] if len(choices) > 2 else log_uniform(choices, u)
+        )
     if drawn["source"] == "digits" and drawn["loss"] == "reconstruction":
         drawn["loss"] = "squared_error"  # digits-autoencoder is a task of the suite `test`
     if drawn["source"] == "sequences":
@@ -122,6 +135,13 @@ def _draw(number: int) -> dict[str, Any]:
     if drawn["loss"] == "reconstruction":
         drawn |= {"network": "dense", "classes": drawn["inputs"]}
     return drawn | {"width": _width(drawn)}
+
+
+def log_uniform(bounds: tuple[Any, ...], u: float) -> Any:
+    """The value at place `u`, in [0, 1), of a log-uniform range; an integer if the bounds are."""
+    low, high = bounds
+    value = low * math.exp(u * math.log(high / low))
+    return round(value) if isinstance(low, int) else value
 
 
 def _width(drawn: dict[str, Any]) -> int:
@@ -159,7 +179,7 @@ def _draw_target(number: int, drawn: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data(number: int, drawn: dict[str, Any]) -> Data:
+def drawn_data(number: int, drawn: dict[str, Any]) -> Data:
     """The data of the source, with a random part of its gradient split."""
     if drawn["source"] == "sequences":
         kind = [drawn[name] for name in ("symbols", "states", "successors", "length", "examples")]
@@ -257,18 +277,20 @@ def _loss(drawn: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def random_task(number: int) -> RandomTask:
-    """The task `random-<number>`, for any integer of at least 0."""
-    if number < 0:
-        raise ValueError(f"the number of a random task must be at least 0; got {number}")
-    drawn = _draw(number)
+def drawn_task(name: str, drawn: dict[str, Any], data: Callable[[], Data]) -> RandomTask:
+    """Build a random task.
+
+    Args:
+        name: name of the task.
+        drawn: what `draw` returns, perhaps with other values.
+        data: loads the data of the task.
+    """
     loss = _loss(drawn)
     task = Task(
-        name=f"random-{number}",
+        name=name,
         about=", ".join(f"{k} {getattr(v, '__name__', v)}" for k, v in drawn.items()),
         model=functools.partial(_network, drawn),
-        data=functools.partial(_data, number, drawn),
+        data=data,
         loss=loss,
         metrics={} if loss is squared_error else {"accuracy": accuracy},
         batch_size=drawn["batch_size"],
@@ -278,3 +300,14 @@ def random_task(number: int) -> RandomTask:
     )
     options = {"base": drawn["base"], "initial_lr": (drawn["initial_lr"], drawn["initial_lr"])}
     return RandomTask(task, options, drawn)
+
+
+@functools.lru_cache(maxsize=256)
+def random_task(number: int) -> RandomTask:
+    """The task `random-<number>`, for any integer of at least 0.
+
+    Raises:
+        ValueError: if the number is negative.
+    """
+    drawn = draw(number)
+    return drawn_task(f"random-{number}", drawn, functools.partial(drawn_data, number, drawn))

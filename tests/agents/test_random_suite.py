@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from learners import assert_equal_states
 from tiny import TINY
 
+from agents.command_line import parse
+from agents.environments import RANDOM_SUITES, learning_tasks, make_env, selection_tasks
 from agents.random_suite import (
     LARGE,
     MAX_OPERATIONS,
@@ -24,6 +27,7 @@ from agents.sb3 import LayerRowsVecEnv, PPOConfig, PPOLearner
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.layers import layout_of_named
 from lr_gym.tasks.initial import build_model
+from lr_gym.tasks.random_held_out import RANDOM_SUPPLIES, random_held_out_task
 from lr_gym.tasks.random_tasks import random_task
 
 
@@ -42,6 +46,25 @@ def test_slots_keep_their_layers():
     assert {task.name for task in random_batch(4, 0, 4, 10)}.isdisjoint(
         {task.name for task in batches[0]}
     )
+
+
+def test_tasks_of_another_supply_have_the_same_slots():
+    """Sizes are counted on random tasks, whose networks are the same."""
+    most = RANDOM_SUITES["random-held-out"]
+    batches = [
+        random_batch(3, generation, 4, 10, max_operations=most, supply=random_held_out_task)
+        for generation in range(3)
+    ]
+    for slot in range(4):
+        assert len({layers(batch[slot]) for batch in batches}) == 1
+    for task in (task for batch in batches for task in batch):
+        number = int(task.name.removeprefix("random-held-out-"))
+        own = random_held_out_task(number).task
+        assert abs(task.horizon - own.horizon) <= 5
+        assert operations_of(number, task.horizon) <= most
+        assert counted(number).weights == sum(p.numel() for p in build_model(task).parameters())
+    again = random_batch(3, 2, 4, 10, max_operations=most, supply=random_held_out_task)
+    assert [task.name for task in again] == [task.name for task in batches[2]]
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -163,9 +186,38 @@ def test_products_of_a_network_by_hand(network):
     )
 
 
-def renewing(seed: int = 0) -> LayerRowsVecEnv:
+@pytest.mark.parametrize("suite", RANDOM_SUITES)
+def test_the_suites_are_chosen_by_name(suite):
+    words = ["--output-dir", "out", "--suite", suite, "--slots", "2", "--selection-suite", "train"]
+    args = parse(words)
+    batches = [learning_tasks(args, generation) for generation in (0, 1)]
+    for task in batches[0] + batches[1]:
+        supply, _, number = task.name.rpartition("-")
+        assert supply == suite
+        assert task.batch_size == random_task(int(number)).task.batch_size
+    assert set(RANDOM_SUITES) == set(RANDOM_SUPPLIES)
+    env = make_env(args, batches[0][0], 2, selection=False)
+    assert env.horizon == batches[0][0].horizon
+    with pytest.raises(ValueError, match=f"--suite {suite} needs --selection-suite"):
+        selection_tasks(parse(words[:-2]))
+
+
+def test_masks_are_for_learning_alone(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "agents.environments.LRControlVectorEnv", lambda *args, **options: made.append(options)
+    )
+    masks = {"mask_loss": 0.2, "mask_progress": 0.3, "mask_passes": 0.4, "mask_monitor": 0.6}
+    args = dataclasses.replace(parse(["--output-dir", "out"]), **masks)
+    for selection in (False, True):
+        make_env(args, TINY, 2, selection=selection)
+    assert {name: made[0][name] for name in masks} == masks
+    assert {name: made[1][name] for name in masks} == dict.fromkeys(masks, 0.0)
+
+
+def renewing(supply=random_task, seed: int = 0) -> LayerRowsVecEnv:
     def make(generation: int) -> list[LRControlVectorEnv]:
-        tasks = random_batch(1, generation, 2, 4, horizon=8)
+        tasks = random_batch(1, generation, 2, 4, horizon=8, supply=supply)
         return [LRControlVectorEnv(task, num_envs=2, horizon=8, decisions=4) for task in tasks]
 
     env = LayerRowsVecEnv(make(0), renew=make)
@@ -173,10 +225,11 @@ def renewing(seed: int = 0) -> LayerRowsVecEnv:
     return env
 
 
-def test_an_agent_goes_from_task_to_task_and_resumes():
+@pytest.mark.parametrize("supply", RANDOM_SUPPLIES.values())
+def test_an_agent_goes_from_task_to_task_and_resumes(supply):
     config = PPOConfig(hidden=(8,), n_epochs=1, minibatches=1)
     learner, other = (
-        PPOLearner(renewing(seed), [], config, seed=seed, updates=5) for seed in (0, 0)
+        PPOLearner(renewing(supply, seed), [], config, seed=seed, updates=5) for seed in (0, 0)
     )
     rows = learner.model.env
     names = []
@@ -204,7 +257,7 @@ def test_what_cannot_be_renewed_says_so():
 
 
 def test_every_generation_has_row_seeds_of_its_own():
-    env = renewing(5)
+    env = renewing(seed=5)
     seeds = []
     for _ in range(3):
         env.reset()
