@@ -249,9 +249,9 @@ def about(args: Args, update: int, selection_loss: float, seconds: float) -> dic
 
 def store_ranges(file: Path, args: Args) -> None:
     """Measure what the policy sees on the tasks it has learned on, and store it in its file."""
-    # compiling would take longer than these few trainings
-    args = dataclasses.replace(args, compile=False)
     policy = load_policy(file)
+    # compiling would take longer than these few trainings
+    args = dataclasses.replace(args, control=policy.spec, compile=False)
     batches = GUARD_BATCHES if args.suite in RANDOM_SUITES else 1
     runs = max(1, args.guard_runs // batches)
     tasks = (task for batch in range(batches) for task in learning_tasks(args, batch))

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.branches import BranchConfig
+from agents.endings import EndingConfig
 from agents.evolution import EvolutionConfig
 from agents.imitation import ImitationConfig
 from agents.q_learning import QConfig
@@ -132,6 +133,8 @@ class Args:
     """Hyperparameters of the agent sweep."""
     branches: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     """Hyperparameters of the agent branches."""
+    endings: EndingConfig = dataclasses.field(default_factory=EndingConfig)
+    """Hyperparameters of the agent endings."""
     imitation: ImitationConfig = dataclasses.field(default_factory=ImitationConfig)
     """Hyperparameters of the agent imitation."""
 

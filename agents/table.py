@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from agents.arguments import Args
 from agents.branches import BranchLearner
+from agents.endings import EndingLearner
+from agents.endings.policy import joined_spec
 from agents.environments import (
     RANDOM_SUITES,
     learning_tasks,
@@ -26,7 +29,7 @@ from agents.sb3 import DQNLearner, LayerRowsVecEnv, PPOLearner
 from agents.sweep import SweepLearner
 from lr_gym.engine import Engine, run_here
 from lr_gym.envs.vector_env import LRControlVectorEnv
-from lr_gym.policies.policy import load_policy
+from lr_gym.policies.policy import MLPPolicy, load_policy
 from lr_gym.tasks import Task
 
 __all__ = ["AGENTS", "Agent", "build_learner"]
@@ -198,6 +201,33 @@ def build_sweep(args: Args, engine: Engine) -> tuple[Learner, int]:
     return learner, updates
 
 
+def endings_env(args: Args, update: int, slot: int) -> LRControlVectorEnv:
+    """The environment of one batch of endings, as `sweep_env` is of one sweep."""
+    task = learning_tasks(args, update)[slot]
+    return make_env(args, task, args.endings.runs, selection=False, once=True)
+
+
+def build_endings(args: Args, engine: Engine) -> tuple[Learner, int]:
+    """Build the agent that learns when to end a training, which the engine plays."""
+    rates = None if args.init is None else load_policy(args.init)
+    if rates is not None and not isinstance(rates, MLPPolicy):
+        raise ValueError(f"init must be a network; {args.init} is a {type(rates).__name__}")
+    deployed = dataclasses.replace(args, control=joined_spec(rates, args.control))
+    slots = len(learning_tasks(args))
+    updates = updates_of(args, slots * args.endings.runs * args.control.decisions)
+    learner = EndingLearner(
+        functools.partial(endings_env, args),
+        slots,
+        selection_envs(deployed),
+        args.endings,
+        rates=rates,
+        seed=args.seed,
+        updates=updates,
+        engine=engine,
+    )
+    return learner, updates
+
+
 def build_branches(args: Args, engine: Engine) -> tuple[Learner, int]:
     """Build the regression on branches of trainings."""
     return from_envs_that_stay(BranchLearner, args, args.branches, args.branches.actions)
@@ -253,6 +283,9 @@ AGENTS: dict[str, Agent] = {
     "es": Agent("an evolution strategy on a small policy", build_es),
     "garo": Agent("an evolution strategy on the cell of GARO", build_garo, saves_policy=False),
     "branches": Agent("regression on branches of trainings", build_branches),
+    "endings": Agent(
+        "regression on trainings ended at many moments", build_endings, takes_init=True
+    ),
     "imitation": Agent("imitation of an oracle that knows of changes", build_imitation),
     "sweep": Agent("regression on sweeps of the learning rate", build_sweep),
 }

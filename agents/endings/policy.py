@@ -95,7 +95,7 @@ def joined_policy(
 
 def _beside(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Weight and bias of two linear layers that do not see each other's inputs."""
-    weight = torch.block_diag(above[0], below[0])
+    weight: Tensor = torch.block_diag(above[0], below[0])  # type: ignore[no-untyped-call]
     return weight, torch.cat([above[1], below[1]])
 
 
