@@ -11,6 +11,7 @@ import torch
 from lr_gym.control.action import (
     ACTIONS,
     CONTROLLED,
+    FINISH,
     action_mode,
     action_table,
     check_controls,
@@ -43,12 +44,14 @@ def test_offset_zero_leaves_every_momentum_to_the_bit():
     base = Hyperparams(
         torch.ones_like(momentum), momentum, torch.zeros_like(momentum), torch.zeros_like(momentum)
     )
-    assert torch.equal(decode(CONTROLLED, torch.zeros(1, 999, 3), base).momentum, momentum)
+    assert torch.equal(
+        decode(CONTROLLED, torch.zeros(1, 999, len(CONTROLLED)), base).momentum, momentum
+    )
 
 
 @pytest.mark.parametrize("offset", [-6.9, -1.0, -0.2, 0.3, 1.0, 6.9])
 def test_decode_equals_its_formulas(offset):
-    hyper = decode(CONTROLLED, torch.full((2, 2, 3), offset), BASE)
+    hyper = decode(CONTROLLED, torch.full((2, 2, len(CONTROLLED)), offset), BASE)
     for row, layer in itertools.product(range(2), range(2)):
         lr, momentum = BASE.lr[row, layer].item(), BASE.momentum[row, layer].item()
         assert hyper.lr[row, layer].item() == pytest.approx(lr * math.exp(offset), rel=1e-5)
@@ -61,7 +64,7 @@ def test_decode_equals_its_formulas(offset):
 
 def test_each_control_moves_only_itself():
     for i, name in enumerate(CONTROLLED):
-        offset = torch.zeros(2, 2, 3)
+        offset = torch.zeros(2, 2, len(CONTROLLED))
         offset[..., i] = 1.0
         hyper = decode(CONTROLLED, offset, BASE)._asdict()
         changed = [
@@ -69,7 +72,7 @@ def test_each_control_moves_only_itself():
             for key, value in hyper.items()
             if not torch.allclose(value, getattr(BASE, key), atol=1e-7)
         ]
-        assert changed == [name]
+        assert changed == ([] if name == FINISH else [name])
 
 
 @pytest.mark.parametrize("name", ACTIONS)
@@ -110,6 +113,14 @@ def test_broken_action_counts_as_zero(name, broken):
     assert got.item() == (0.5 if mode.recursive else 0.0)
 
 
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_offset_of_finish_is_the_last_action(name):
+    offset = torch.zeros(1, 1, 2)
+    for action in (0.7, -0.4, 2.0, 0.0):
+        offset = move(ACTIONS[name], ("lr", FINISH), offset, torch.full((1, 1, 2), action))
+        assert offset[0, 0, 1].item() == pytest.approx(min(action, 1.0))
+
+
 def test_move_keeps_the_dtype_of_the_offset():
     offset = torch.zeros(1, 1, 1, dtype=torch.float64)
     assert move(ACTIONS["recursive"], ("lr",), offset, torch.ones(1, 1, 1)).dtype == torch.float64
@@ -118,7 +129,8 @@ def test_move_keeps_the_dtype_of_the_offset():
 @pytest.mark.parametrize("controls", GRANULARITIES)
 def test_action_table_is_a_grid_within_bounds_that_holds_zero(controls):
     table = action_table(controls)
-    assert table.shape == (7 * 3 ** (len(controls) - 1), len(controls))
+    levels = [{"lr": 7, FINISH: 2}.get(name, 3) for name in controls]
+    assert table.shape == (math.prod(levels), len(controls))
     assert table.abs().max() <= 1
     assert len(table.unique(dim=0)) == len(table)
     assert (table == 0).all(1).sum() == 1

@@ -132,7 +132,11 @@ def test_environment_on_a_device(device, kind):
     rng = np.random.default_rng(0)
     for _ in range(7):
         shape = envs[0].action_space.shape
-        action = rng.integers(0, 2, shape) if envs[0].discrete else rng.uniform(-1.0, 1.0, shape)
+        action = (
+            rng.integers(0, 2, shape)
+            if envs[0].control_spec.mode.discrete
+            else rng.uniform(-1.0, 1.0, shape)
+        )
         results = [env.step(action) for env in envs]
         for found, expected in zip(results[1][:4], results[0][:4], strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -63,10 +64,7 @@ def joined_policy(
     own[-1] = own[-1][0], own[-1][1] + 0.5
     whole = joined_spec(rates, spec)
     if rates is None:
-        others = [(weight.new_zeros(0, weight.shape[1]), bias[:0]) for weight, bias in own[:-1]]
-        count = len(spec.controls) - 1
-        others.append((own[-1][0].new_zeros(count, 0), own[-1][0].new_zeros(count)))
-        others[0] = own[0][0].new_zeros(0, len(spec.features)), own[0][1][:0]
+        others = _empty_layers(len(own), len(spec.controls) - 1)
         mean = torch.zeros(len(spec.features))
         std = torch.ones(len(spec.features))
     else:
@@ -91,6 +89,15 @@ def joined_policy(
         std=std,
         about=about,
     )
+
+
+def _empty_layers(depth: int, outputs: int) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of the layers of a network that sees nothing and whose actions are 0."""
+    counts = [0] * depth + [outputs]
+    return [
+        (torch.zeros(fan_out, fan_in), torch.zeros(fan_out))
+        for fan_in, fan_out in itertools.pairwise(counts)
+    ]
 
 
 def _beside(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

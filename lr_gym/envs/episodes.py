@@ -6,8 +6,6 @@ waits for the device. Seeds, spaces, restarts and everything else on the host ar
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,79 +15,16 @@ from lr_gym.control.context import TrainingContext
 from lr_gym.control.controller import Controller, ControlState
 from lr_gym.control.finish import Endings
 from lr_gym.control.units import layer_units
-from lr_gym.envs.reward import (
-    diverged_return,
-    diverged_stream_reward,
-    loss_limit,
-    potential,
-    stream_reward,
-)
+from lr_gym.envs.env_state import EnvState, Interval, Weights, evaluated_state
+from lr_gym.envs.judgement import Judgement, judged_by_split, judged_on_stream
 from lr_gym.envs.run_distribution import RunDistribution, monitored
 from lr_gym.layers import embedding_tables
 from lr_gym.tasks import Task
-from lr_gym.tasks.stream import StreamPosition
 from lr_gym.training.executor import Executor
-from lr_gym.training.inner_loop import InnerState
 from lr_gym.types import Hyperparams, numbers_like
 from lr_gym.updates.averaging import averaged, snapshot_weight
 
-__all__ = ["DIVERGENCE", "EnvState", "Episodes", "Interval"]
-
-# What `Interval.divergence` says, by its number.
-DIVERGENCE = np.array(["", "non_finite_loss", "loss_above_limit"])
-
-Weights = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # parameters and buffers, (B, *shape) each
-
-
-class EnvState(NamedTuple):
-    """B trainings under control; every tensor has a row per run.
-
-    Attributes:
-        inner: the trainings.
-        control: what the controller carries along.
-        base: (B, L) hyperparameters of the base optimizer, without the base schedule.
-        hyper: (B, L) hyperparameters since the last decision, without the base schedule.
-        context: what stays fixed during the trainings.
-        initial_train_loss: (B,) loss of the first minibatch.
-        initial_loss: (B,) initial loss on the reward split; of a stream, that of the first
-            minibatch.
-        loss: (B,) loss on the reward split at the last decision; of a stream, the mean loss of the
-            minibatches since the decision before.
-        collected: (B,) return so far.
-        average: averaged weights; () where trainings are judged by their last weights.
-    """
-
-    inner: InnerState
-    control: ControlState
-    base: Hyperparams
-    hyper: Hyperparams
-    context: TrainingContext
-    initial_train_loss: Tensor
-    initial_loss: Tensor
-    loss: Tensor
-    collected: Tensor
-    average: Weights | tuple[()]
-
-
-class Interval(NamedTuple):
-    """The result of one decision.
-
-    Attributes:
-        state: the trainings afterwards.
-        observation: (B, L, F) at the next decision.
-        reward: (B,) decrease of the potential; for a run that diverged, the difference between
-            `diverged_return` and its return so far. On streams, see `stream_reward`.
-        divergence: (B,) index into DIVERGENCE, 0 for runs that did not diverge.
-        endings: what is decided about the ends of the trainings.
-        taken: (B,) inner steps that were made.
-    """
-
-    state: EnvState
-    observation: Tensor
-    reward: Tensor
-    divergence: Tensor
-    endings: Endings
-    taken: NDArray[np.int64]
+__all__ = ["Episodes"]
 
 
 class Episodes:
@@ -211,14 +146,31 @@ class Episodes:
         step = step + limit
         state = state._replace(average=self._averaged(state, step))
         state, observation = self._observe(state, step)
+        judged = self._judged(state, losses, step, limit)
+        state = state._replace(loss=judged.loss, collected=state.collected + judged.reward)
+        return Interval(state, observation, judged.reward, judged.divergence, endings, limit)
+
+    def _judged(
+        self, state: EnvState, losses: Tensor, step: NDArray[np.int64], limit: NDArray[np.int64]
+    ) -> Judgement:
+        """What an interval was worth.
+
+        Args:
+            state: the trainings after it.
+            losses: (K, B) its training losses.
+            step: (B,) inner steps made.
+            limit: (B,) how many of them in this interval.
+        """
         taken = numbers_like(np.arange(limit.max())[:, None] < limit, losses) > 0
         worst = torch.where(taken, losses, -torch.inf).max(0).values
-        if self.streams:
-            total = torch.where(taken, losses, 0.0).sum(0)
-            state, reward, divergence = self._stream_reward(state, worst, total, step, limit)
-        else:
-            state, reward, divergence = self._reward(state, worst, limit)
-        return Interval(state, observation, reward, divergence, endings, limit)
+        if not self.streams:
+            loss = self.evaluate(state, "reward")
+            cost = numbers_like(self._price * limit / self._horizon, loss)
+            return judged_by_split(state, loss, worst, self.loop.task.optimum, cost)
+        interval = self.controller.interval
+        total = torch.where(taken, losses, 0.0).sum(0)
+        left = numbers_like((self._horizon - step + limit) / interval, total)
+        return judged_on_stream(state, worst, total, numbers_like(limit, total), left, interval)
 
     def _act(
         self, state: EnvState, action: Tensor, step: NDArray[np.int64], endings: Endings
@@ -301,76 +253,6 @@ class Episodes:
             averaged(params, state.inner.params, weight),
             averaged(buffers, state.inner.buffers, weight),
         )
-
-    def _reward(
-        self, state: EnvState, worst: Tensor, taken: NDArray[np.int64]
-    ) -> tuple[EnvState, Tensor, Tensor]:
-        """State, reward (B,) and index into DIVERGENCE (B,) after an interval.
-
-        Args:
-            state: the trainings after the interval.
-            worst: (B,) largest training loss of the interval, NaN if any was NaN.
-            taken: (B,) inner steps that were made.
-        """
-        optimum = self.loop.task.optimum
-        loss = self.evaluate(state, "reward")
-        non_finite = ~(torch.isfinite(worst) & torch.isfinite(loss))
-        above = worst > loss_limit(state.initial_train_loss)
-        above |= loss > loss_limit(state.initial_loss)
-        divergence = _divergence(non_finite, above)
-        gain = potential(state.loss, optimum) - potential(loss, optimum)
-        if self._price:
-            gain = gain - self._price * numbers_like(taken / self._horizon, loss)
-        # Whatever a run has collected before, it ends with the same return when it diverges.
-        missing = diverged_return(state.initial_loss, optimum) - state.collected
-        gain = torch.where(divergence > 0, missing, gain)
-        state = state._replace(loss=loss, collected=state.collected + gain)
-        return state, gain, divergence
-
-    def _stream_reward(
-        self,
-        state: EnvState,
-        worst: Tensor,
-        total: Tensor,
-        step: NDArray[np.int64],
-        taken: NDArray[np.int64],
-    ) -> tuple[EnvState, Tensor, Tensor]:
-        """What `_reward` returns, for streams.
-
-        Args:
-            state: the trainings after the interval.
-            worst: (B,) largest loss of the interval, NaN if any was NaN.
-            total: (B,) sum of the losses of the interval.
-            step: (B,) inner steps made.
-            taken: (B,) how many of them in this interval.
-        """
-        stream = state.inner.stream
-        assert isinstance(stream, StreamPosition)
-        count = numbers_like(taken, total)
-        loss = total / count.clamp_min(1.0)
-        non_finite = ~torch.isfinite(worst)
-        divergence = _divergence(non_finite, worst > loss_limit(state.initial_train_loss))
-        share = count / self.controller.interval
-        left = numbers_like((self._horizon - step + taken) / self.controller.interval, total)
-        reward = stream_reward(loss, stream.floor) * share
-        reward = torch.where(
-            divergence > 0, diverged_stream_reward(state.initial_loss) * left, reward
-        )
-        state = state._replace(loss=loss, collected=state.collected + reward)
-        return state, reward, divergence
-
-
-def _divergence(non_finite: Tensor, above: Tensor) -> Tensor:
-    """Index into DIVERGENCE of each run (B,)."""
-    return torch.where(non_finite, 1, torch.where(above, 2, 0))
-
-
-def evaluated_state(state: EnvState) -> InnerState:
-    """The trainings with the weights that they are judged by, averaged or not."""
-    if not state.average:
-        return state.inner
-    params, buffers = state.average
-    return state.inner._replace(params=params, buffers=buffers)
 
 
 def _monitor_loss(loop: Executor, state: EnvState) -> Tensor:

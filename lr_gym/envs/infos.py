@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_gym.envs.episodes import EnvState
+from lr_gym.envs.env_state import EnvState
 
 __all__ = ["final_infos", "infos_of"]
 

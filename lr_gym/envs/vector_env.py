@@ -37,7 +37,8 @@ from lr_gym.envs.checks import (
     control_spec_of,
     reset_options,
 )
-from lr_gym.envs.episodes import DIVERGENCE, EnvState, Episodes
+from lr_gym.envs.env_state import DIVERGENCE, EnvState
+from lr_gym.envs.episodes import Episodes
 from lr_gym.envs.infos import final_infos, infos_of
 from lr_gym.envs.render import Recording
 from lr_gym.envs.reward import MARGIN
@@ -117,8 +118,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             horizon: inner steps per training, the task's own by default.
             initial_lr: range of each run's initial learning rate, log-uniform.
             weight_decay: weight decay of the base optimizer.
-            price: nats that the steps of a whole training cost, at most 1: a policy that can end a
-                training then learns to end it where what is left to gain is not worth its steps.
+            price: nats, at most 1, that the steps of a whole training cost: a reason to end it early.
             mask_loss: share of the runs whose observation hides the loss.
             mask_progress: share of the runs whose observation hides progress and horizon.
             mask_passes: share of the runs whose observation hides the passes over the data.
@@ -168,11 +168,6 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._observation = np.zeros(self.observation_space.shape or (), dtype=np.float32)
         self._runs: EnvState | None = None
         self._recording = Recording(render_mode, self.num_envs)
-
-    @property
-    def discrete(self) -> bool:
-        """Whether actions are indices into `action_table`."""
-        return self.control_spec.mode.discrete
 
     @property
     def runs(self) -> EnvState:
@@ -301,7 +296,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self._recording.append(infos)
         self._observation = result.observation.cpu().numpy()
         rewards = np.where(waiting, 0.0, result.reward.double().cpu().numpy())
-        ended = (rows.step >= result.endings.end(self.horizon)) | (divergence != "")
+        ended = (rows.step >= rows.endings.end(self.horizon)) | (divergence != "")
         return rewards, ended & ~waiting, infos
 
     def _infos(self, divergence: NDArray[np.str_] | str = "") -> dict[str, Any]:
