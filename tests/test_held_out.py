@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
+import re
 
 import pytest
 import torch
@@ -13,14 +14,18 @@ from tiny import TINY, plain_run, random_policy, tiny_data
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lr_gym.benchmark import held_out, loop
-from lr_gym.benchmark.contestants import Baseline
+from lr_gym.benchmark.contestants import Baseline, entrants
 from lr_gym.benchmark.fingerprint import fingerprint
 from lr_gym.benchmark.held_out import HeldOutUse
-from lr_gym.benchmark.loop import evaluation_seed, train
+from lr_gym.benchmark.loop import Outcome, evaluation_seed, train
+from lr_gym.benchmark.markdown import tables
 from lr_gym.benchmark.optimizers import OPTIMIZERS
 from lr_gym.benchmark.policy_recipe import policy_recipe
+from lr_gym.benchmark.report import write_report
+from lr_gym.benchmark.results import assemble
 from lr_gym.benchmark.run import Cell
 from lr_gym.benchmark.stopping import Plateau, plateau_recipe, rule_recipe
+from lr_gym.benchmark.terminal import ranking_table
 from lr_gym.benchmark.training_data import score
 from lr_gym.control.patience import PatienceRule
 from lr_gym.control.spec import ControlSpec
@@ -293,3 +298,33 @@ def test_constants_are_a_part_of_the_key(monkeypatch):
         monkeypatch.setitem(OPTIMIZERS, "adamw-patience", recipe)
         keys.append(fingerprint(Cell(Baseline("adamw-patience"), 0.01, "digits-mlp", 0)))
     assert len(set(keys)) == len(keys)
+
+
+def test_tables_show_the_steps_where_some_training_ended_early(tmp_path):
+    """Only there, as a share of the horizon over trainings that did not fail."""
+    rows = entrants(["adam", "adamw-patience"], [])
+
+    def outcome(updates, loss=0.5):
+        rates = [[1e-3]] * 3
+        return Outcome(0.6, loss, {}, [0, 10, 20], [1.0, 0.7, loss], rates, ["all"], updates)
+
+    def written(*groups):
+        table = {("quadratic", row.name): group for row, group in zip(rows, groups, strict=True)}
+        content = assemble(
+            rows, ["quadratic"], table, dict.fromkeys(table, 1e-3), {}, {}, failures=[]
+        )
+        names = {"seeds": 3, "budget": 1, "tuning_seeds": 1, "command": "", "environment": {}}
+        results = {**content, **names, "cost": [], "skipped": {}, "policies": {}}
+        write_report(results, tmp_path / "report.html")
+        shown = "".join(column.header for column in ranking_table(results).columns)
+        return tables(results), (tmp_path / "report.html").read_text(), shown
+
+    whole = [outcome(20)] * 3
+    for text in written(whole, [outcome(20), outcome(20), outcome(4, math.inf)]):
+        assert not re.search(r"\| steps \||<th>steps|failedsteps", text)
+    page, report, shown = written(whole, [outcome(8), outcome(12), outcome(4, math.inf)])
+    assert "| contestant | score | steps |" in page
+    assert "| 50% |" in page
+    assert "| 100% |" in page
+    assert report.count("<th>steps</th>") == report.count("<td>50%</td>") == 2
+    assert "failedsteps" in shown
