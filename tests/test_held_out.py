@@ -13,6 +13,7 @@ import torch
 from tiny import TINY, plain_run, random_policy, tiny_data
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from experiments import held_out_rules
 from lr_gym.benchmark import held_out, loop
 from lr_gym.benchmark.contestants import Baseline, entrants
 from lr_gym.benchmark.fingerprint import fingerprint
@@ -328,3 +329,22 @@ def test_tables_show_the_steps_where_some_training_ended_early(tmp_path):
     assert "| 100% |" in page
     assert report.count("<th>steps</th>") == report.count("<td>50%</td>") == 2
     assert "failedsteps" in shown
+
+
+def test_constants_are_tuned_by_geometric_means():
+    losses = {"adamw-wsd": (1.0, 4.0), "better": (0.5, 4.0)}
+    rows = [
+        {
+            "variant": name,
+            "task": task,
+            "seed": 0,
+            "loss": losses.get(name, losses["better"])[i],
+            "steps": 0.5 * i,
+        }
+        for name in held_out_rules.variants()
+        for i, task in enumerate(("one", "two"))
+    ]
+    lines = held_out_rules.table(rows, ("one", "two"), 1).splitlines()
+    assert lines[2] == "| adamw-wsd | 1.0000 | 25% |"
+    assert len(lines) == 2 + 2 + 12 + 27
+    assert all(line.endswith("| 0.7071 | 25% |") for line in lines[3:])
