@@ -7,6 +7,7 @@ training, and the versions of the packages that make models and data.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -84,11 +85,14 @@ def _contestant(contestant: Contestant, task: str) -> Any:
         "options": {name: _option(value) for name, value in recipe.make.keywords.items()},
         "schedule": recipe.schedule,
         "averages": recipe.averages,
+        "held_out": recipe.held_out._asdict(),
     }
 
 
 def _option(value: Any) -> Any:
-    """An option of an optimizer; a built-in file is replaced by a digest of its content."""
+    """An option of an optimizer as a plain value; of a built-in file a digest of its content."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     if isinstance(value, str) and value.startswith(BUILTIN):
         return _file_digest(builtin_file(value.removeprefix(BUILTIN)))
     return value

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lr_gym.benchmark.evaluation_mode import BATCH_NORM_BATCHES, averaged_weights
+from lr_gym.benchmark.held_out import held_out_losses
 from lr_gym.benchmark.online import OnlineData
 from lr_gym.benchmark.recipes import Recipe
 from lr_gym.benchmark.schedulers import SCHEDULERS, advance
@@ -53,19 +54,22 @@ class Outcome(NamedTuple):
         selection_loss: loss on the selection split at the end. A stream has no splits: here and in
             `test_loss` stands the mean over all minibatches of the loss before learning from it,
             above its floor. Tuning and reporting use different seeds.
+            Contestants that keep their best weights are judged at these.
         test_loss: loss on the test split at the end.
         metrics: the task's metrics on the test split at the end; on a stream their means over all
             minibatches before learning from them, and those of `online.STREAM_METRICS`.
         steps: numbers of updates after which the curve was read; empty without `test`.
         curve: for each entry of `steps` the loss of the first CURVE_EXAMPLES test examples; on a
-            stream the mean loss above the floor since the entry before.
+            stream the mean loss above the floor since the entry before. Where a training ended
+            early, its last loss and learning rates are repeated up to the horizon.
         lr: for each entry of `steps` the effective learning rate of each layer, or of all.
         layers: names of the layers in an entry of `lr`.
-        updates: updates that were made.
+        updates: updates that were made; fewer than the horizon where the training diverged, or
+            where the contestant ended it.
         seconds: duration of the whole training, data and scores included.
         error: the exception that was raised, None for none.
         guarded: whether the guard of a policy acted.
-        training: seconds of the updates alone.
+        training: seconds of the updates alone, without those of measuring any loss.
     """
 
     selection_loss: float
@@ -108,6 +112,10 @@ class _Training:
         self.model = plain_model(task, run_seed).to(device)
         self.optimizer = recipe.make(self.model, lr, self.data.length)
         self.scheduler = SCHEDULERS[recipe.schedule](self.optimizer, lr, horizon)
+        self.held_out = held_out_losses(recipe.held_out, task.name, self.data.monitor, horizon)
+        # a stream is judged by all of its minibatches
+        self._may_end = recipe.held_out.tell and not self.data.length.endless
+        self._restored = False
         if recipe.averages:
             self.optimizer.train()  # type: ignore[attr-defined]
 
@@ -126,8 +134,41 @@ class _Training:
         with self._evaluated():
             return score(self.task, self.model, split)
 
+    def watch_held_out(self, updates: int) -> None:
+        """Measure the held-out loss, where it is due after so many updates."""
+        held_out = self.held_out
+        if held_out is None or not held_out.due(updates):
+            return
+        with self._evaluated():
+            loss, _ = score(self.task, self.model, held_out.split)
+            held_out.note(loss, self.model)
+        if held_out.use.tell:
+            self.optimizer.observe_validation(loss)  # type: ignore[attr-defined]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the contestant ends the training before the horizon."""
+        if self._may_end and self.optimizer.finished:  # type: ignore[attr-defined]
+            return True
+        return self.held_out is not None and self.held_out.stops
+
+    def restore_best(self) -> bool:
+        """Put the weights of the lowest held-out loss into the model, if any were kept.
+
+        The model cannot be trained on afterwards.
+
+        Returns:
+            Whether there were any.
+        """
+        if self.held_out is None or self.held_out.checkpoint is None:
+            return False
+        self.model.load_state_dict(self.held_out.checkpoint)
+        self._restored = True
+        return True
+
     def _evaluated(self) -> AbstractContextManager[None]:
-        if not self.recipe.averages:
+        # restored weights were copied at the weights at which the optimizer wants to be evaluated
+        if self._restored or not self.recipe.averages:
             return nullcontext()
         batches = (
             self.data.batch(step)[0] for step in range(min(BATCH_NORM_BATCHES, self.horizon))
@@ -158,6 +199,19 @@ class _Curve:
         if self.test:
             self.steps.append(updates)
             self.losses.append(self.training.data.curve_loss(self.training.score))
+
+    def read_end(self) -> None:
+        """Read the loss at the end, which is also that of all later points."""
+        if not self.test:
+            return
+        horizon = self.training.horizon
+        every = max(1, horizon // self.training.data.curve_points)
+        read = self.steps[-1] if self.steps else 0
+        later = [step for step in range(every, horizon, every) if step > read] + [horizon]
+        loss = self.training.data.curve_loss(self.training.score)
+        self.steps += later
+        self.losses += [loss] * len(later)
+        self.rates += self.rates[-1:] * (len(self.steps) - len(self.rates))
 
     def read_rates(self) -> None:
         if self.test:
@@ -192,9 +246,10 @@ def train(
         curve.read_rates()
     updates = _update_all(training, curve)
     final = Final(math.inf, math.inf, {})
-    if not updates.diverged:
+    # A contestant that keeps its best weights still has them when it diverges.
+    if training.restore_best() or not updates.diverged:
         final = training.data.final(training.score, test)
-        curve.read_loss(steps)
+        curve.read_end()
     return Outcome(
         *final,
         curve.steps,
@@ -217,7 +272,7 @@ class _Updates(NamedTuple):
 
 
 def _update_all(training: _Training, curve: _Curve) -> _Updates:
-    """Make every update of a training, or stop where it diverges."""
+    """Make every update, or stop where the training diverges or the contestant ends it."""
     horizon = training.horizon
     every = max(1, horizon // CURVE_POINTS)
     curve_every = max(1, horizon // training.data.curve_points)
@@ -243,9 +298,12 @@ def _update_all(training: _Training, curve: _Curve) -> _Updates:
             curve.read_rates()  # after the last update a schedule has ended
         training.recipe.step(training.optimizer, loss)
         seconds += time.perf_counter() - begin
+        training.watch_held_out(done)
         if not last and done % curve_every == 0:
             curve.read_loss(done)
             curve.read_rates()
+        if training.ended:
+            return _Updates(done, seconds, diverged=False)
         if not last:
             advance(training.scheduler, losses, point)
     return _Updates(horizon, seconds, diverged=False)

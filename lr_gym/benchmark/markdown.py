@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lr_gym.benchmark.judged import judged_by, task_judged_by
+from lr_gym.benchmark.steps_used import shown_share, some_ended_early
 
 __all__ = ["tables"]
 
@@ -52,16 +53,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _ranking(results: Mapping[str, Any]) -> str:
+    early = some_ended_early(results["ranking"])
     rows = [
         [
             row["name"],
             _interval(row["score"], "+.3f"),
+            *([shown_share(row)] if early else []),
             f"{row['failed']:.0%}",
             ", ".join(row["beats"]) or "none",
         ]
         for row in results["ranking"]
     ]
-    return _table(["contestant", "score", "diverged", "better than (Holm)"], rows)
+    steps = ["steps"] if early else []
+    return _table(["contestant", "score", *steps, "diverged", "better than (Holm)"], rows)
 
 
 def _against_baselines(results: Mapping[str, Any], policy: str) -> list[str]:
@@ -81,6 +85,7 @@ def _against_baselines(results: Mapping[str, Any], policy: str) -> list[str]:
 
 def _task(entry: Mapping[str, Any]) -> str:
     metrics = entry["metrics"]
+    early = some_ended_early(entry["rows"])
     rows = [
         [
             row["name"],
@@ -90,11 +95,13 @@ def _task(entry: Mapping[str, Any]) -> str:
                 _interval(row["metrics"][name], ".3f") if name in row["metrics"] else "-"
                 for name in metrics
             ),
+            *([shown_share(row)] if early else []),
             str(row["diverged"] + row["raised"]),
         ]
         for row in entry["rows"]
     ]
-    return _table(["contestant", "lr", task_judged_by(entry), *metrics, "diverged"], rows)
+    steps = ["steps"] if early else []
+    return _table(["contestant", "lr", task_judged_by(entry), *metrics, *steps, "diverged"], rows)
 
 
 def _misset(results: Mapping[str, Any]) -> str:

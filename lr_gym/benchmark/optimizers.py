@@ -22,6 +22,7 @@ from lr_gym.benchmark.recipes import (
     wrapped,
 )
 from lr_gym.benchmark.shrink_perturb import ShrinkAndPerturb
+from lr_gym.benchmark.stopping import BEST, best_and_stop, patience_recipes, plateau_recipe
 from lr_gym.optim import (
     AdaptiveUPGD,
     EnhancedSGD,
@@ -101,11 +102,26 @@ _RECIPES: dict[str, Recipe] = {
         space=SGD_RANGE,
         step=step_with_closure,  # the reward of its Q-learning is computed from the loss
     ),
+    "adamw-checkpoint": Recipe("AdamW, constant, best weights", ADAMW, held_out=BEST),
+    "adamw-wsd-checkpoint": Recipe("AdamW, WSD, best weights", ADAMW, "wsd", held_out=BEST),
+    "adamw-cosine-checkpoint": Recipe(
+        "AdamW, cosine, best weights", ADAMW, "cosine", held_out=BEST
+    ),
+    "muon-wsd-checkpoint": Recipe("Muon, WSD, best weights", MUON, "wsd", held_out=BEST),
+    "adamw-plateau-stop": plateau_recipe(),
+    "schedule-free-stop": Recipe(
+        "Schedule-free AdamW, best weights, stops early",
+        partial(schedule_free),
+        package="schedulefree",
+        averages=True,
+        held_out=best_and_stop(),
+    ),
 }
 
 OPTIMIZERS: dict[str, Recipe] = {
     **_RECIPES,
     **calibrated_recipes(_RECIPES, read_calibrated()),
+    **patience_recipes(read_calibrated()),
 }
 
 
@@ -123,7 +139,8 @@ def check_available(optimizers: Iterable[str]) -> None:
         recipe = OPTIMIZERS[name]
         if recipe.package is not None:
             require(recipe.package, EXTRA)
-        if recipe.make is MUON and not hasattr(torch.optim, "Muon"):
+        uses_muon = make_muon in (recipe.make.func, *recipe.make.args)
+        if uses_muon and not hasattr(torch.optim, "Muon"):
             raise ImportError(
                 f"the optimizer {name} needs torch>=2.9, and torch {torch.__version__} is "
                 "installed: upgrade torch or leave the optimizer out"

@@ -160,7 +160,7 @@ def _band(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Any], stream: 
     y = {"type": "linear" if stream else "log"}
     figure = go.Figure(layout=_layout("updates", title, rows=len(rows), y=y))
     for row in rows:
-        curves = np.array(row["curves"])
+        curves = np.array(row["curves"], dtype=np.float64)  # null, a loss not finite, becomes nan
         low, high = np.quantile(curves, (0.25, 0.75), axis=0)
         steps = row["steps"]
         figure.add_scatter(

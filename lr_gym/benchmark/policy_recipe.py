@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lr_gym.benchmark.held_out import HeldOutUse
 from lr_gym.benchmark.recipes import ADAM_RANGE, SGD_RANGE, Recipe, TrainingLength
 from lr_gym.layers import muon_groups
 from lr_gym.optim.policy_optimizer import PolicyOptimizer
@@ -56,6 +57,9 @@ def guard_acted(optimizer: Any) -> bool:
 def policy_recipe(path: str) -> Recipe:
     """Read a policy and say how it trains.
 
+    A policy that looks at the held-out loss is told it where the task has a monitor split, and its
+    training ends when the policy says so.
+
     Args:
         path: a policy file, an output folder of train_agent.py, or builtin:NAME.
 
@@ -71,4 +75,5 @@ def policy_recipe(path: str) -> Recipe:
         step=observe_and_step,
         rates=layer_rates,
         guarded=guard_acted,
+        held_out=HeldOutUse(tell=policy.spec.watches_held_out, optional=True),
     )

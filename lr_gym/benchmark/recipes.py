@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lr_gym.benchmark.held_out import HeldOutUse
 from lr_gym.optional import require
 
 __all__ = [
@@ -94,6 +95,7 @@ class Recipe(NamedTuple):
         step: makes an update from (optimizer, loss of the minibatch).
         rates: reads the effective learning rate of each layer, or of all, from the optimizer.
         guarded: tells whether the optimizer's guard has acted.
+        held_out: what the contestant does with the held-out loss.
     """
 
     about: str
@@ -106,6 +108,7 @@ class Recipe(NamedTuple):
     step: Callable[[Any, Tensor], None] = step_without_loss
     rates: Callable[[Any], dict[str, float]] = group_rates
     guarded: Callable[[Any], bool] = never_guarded
+    held_out: HeldOutUse = HeldOutUse()
 
 
 def plain(

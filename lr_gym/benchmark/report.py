@@ -12,6 +12,7 @@ from lr_gym.analysis.certificate import TESTED
 from lr_gym.benchmark.judged import judged_by, task_judged_by
 from lr_gym.benchmark.plots import Plot, plots_of, task_plots
 from lr_gym.benchmark.scores import SCORE_SCALE
+from lr_gym.benchmark.steps_used import shown_share, some_ended_early
 from lr_gym.files import write_atomically
 
 __all__ = ["write_report"]
@@ -47,6 +48,8 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         score_scale=SCORE_SCALE,
         judged=judged_by(results["tasks"].values()),
         task_judged_by=task_judged_by,
+        some_ended_early=some_ended_early,
+        shown_share=shown_share,
         tested=TESTED,
     )
     write_atomically(path, html.encode())

@@ -27,6 +27,7 @@ from lr_gym.benchmark.scores import (
     scores,
 )
 from lr_gym.benchmark.significance import Comparison, compare_all, winner
+from lr_gym.benchmark.steps_used import share_of_steps
 from lr_gym.benchmark.stream_view import stream_view
 from lr_gym.benchmark.summary import summarise
 from lr_gym.benchmark.tuning import Tuning
@@ -176,6 +177,7 @@ def _row(
         "test_losses": losses,
         "test_loss": mean_interval(losses),
         "selection_loss": _selection_loss(outcomes),
+        "share_of_steps": share_of_steps(outcomes),
         "minus_reference": paired_difference(losses, reference),
         "area": mean_interval([area_under_curve(o.steps, o.curve) for o in outcomes]),
         "steps_to_target": to_target,
@@ -260,7 +262,7 @@ def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -
 
     return {
         "reference": reference,
-        "ranking": _ranking(rows, losses, scored, pairs),
+        "ranking": _ranking(rows, losses, scored, pairs, _steps_used(rows, tasks, outcomes)),
         "pairs": pairs,
         "winner": winner(pairs),
         "probability_of_improvement": _against_baselines(rows, improvement),
@@ -279,11 +281,22 @@ def _losses(name: str, tasks: Sequence[str], outcomes: Outcomes) -> NDArray[np.f
     return np.array([[o.test_loss for o in outcomes[task, name]] for task in tasks])
 
 
+def _steps_used(
+    rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes
+) -> dict[str, float]:
+    """Mean share of the steps that each entrant made, over all trainings that did not fail."""
+    return {
+        row.name: share_of_steps([o for task in tasks for o in outcomes[task, row.name]])
+        for row in rows
+    }
+
+
 def _ranking(
     rows: Sequence[Entrant],
     losses: Mapping[str, NDArray[np.float64]],
     scored: Mapping[str, NDArray[np.float64]],
     pairs: Sequence[Comparison],
+    steps_used: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Entrants by score, best first; `policy` is the key of the entrant in `policies`."""
     ranking: list[dict[str, Any]] = [
@@ -294,6 +307,7 @@ def _ranking(
             "policy": row.policy,
             "score": iqm_interval(scored[row.name]),
             "failed": float(np.mean(~np.isfinite(losses[row.name]))),
+            "share_of_steps": steps_used[row.name],
             "beats": [
                 p.second if p.first == row.name else p.first for p in pairs if p.better == row.name
             ],

@@ -13,6 +13,7 @@ import rich.table
 from lr_gym.analysis.certificate import TESTED, describe
 from lr_gym.benchmark.judged import judged_by
 from lr_gym.benchmark.scores import SCORE_SCALE
+from lr_gym.benchmark.steps_used import shown_share, some_ended_early
 
 __all__ = ["print_results", "ranking_table"]
 
@@ -53,12 +54,15 @@ def ranking_table(results: Mapping[str, Any]) -> rich.table.Table:
         show_edge=False,
     )
     table.add_column("contestant", no_wrap=True)
-    headings = ["score", "95 % interval", "failed", *(["lr", judged] if alone else [])]
+    early = some_ended_early(results["ranking"])
+    steps = ["steps"] if early else []
+    headings = ["score", "95 % interval", "failed", *steps, *(["lr", judged] if alone else [])]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     on_task = {row["name"]: row for row in results["tasks"][tasks[0]]["rows"]}
     for entry in results["ranking"]:
-        cells = _scores(entry) + (_on_task(on_task[entry["name"]]) if alone else [])
+        share = [shown_share(entry)] if early else []
+        cells = _scores(entry) + share + (_on_task(on_task[entry["name"]]) if alone else [])
         style = "" if entry["policy"] is None else "bold"
         table.add_row(entry["name"], *cells, style=style)
     return table

@@ -60,11 +60,13 @@ class TrainingData(ABC):
         length: what an optimizer is told of the length of the training.
         curve_points: points of the curve, apart from the one before the first update.
         curve_starts: whether the curve has a point before the first update.
+        monitor: the examples whose loss contestants may be shown, None where there are none.
     """
 
     length: TrainingLength
     curve_points: int = CURVE_POINTS
     curve_starts: bool = True
+    monitor: Split | None = None
 
     @abstractmethod
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +101,7 @@ class TrainingData(ABC):
 
 
 class FixedData(TrainingData):
-    """Four splits, and minibatches of one of them that are drawn with replacement."""
+    """Splits, and minibatches of one of them that are drawn with replacement."""
 
     def __init__(
         self, task: Task, data: Data, run_seed: Tensor, horizon: int, device: torch.device
@@ -114,6 +116,7 @@ class FixedData(TrainingData):
             device: where the training runs.
         """
         self._data = data.to(device, torch.float32)
+        self.monitor = self._data.monitor
         examples = len(self._data.gradient.inputs)
         self.length = TrainingLength(horizon, examples / task.batch_size)
         batches = minibatch(

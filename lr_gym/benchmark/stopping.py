@@ -1,0 +1,108 @@
+"""The rows of OPTIMIZERS that decide by the held-out loss, and the constants that they share.
+
+`experiments/held_out_rules.py` tunes PLATEAU, STOP_PATIENCE and RULE. All patiences are counted in
+measurements of the held-out loss, of which there are `held_out.MOMENTS` in a whole training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from lr_gym.benchmark.held_out import HeldOutUse
+from lr_gym.benchmark.muon import make_muon
+from lr_gym.benchmark.recipes import Recipe, plain
+from lr_gym.benchmark.watching import with_patience, with_plateaus
+from lr_gym.control.patience import PatienceRule
+
+__all__ = [
+    "BEST",
+    "PLATEAU",
+    "RULE",
+    "STOP_PATIENCE",
+    "Plateau",
+    "best_and_stop",
+    "patience_recipes",
+    "plateau_recipe",
+    "rule_recipe",
+]
+
+
+class Plateau(NamedTuple):
+    """How a learning rate falls where the held-out loss stands still.
+
+    Attributes:
+        factor: factor on the learning rate at a plateau.
+        patience: held-out losses without an improvement that are borne.
+    """
+
+    factor: float
+    patience: int
+
+
+PLATEAU = Plateau(factor=0.3, patience=4)
+STOP_PATIENCE = 10
+RULE = PatienceRule(patience=4)
+
+BEST = HeldOutUse(best=True)
+ADAMW = (plain, torch.optim.AdamW)
+# row -> (row whose calibrated rate it has, name for readers, what makes the optimizer)
+PATIENT: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "adamw-patience": ("adamw-wsd", "AdamW", ADAMW),
+    "muon-patience": ("muon-wsd", "Muon", (make_muon,)),
+}
+
+
+def best_and_stop(patience: int = STOP_PATIENCE) -> HeldOutUse:
+    """The weights of the lowest held-out loss are judged, and a training ends that finds none."""
+    return HeldOutUse(best=True, patience=patience)
+
+
+def plateau_recipe(plateau: Plateau = PLATEAU, stop_patience: int = STOP_PATIENCE) -> Recipe:
+    """AdamW whose rate falls on plateaus of the held-out loss, with checkpoints and early stopping.
+
+    Args:
+        plateau: when and how far the rate falls.
+        stop_patience: the training ends after so many held-out losses without a new lowest one.
+    """
+    make = partial(with_plateaus, *ADAMW, factor=plateau.factor, patience=plateau.patience)
+    use = best_and_stop(stop_patience)._replace(tell=True)
+    return Recipe(
+        "AdamW, lowered on plateaus of the held-out loss; best weights, stops early",
+        make,
+        held_out=use,
+    )
+
+
+def rule_recipe(name: str, make: tuple[Any, ...], lr: float, rule: PatienceRule = RULE) -> Recipe:
+    """An optimizer at a constant rate until a rule says that the training ends.
+
+    Args:
+        name: what the optimizer is called.
+        make: the function that makes it, and its first arguments.
+        lr: the rate.
+        rule: what says so.
+    """
+    about = f"{name}, lr {lr:g}, falls to 0 and ends when the held-out loss stops falling"
+    return Recipe(
+        about,
+        partial(with_patience, *make, rule=rule),
+        lr=lr,
+        held_out=HeldOutUse(tell=True),
+    )
+
+
+def patience_recipes(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Recipe]:
+    """The rows of PATIENT whose optimizer has a calibrated rate.
+
+    Args:
+        entries: what `calibrated.read_calibrated` returns.
+    """
+    return {
+        row: rule_recipe(name, make, float(entries[calibrated]["lr"]))
+        for row, (calibrated, name, make) in PATIENT.items()
+        if calibrated in entries
+    }
