@@ -5,7 +5,7 @@ on the same minibatches as that optimizer. The figure is the geometric mean over
 the loss on the selection split over that of AdamW under WSD at its rate; below 1 is better.
 Finished trainings are kept in FOLDER, and a run that was stopped continues there.
 
-    python -m experiments.held_out_rules runs/held_out --tasks random-7,random-8 --seeds 1
+    python -m experiments.held_out_rules runs/held_out --tasks random-held-out-7,random-held-out-8
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ PLATEAU_PATIENCES = (2, 4, 8)
 STOP_PATIENCES = (5, 10, 20)
 # Trainings of seconds to a minute, whose numbers are above those that any agent learns on.
 FIRST_TASK = 1_074_790_400
-TASKS = tuple(f"random-{FIRST_TASK + i}" for i in (0, 2, 4, 6, 7, 8, 10, 12, 14, 15, 16, 17))
+TASKS = tuple(
+    f"random-held-out-{FIRST_TASK + i}" for i in (0, 2, 4, 6, 7, 8, 10, 12, 14, 15, 16, 17)
+)
 
 
 @functools.cache

@@ -1,9 +1,10 @@
-"""One policy of two networks: one sets the learning rates, the other one ends the training."""
+"""One policy of several networks: one sets the learning rates, the others end the training."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,22 +45,22 @@ def joined_spec(rates: MLPPolicy | None, spec: ControlSpec) -> ControlSpec:
 
 def joined_policy(
     rates: MLPPolicy | None,
-    network: nn.Sequential,
+    networks: Sequence[nn.Sequential],
     spec: ControlSpec,
     interval: int,
     about: dict[str, Any],
 ) -> MLPPolicy:
-    """Put both networks side by side into one, so that neither sees what the other one does.
+    """Put all networks side by side into one, so that none sees what the other ones do.
 
     Args:
-        rates: the policy that sets the rates, of as many layers as the network; None sets none.
-        network: gives the log odds of ending the training, from what `spec` shows.
-        spec: the spec under which the network has learned.
+        rates: the policy that sets the rates, of as many layers as the networks; None sets none.
+        networks: each gives log odds of ending the training, from what `spec` shows; the policy
+            goes by their mean.
+        spec: the spec under which the networks have learned.
         interval: inner steps between two decisions.
         about: what the policy's file tells about it.
     """
-    linears = [module for module in network if isinstance(module, nn.Linear)]
-    own = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
+    own = _mean_of(networks)
     # a training is ended where the log odds are above 0, and so the action above 1/2
     own[-1] = own[-1][0], own[-1][1] + 0.5
     whole = joined_spec(rates, spec)
@@ -91,6 +92,23 @@ def joined_policy(
     )
 
 
+def _mean_of(networks: Sequence[nn.Sequential]) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of the layers of one network that gives the mean of all."""
+    linears = [[m for m in network if isinstance(m, nn.Linear)] for network in networks]
+    layers = []
+    for depth, members in enumerate(zip(*linears, strict=True)):
+        weights = [member.weight.detach() for member in members]
+        biases = [member.bias.detach() for member in members]
+        if depth == len(linears[0]) - 1:
+            count = len(members)
+            layers.append((torch.cat(weights, 1) / count, torch.stack(biases).mean(0)))
+        elif depth == 0:
+            layers.append((torch.cat(weights), torch.cat(biases)))
+        else:
+            layers.append((_side_by_side(*weights), torch.cat(biases)))
+    return layers
+
+
 def _empty_layers(depth: int, outputs: int) -> list[tuple[Tensor, Tensor]]:
     """Weight and bias of the layers of a network that sees nothing and whose actions are 0."""
     counts = [0] * depth + [outputs]
@@ -102,8 +120,13 @@ def _empty_layers(depth: int, outputs: int) -> list[tuple[Tensor, Tensor]]:
 
 def _beside(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Weight and bias of two linear layers that do not see each other's inputs."""
-    weight: Tensor = torch.block_diag(above[0], below[0])  # type: ignore[no-untyped-call]
-    return weight, torch.cat([above[1], below[1]])
+    return _side_by_side(above[0], below[0]), torch.cat([above[1], below[1]])
+
+
+def _side_by_side(*weights: Tensor) -> Tensor:
+    """Weight of linear layers that do not see each other's inputs."""
+    weight: Tensor = torch.block_diag(*weights)  # type: ignore[no-untyped-call]
+    return weight
 
 
 def _first(

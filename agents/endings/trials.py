@@ -43,8 +43,11 @@ class EndingConfig:
     worst: float = 1.0
     """Largest regret in nats that counts. Without it, the few tasks whose loss can fall to 0 would
     make up most of the mean."""
-    hidden: tuple[int, int] = (32, 32)
-    """Widths of the hidden layers of the network, which are followed by tanh."""
+    hidden: tuple[int, ...] = (16, 16)
+    """Widths of the hidden layers of a network, which are followed by tanh."""
+    members: int = 5
+    """Networks that learn from the same trainings. The policy goes by the mean of their log
+    odds."""
     learning_rate: float = 3e-3
     """Learning rate of the network's AdamW. It falls linearly to 0."""
     weight_decay: float = 0.1
@@ -53,7 +56,7 @@ class EndingConfig:
     """Steps of the network's AdamW in an update."""
 
     def __post_init__(self) -> None:
-        for name in ("runs", "moments", "steps"):
+        for name in ("runs", "moments", "members", "steps"):
             check_count(f"endings.{name}", getattr(self, name))
         low, high = (check_number("endings.rates", rate, 0.0) for rate in self.rates)
         if not 0.0 < low <= high:
@@ -65,6 +68,8 @@ class Trials(NamedTuple):
     """n trainings of D decisions each.
 
     Attributes:
+        task: (n,) int32 number of the task that is trained on; all trainings of a task are
+            neighbours.
         observation: (n, D, F) float16 what the policy sees at each decision.
         known: (n, D) bool, whether a held-out loss is known, without which nothing can be ended.
         loss: (n, D + 1) log of the final loss of a training that was ended at each decision, in
@@ -72,14 +77,21 @@ class Trials(NamedTuple):
         steps: (n, D + 1) share of the steps of a whole training that it then has made.
     """
 
+    task: Tensor
     observation: Tensor
     known: Tensor
     loss: Tensor
     steps: Tensor
 
     def joined(self, other: Trials) -> Trials:
-        """The trials of both."""
-        return Trials(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        """The trials of both; the tasks of `other` get the next numbers."""
+        count = int(self.task[-1]) + 1 if len(self.task) else 0
+        moved = other._replace(task=other.task + count)
+        return Trials(*(torch.cat(pair) for pair in zip(self, moved, strict=True)))
+
+    def rows(self, chosen: Tensor) -> Trials:
+        """The trainings of a mask (n,) or of indices."""
+        return Trials(*(part[chosen] for part in self))
 
     def regret(self, price: float, worst: float) -> Tensor:
         """(n, D + 1) regret in nats of ending at each decision, at most `worst`.
@@ -221,6 +233,7 @@ def _trials(
     known = seen[alive][:, :, env.control_spec.features.index(KNOWN)] > 0.0
     known &= grid[:-1] >= moments[0]
     return Trials(
+        torch.zeros(int(alive.sum()), dtype=torch.int32),
         torch.from_numpy(seen[alive]).half(),
         torch.from_numpy(known),
         torch.from_numpy(curves[:, 0]).float(),

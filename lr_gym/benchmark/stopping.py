@@ -78,7 +78,7 @@ def plateau_recipe(plateau: Plateau = PLATEAU, stop_patience: int = STOP_PATIENC
 
 
 def rule_recipe(name: str, make: tuple[Any, ...], lr: float, rule: PatienceRule = RULE) -> Recipe:
-    """An optimizer at a constant rate until a rule says that the training ends.
+    """An optimizer under WSD, until a rule says that the training ends.
 
     Args:
         name: what the optimizer is called.
@@ -86,7 +86,7 @@ def rule_recipe(name: str, make: tuple[Any, ...], lr: float, rule: PatienceRule 
         lr: the rate.
         rule: what says so.
     """
-    about = f"{name}, lr {lr:g}, falls to 0 and ends when the held-out loss stops falling"
+    about = f"{name}, WSD, lr {lr:g}; ends when the held-out loss stops falling"
     return Recipe(
         about,
         partial(with_patience, *make, rule=rule),

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lr_gym.control.finish import Finish
 from lr_gym.control.patience import LossHistory, PatienceRule
+from lr_gym.updates.schedules import base_schedule
 
 __all__ = ["PatienceOptimizer", "PlateauOptimizer", "with_patience", "with_plateaus"]
 
@@ -63,10 +64,9 @@ class PlateauOptimizer(WatchingOptimizer):
 
 
 class PatienceOptimizer(WatchingOptimizer):
-    """An optimizer at a constant learning rate until a PatienceRule ends the training.
+    """An optimizer under WSD, whose training a PatienceRule may end before its time.
 
-    The rate then falls linearly to 0, as the rule's `anneal` says. A training whose end the rule
-    never decides keeps its rate to the last update.
+    The rate then falls linearly to 0 from where it is, as the rule's `anneal` says.
     """
 
     def __init__(self, inner: Optimizer, rule: PatienceRule, horizon: int) -> None:
@@ -81,6 +81,7 @@ class PatienceOptimizer(WatchingOptimizer):
         self._rule = rule
         self._horizon = horizon
         self._lrs = [float(group["lr"]) for group in self.param_groups]
+        self._schedule = base_schedule("wsd")
         self._history = LossHistory()
         self._finish = Finish()
         self._updates = 0
@@ -100,7 +101,9 @@ class PatienceOptimizer(WatchingOptimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step the inner optimizer at the learning rate of this step."""
-        factor = self._finish.factor(self._updates)
+        finish = self._finish
+        now = self._updates if finish.end is None else min(self._updates, finish.decided)
+        factor = float(self._schedule(now / self._horizon)) * finish.factor(self._updates)
         for group, lr in zip(self.param_groups, self._lrs, strict=True):
             group["lr"] = lr * factor
         super().step()

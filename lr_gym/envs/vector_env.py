@@ -118,7 +118,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             horizon: inner steps per training, the task's own by default.
             initial_lr: range of each run's initial learning rate, log-uniform.
             weight_decay: weight decay of the base optimizer.
-            price: nats, at most 1, that the steps of a whole training cost: a reason to end it early.
+            price: nats, at most 1, that the steps of a whole training cost.
             mask_loss: share of the runs whose observation hides the loss.
             mask_progress: share of the runs whose observation hides progress and horizon.
             mask_passes: share of the runs whose observation hides the passes over the data.
