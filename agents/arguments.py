@@ -54,7 +54,9 @@ class Args:
     streams, whose data change."""
     slots: int = 8
     """Number of random tasks at a time."""
-    selection_suite: Literal["train", "validation", "stream-validation"] | None = None
+    selection_suite: (
+        Literal["train", "validation", "held-out-validation", "stream-validation"] | None
+    ) = None
     """Suite of tasks by which the policy is selected. By default the policy is selected by the
     tasks that it learns on; the random suites need another one."""
     init: str | None = None

@@ -24,7 +24,7 @@ __all__ = [
 # branches follow from one training.
 RANDOM_SUITES = {"random": MAX_OPERATIONS, "random-held-out": 1_500_000_000}
 LEARNING_SUITES = ("train", "stream-train")
-SELECTION_SUITES = (*LEARNING_SUITES, "validation", "stream-validation")
+SELECTION_SUITES = (*LEARNING_SUITES, "validation", "held-out-validation", "stream-validation")
 
 
 def learning_tasks(args: Args, generation: int = 0) -> list[Task]:

@@ -15,10 +15,11 @@ from lr_gym.tasks.random_held_out import (
     HELD_OUT_RANGES,
     RANDOM_SUPPLIES,
     WRONG,
-    _with_wrong,
     random_held_out_task,
 )
 from lr_gym.tasks.random_tasks import LANGUAGE_MODEL, drawn_data, random_task
+from lr_gym.tasks.task import Data, Split
+from lr_gym.tasks.wrong_targets import with_wrong_targets
 
 # Number -> checksum of random_task(number). Its data are whole numbers but for a scale.
 CHECKSUMS = {
@@ -113,9 +114,9 @@ def test_as_many_targets_are_wrong_as_drawn_and_only_in_the_gradient_split(kind)
 
 def test_a_wrong_class_is_any_other_class():
     """Each of the further classes is as likely as the others."""
-    drawn = {"network": "dense", "classes": 5, "wrong": 0.5}
-    right = torch.arange(4000) % 5
-    further = (_with_wrong(right, 3, drawn) - right) % 5
+    right = Split(torch.zeros(4000, 1), torch.arange(4000) % 5)
+    data = with_wrong_targets(Data(right, right, right, right), 0.5, 5, seed=3)
+    further = (data.gradient.targets - right.targets) % 5
     counts = torch.bincount(further, minlength=5)
     assert counts[0] == 2000
     assert ((counts[1:] - 500).abs() < 80).all()

@@ -21,6 +21,7 @@ RANDOM = ("random-1", "random-5", "random-6", "random-18", "random-25")
 RUNNABLE = (*SMALL, *RANDOM, *STREAMS)
 ROUNDED = (
     *("mnist1d-gru", "digits-cnn", "diamonds-mlp", "logistic", *RANDOM),
+    *("babies-mlp", "concrete-mlp-few", "adding-lstm", "diamonds-normed-mlp", "weather-mlp"),
     *("stream-values-16", "stream-values-64", "stream-waves", "stream-digits-groups"),
 )
 

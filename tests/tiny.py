@@ -42,14 +42,17 @@ TINY = Task(
 
 
 # Tasks whose data are made or installed with the tests, and whose steps take milliseconds.
-TABLES = ("titanic", "diamonds", "flights")
+TABLES = (
+    *("titanic", "diamonds", "flights", "babies", "concrete", "attrition", "orange-juice"),
+    "weather",
+)
 STREAMS = tuple(
     name for suite in ("stream-train", "stream-validation", "stream") for name in SUITES[suite]
 )
 SMALL = tuple(
     name
     for name, task in TASKS.items()
-    if task.source in ("mnist1d", "digits", *TABLES, "gaussian")
+    if task.source in ("mnist1d", "digits", "adding", "xor", *TABLES, "gaussian")
     and name not in (*SUITES["large"], *STREAMS)
 )
 

@@ -50,7 +50,15 @@ class Args:
     unless --suite is given."""
     suite: (
         Literal[
-            "test", "large", "validation", "train", "stream", "stream-validation", "stream-train"
+            "test",
+            "large",
+            "held-out",
+            "validation",
+            "held-out-validation",
+            "train",
+            "stream",
+            "stream-validation",
+            "stream-train",
         ]
         | None
     ) = None

@@ -52,18 +52,18 @@ TASK = Task(
 _HEAD = f"""# The tasks
 
 This page is made by `python -m lr_gym.tasks > docs/tasks.md`; a test checks that it is current. The
-tasks are the rows of `lr_gym/tasks/suite_train.py`, `suite_validation.py`, `suite_test.py`
-and `suite_large.py`.
+tasks are the rows of `lr_gym/tasks/suite_train.py`, `suite_validation.py`, `suite_test.py`,
+`suite_large.py` and `suite_held_out.py`.
 
 Sizes are the numbers of examples of the splits {", ".join(SPLITS)}. On the
 monitor split, which a task may leave out, a controller may be shown its held-out loss; the problems
 of Gaussian inputs have none. The baseline is the best known figure on the test split
 (`benchmarks/baselines.py`); "not measured" means that no machine at hand could. A minibatch is
 drawn with replacement. Tasks for a GPU are left out of a suite on a machine without one. All tasks
-but those of Gaussian inputs (`quadratic`, `rosenbrock`, `logistic`, `teacher-student`) need the
-packages of `pip install "lr-gym[tasks]"`. Prepared data are kept in the folder `LR_GYM_CACHE` (by
-default `~/.cache/lr_gym`). CIFAR-10 is looked for in the folder `LR_GYM_DATA`, BERT-base in the
-folder `LR_GYM_BERT`.
+but those of Gaussian inputs (`quadratic`, `rosenbrock`, `logistic`, `teacher-student`) and those of
+marked numbers (`adding-lstm`, `xor-gru`) need the packages of `pip install "lr-gym[tasks]"`.
+Prepared data are kept in the folder `LR_GYM_CACHE` (by default `~/.cache/lr_gym`). CIFAR-10 is
+looked for in the folder `LR_GYM_DATA`, BERT-base in the folder `LR_GYM_BERT`.
 
 | task | environment | what | sizes | batch | horizon | metric | baseline |
 |---|---|---|---|---|---|---|---|
@@ -157,6 +157,13 @@ each task of `stream` from every task of both.
 `large` holds short trainings of models of the size that people train, of 3 to 23 million
 parameters. With AdamW one takes about a minute of one CPU core; reading its loss on the test split
 along the way takes about as long again, although few examples are held back for it.
+
+Policies that watch a held-out loss learn on the random tasks `random-held-out-<number>`, are
+selected by `held-out-validation` and are reported on `held-out`. In both suites most tasks memorise
+long before their horizon, some of them wrong labels (20% of the gradient split; the other splits
+are clean), one recurrent network stands still at first, and one task never memorises. Each task of
+`held-out-validation` differs from every task of `train`, and each task of `held-out` from every
+task of `train`, `validation` and `held-out-validation`.
 
 | suite | task | differs by | family | source |
 |---|---|---|---|---|

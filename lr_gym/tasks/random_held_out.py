@@ -13,9 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lr_gym.rng import Stream, integers, random_bits, uniform
+from lr_gym.rng import Stream, uniform
 from lr_gym.tasks.random_tasks import (
     LANGUAGE_MODEL,
     RandomTask,
@@ -25,7 +24,8 @@ from lr_gym.tasks.random_tasks import (
     log_uniform,
     random_task,
 )
-from lr_gym.tasks.task import Data, Split
+from lr_gym.tasks.task import Data
+from lr_gym.tasks.wrong_targets import with_wrong_targets
 
 __all__ = ["FEW", "HELD_OUT_RANGES", "RANDOM_SUPPLIES", "WRONG", "random_held_out_task"]
 
@@ -39,10 +39,7 @@ HELD_OUT_RANGES: dict[str, tuple[Any, Any]] = {
     "horizon": (200, 2000),
 }
 
-# Steps of Stream.HELD_OUT_TASK, one for each purpose.
-VALUES = 0
-ORDER = 1
-CLASSES = 2
+VALUES = 0  # step of Stream.HELD_OUT_TASK; others are in use in wrong_targets.py
 
 
 def _draw(number: int) -> dict[str, Any]:
@@ -63,28 +60,9 @@ def _draw(number: int) -> dict[str, Any]:
 def _data(number: int, drawn: dict[str, Any]) -> Data:
     """The data that are drawn, with wrong targets in the gradient split alone."""
     data = drawn_data(number, drawn)
-    inputs, targets = data.gradient
-    return data._replace(gradient=Split(inputs, _with_wrong(targets, number, drawn)))
-
-
-def _with_wrong(targets: Tensor, number: int, drawn: dict[str, Any]) -> Tensor:
-    """Targets (n, ...) of which a share of `drawn["wrong"]` are wrong.
-
-    A wrong class is any other one with equal chance. A wrong value or sequence is that of another
-    example: the chosen examples, in random order, pass theirs on to the next one.
-    """
-    key = torch.tensor(number)
-    count = round(drawn["wrong"] * len(targets))
-    order = torch.argsort(random_bits(key, Stream.HELD_OUT_TASK, ORDER, len(targets)))
-    chosen = order[:count]
-    wrong = targets.clone()
-    if targets.is_floating_point() or drawn["network"] == LANGUAGE_MODEL:
-        wrong[chosen] = targets[chosen].roll(1, dims=0)
-    else:
-        others = drawn["classes"] - 1
-        further = 1 + integers(key, Stream.HELD_OUT_TASK, CLASSES, count, others)
-        wrong[chosen] = (targets[chosen] + further) % drawn["classes"]
-    return wrong
+    values = data.gradient.targets.is_floating_point() or drawn["network"] == LANGUAGE_MODEL
+    classes = None if values else drawn["classes"]
+    return with_wrong_targets(data, drawn["wrong"], classes, seed=number)
 
 
 @functools.lru_cache(maxsize=256)
