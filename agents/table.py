@@ -216,9 +216,10 @@ def build_endings(args: Args, engine: Engine) -> tuple[Learner, int]:
     slots = len(learning_tasks(args))
     updates = updates_of(args, slots * args.endings.runs * args.control.decisions)
     learner = EndingLearner(
-        functools.partial(endings_env, args),
+        functools.partial(endings_env, deployed),
         slots,
         selection_envs(deployed),
+        args.control,
         args.endings,
         rates=rates,
         seed=args.seed,

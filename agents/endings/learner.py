@@ -30,6 +30,7 @@ class EndingLearner(PolicyLearner):
         make: MakeEnv,
         slots: int,
         selection: Sequence[LRControlVectorEnv],
+        spec: ControlSpec,
         config: EndingConfig,
         *,
         rates: MLPPolicy | None = None,
@@ -41,9 +42,11 @@ class EndingLearner(PolicyLearner):
 
         Args:
             make: Makes the environment of an update and a slot: `config.runs` runs, autoreset
-                DISABLED. The engine may send it to other processes.
+                DISABLED, the spec `joined_spec(rates, spec)`. The engine may send it to other
+                processes.
             slots: Tasks of an update.
             selection: Environments of the trainings that select the policy, one for each task.
+            spec: What the networks see of it.
             config: Hyperparameters.
             rates: The policy that sets the learning rates until the end; None leaves them alone.
             seed: Seed of the networks and of the trainings.
@@ -63,7 +66,7 @@ class EndingLearner(PolicyLearner):
         self._engine = engine
         self._done = 0
         envs = [make(0, slot) for slot in range(slots)]
-        self._spec = check_spec(envs[0].control_spec)
+        self._spec = check_spec(spec)
         self._interval = int(np.median([env.inner_steps_per_decision for env in envs]))
         features = len(self._spec.features)
         self._members = [
@@ -75,7 +78,8 @@ class EndingLearner(PolicyLearner):
     def update(self) -> dict[str, float]:
         """Play a batch of tasks, remember the trials, and learn from all that are remembered."""
         first_seed = (self._seed << 44) + (self._done << 16)  # above every seed that selects
-        play = functools.partial(play_slot, self._make, self._done, self._config, first_seed)
+        given = self._config, self._spec.features, self._rates, first_seed
+        play = functools.partial(play_slot, self._make, self._done, *given)
         # an engine yields slots in the order in which they finish
         played = dict(self._engine(play, range(self._slots)))
         new = functools.reduce(Trials.joined, (played[slot][0] for slot in range(self._slots)))

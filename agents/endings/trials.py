@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lr_gym.envs.reward import potential
 from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.policies.policy import MLPPolicy
 from lr_gym.types import check_count, check_number
 
 __all__ = ["EndingConfig", "MakeEnv", "Trials", "play_endings", "play_slot"]
@@ -34,7 +36,10 @@ class EndingConfig:
     runs: int = 8
     """Trainings of a task, each with weights and data order of its own."""
     rates: tuple[float, float] = (1e-3, 2e-2)
-    """Range of the constant learning rates of these trainings, over the unit of each layer."""
+    """Range of the learning rates at which these trainings start, over the unit of each layer."""
+    follow: float = 0.5
+    """Share of the trainings whose rates `init` then sets, where it is given. The others keep their
+    rate, so that the network learns what to do at rates that are wrong."""
     moments: int = 25
     """Moments from which a training is ended, at most."""
     price: float = 0.0
@@ -62,6 +67,7 @@ class EndingConfig:
         if not 0.0 < low <= high:
             raise ValueError(f"endings.rates must be 0 < low <= high; got {self.rates}")
         check_number("endings.price", self.price, 0.0)
+        check_number("endings.follow", self.follow, 0.0, 1.0)
 
 
 class Trials(NamedTuple):
@@ -105,7 +111,13 @@ class Trials(NamedTuple):
 
 
 def play_slot(
-    make: MakeEnv, update: int, config: EndingConfig, first_seed: int, slot: int
+    make: MakeEnv,
+    update: int,
+    config: EndingConfig,
+    features: Sequence[str],
+    rates: MLPPolicy | None,
+    first_seed: int,
+    slot: int,
 ) -> tuple[Trials, dict[str, float]]:
     """Make the environment of a slot and play its trainings: a job of an engine.
 
@@ -113,24 +125,34 @@ def play_slot(
         make: Makes the environment of an update and a slot, see `EndingLearner`.
         update: First argument of `make`.
         config: Hyperparameters.
+        features: See `play_endings`.
+        rates: See `play_endings`.
         first_seed: Seed of slot 0; the seeds of the others follow.
         slot: Second argument of `make`.
 
     Returns:
         See `play_endings`.
     """
-    return play_endings(make(update, slot), config, first_seed + slot * config.runs)
+    first = first_seed + slot * config.runs
+    return play_endings(make(update, slot), config, features, rates, first)
 
 
 @torch.no_grad()
 def play_endings(
-    env: LRControlVectorEnv, config: EndingConfig, seed: int
+    env: LRControlVectorEnv,
+    config: EndingConfig,
+    features: Sequence[str],
+    rates: MLPPolicy | None,
+    seed: int,
 ) -> tuple[Trials, dict[str, float]]:
     """Train to the end, and from many moments on the way end copies of the trainings.
 
     Args:
-        env: Environment of `config.runs` runs, autoreset DISABLED, whose last control is "finish".
+        env: Environment of `config.runs` runs, autoreset DISABLED, whose last control is "finish",
+            and whose first features are those of `rates`.
         config: Hyperparameters.
+        features: F names of what the trials hold of the environment's observations.
+        rates: Sets the learning rates of some of the trainings; None sets none.
         seed: Seed of the first training and of the learning rates; those of the others follow.
 
     Returns:
@@ -141,41 +163,54 @@ def play_endings(
     low, high = np.log(config.rates)
     lr = np.exp(generator.uniform(low, high, (runs, 1))) * env.lr_units
     reset = {"initial_lr": lr}
+    follows = generator.random(runs) < config.follow
+    act = functools.partial(_action, env, rates, follows)
     observation, _ = env.reset(seed=[seed + run for run in range(runs)], options=reset)
     decisions = -(-env.horizon // env.inner_steps_per_decision)
     every = -(-decisions // config.moments)
+    columns = [env.control_spec.features.index(name) for name in features]
     alive = np.ones(runs, dtype=bool)
     seen = []
     ends: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     for decision in range(decisions):
-        seen.append(observation[:, 0].copy())
+        seen.append(observation[:, 0][:, columns])
         if decision and decision % every == 0:
             state = env.state_dict()
-            ends[decision] = _outcome(env, 1.0, reset)
+            ends[decision] = _outcome(env, act(observation, 1.0), reset)
             env.load_state_dict(state)
-        observation, _, terminated, _, infos = env.step(_action(env, 0.0))
+        observation, _, terminated, _, infos = env.step(act(observation, 0.0))
         alive &= ~infos["diverged"]
         if decision < decisions - 1 and terminated.any():
             observation, _ = env.reset(options={"reset_mask": terminated, **reset})
     ends[decisions] = _log_loss(env), np.ones(runs)
-    trials = _trials(env, np.stack(seen, axis=1), ends, alive)
+    shown = np.stack(seen, axis=1)  # (B, D, F)
+    trials = _trials(shown, shown[..., list(features).index(KNOWN)] > 0.0, ends, alive)
     figures = {"diverged": float(1.0 - alive.mean())}
     if alive.any():
         figures["reward_loss"] = float(env.evaluate("reward")[alive].mean())
     return trials, figures
 
 
-def _action(env: LRControlVectorEnv, finish: float) -> NDArray[np.float32]:
-    """Actions (B, L, A) that leave the learning rates alone."""
+def _action(
+    env: LRControlVectorEnv,
+    rates: MLPPolicy | None,
+    follows: NDArray[np.bool_],
+    observation: NDArray[np.float32],
+    finish: float,
+) -> NDArray[np.float32]:
+    """Actions (B, L, A) that end the trainings or not, and set the rates of those that follow."""
     action = np.zeros(env.action_space.shape or (), dtype=np.float32)
+    if rates is not None:
+        seen = torch.from_numpy(observation[follows][..., : len(rates.mean)].copy())
+        action[follows, :, :-1] = rates.predict(seen)[0].numpy()
     action[..., -1] = finish
     return action
 
 
 def _outcome(
-    env: LRControlVectorEnv, finish: float, reset: dict[str, NDArray[np.float64]]
+    env: LRControlVectorEnv, action: NDArray[np.float32], reset: dict[str, NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Log of the final loss (B,) of trainings that are ended now, and the share of their steps.
+    """Log of the final loss (B,) of trainings after an action that ends them, and their steps.
 
     NaN where a training diverged.
     """
@@ -183,7 +218,8 @@ def _outcome(
     share = np.full(env.num_envs, np.nan)
     over = np.zeros(env.num_envs, dtype=bool)
     while True:
-        _, _, terminated, _, infos = env.step(_action(env, finish))
+        # a training whose end is decided takes no more notice of actions
+        _, _, terminated, _, infos = env.step(action)
         ended = terminated & ~over
         if ended.any():
             survived = ended & ~infos["diverged"]
@@ -203,8 +239,8 @@ def _log_loss(env: LRControlVectorEnv) -> NDArray[np.float64]:
 
 
 def _trials(
-    env: LRControlVectorEnv,
     seen: NDArray[np.float32],
+    known: NDArray[np.bool_],
     ends: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]],
     alive: NDArray[np.bool_],
 ) -> Trials:
@@ -214,8 +250,8 @@ def _trials(
     one.
 
     Args:
-        env: the environment.
         seen: (B, D, F) what was observed at each decision.
+        known: (B, D) whether a held-out loss was known.
         ends: decision -> log of the final loss (B,) and share of the steps (B,).
         alive: (B,) the runs that count.
     """
@@ -230,8 +266,7 @@ def _trials(
             for run in np.flatnonzero(alive)
         ]
     ).reshape(-1, 2, decisions + 1)
-    known = seen[alive][:, :, env.control_spec.features.index(KNOWN)] > 0.0
-    known &= grid[:-1] >= moments[0]
+    known = known[alive] & (grid[:-1] >= moments[0])
     return Trials(
         torch.zeros(int(alive.sum()), dtype=torch.int32),
         torch.from_numpy(seen[alive]).half(),

@@ -1,7 +1,8 @@
 """Is a policy feedback, or only a schedule? It is compared with what it would be without observing.
 
     replay      each run gets the mean schedule that the policy chose in the other runs of the same
-                task, layer and initial learning rate; a policy that only plays a schedule ties
+                task, layer and initial learning rate, and ends when these have ended on average; a
+                policy that only plays a schedule ties
     shuffled    each run is shown the observations of another run of the same initial learning rate
     untrained   no action at all: the base optimizer and its schedule
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_gym.analysis.intervals import paired_difference
+from lr_gym.control.action import FINISH_ABOVE
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.rollout import controlled_env, divergence, play
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -49,23 +51,37 @@ FIRST_SEED = 1 << 41
 
 
 def mean_of_others(offsets: Tensor, spec: ControlSpec, valid: Tensor) -> Tensor:
-    """Actions that give each run the mean offsets of the other valid runs.
+    """Actions that give each run the mean offsets of the other valid runs, and their mean end.
 
     Args:
-        offsets: (T, B, L, A) offset of each control after each decision.
+        offsets: (T, B, L, A) offset of each control after each decision, as `play` returns them.
         spec: how the policy acts.
         valid: (B,) bool, the runs that did not diverge.
 
     Returns:
         (T, B, L, A) actions.
     """
-    weight = valid.to(offsets.dtype).view(1, -1, 1, 1)  # (1, B, 1, 1)
-    others = (weight.sum() - weight).clamp_min(1.0)
-    mean = ((offsets * weight).sum(1, keepdim=True) - offsets * weight) / others
+    mean = _mean_of_others(offsets, valid.view(1, -1, 1, 1))
     mode = spec.mode
     if mode.recursive:  # an action changes the offset, so the change is what has to be played
         mean = torch.diff(mean, dim=0, prepend=torch.zeros_like(mean[:1]))
-    return mean / mode.step
+    actions = mean / mode.step
+    if spec.finishes:
+        # Once the end is decided a run keeps its offsets, so it was decided after the last decision
+        # that did not end it; T stands for never.
+        ends = offsets[..., -1].mean(2) > FINISH_ABOVE  # (T, B)
+        decided = len(ends) - ends.flip(0).int().cumprod(0).sum(0)  # (B,)
+        time = _mean_of_others(decided.to(offsets.dtype).unsqueeze(0), valid.unsqueeze(0)).round()
+        finish = torch.arange(len(ends)).unsqueeze(1) >= time  # (T, B)
+        actions[..., -1] = finish.to(actions.dtype).unsqueeze(2)
+    return actions
+
+
+def _mean_of_others(values: Tensor, valid: Tensor) -> Tensor:
+    """For each run the mean of the values (T, B, ...) of the other runs that are valid."""
+    weight = valid.to(values.dtype)  # (1, B, ...)
+    others = (weight.sum() - weight).clamp_min(1.0)
+    return ((values * weight).sum(1, keepdim=True) - values * weight) / others
 
 
 def _final_losses(

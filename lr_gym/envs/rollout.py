@@ -85,7 +85,7 @@ def play(
 
     Returns:
         Loss (B,) at the end of each training, inf where it diverged, and offsets (T, B, L, A) of
-        the controls after each decision.
+        the controls after each decision; a training that is over keeps those of its end.
 
     Raises:
         ValueError: for an environment that restarts runs by itself.
@@ -101,17 +101,21 @@ def play(
     while not finished.all():
         action = act(observation, len(offsets))
         observation, _, terminated, truncated, infos = env.step(action.numpy())
-        offsets.append(env.runs.control.offset.clone())
-        over = terminated | truncated
-        ended = over & ~finished
+        offset = env.runs.control.offset
+        if finished.any():
+            over = torch.from_numpy(finished).to(offset.device).view(-1, 1, 1)
+            offset = torch.where(over, offsets[-1], offset)
+        offsets.append(offset.clone())
+        restarting = terminated | truncated
+        ended = restarting & ~finished
         if ended.any():
             survived = ended & ~infos["diverged"]
             losses[survived] = env.evaluate(split)[survived]
             finished |= ended
-        # The environment steps all rows together, so runs that diverged start over. What they do
+        # The environment steps all rows together, so runs that are over start again. What they do
         # then does not count.
-        if over.any() and not finished.all():
-            observation, _ = env.reset(options={"reset_mask": over})
+        if restarting.any() and not finished.all():
+            observation, _ = env.reset(options={"reset_mask": restarting})
     return losses, torch.stack(offsets)
 
 
