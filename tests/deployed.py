@@ -9,7 +9,7 @@ from naive_muon import NaiveMuon
 from tiny import random_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lr_gym.control.action import CONTROLLED
+from lr_gym.control.action import CONTROLLED, FINISH
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy, constant_policy
 
@@ -30,8 +30,9 @@ def constant(**options) -> MLPPolicy:
 
 
 def acting(**options) -> MLPPolicy:
-    """Make a policy that sets every control."""
-    return random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
+    """Make a policy that sets every hyperparameter."""
+    controls = tuple(name for name in CONTROLLED if name != FINISH)
+    return random_policy(spec_of(**{"controls": controls, **options}), interval=3)
 
 
 def train(optimizer, model, loss_at, steps, observe=True):
