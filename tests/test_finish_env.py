@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from deployed import through_file
 from gymnasium.vector import AutoresetMode
 from tiny import TINY, tiny_data
 
@@ -245,7 +246,7 @@ def test_a_policy_that_ends_trainings_resumes_from_its_state():
     twin = torch.nn.Linear(3, 1)
     twin.load_state_dict(model.state_dict())
     resumed = PolicyOptimizer(twin.named_parameters(), policy, 0.01, HORIZON)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
     trained(optimizer, model, range(35, 38))
     trained(resumed, twin, range(35, 38))
     assert optimizer.finished == resumed.finished
