@@ -172,6 +172,7 @@ def test_the_rule_against_a_loop_by_hand():
             if since >= 3 and len(means) >= 5:
                 decided = step + 1
     recipe = rule_recipe("AdamW", ADAMW, 0.03, PatienceRule(3, min_improvement=0.01))
+    recipe = recipe._replace(held_out=HeldOutUse(tell=True))
     outcome = train(recipe, 0.03, TASK, 0)
     assert outcome.updates == step < TASK.horizon
     assert outcome.selection_loss == pytest.approx(plain.loss("selection"), rel=1e-5)
@@ -180,7 +181,7 @@ def test_the_rule_against_a_loop_by_hand():
 def test_the_rule_is_that_of_a_policy_optimizer():
     """A policy that always decides the same, with the same rule, ends in the same place."""
     rule = PatienceRule(patience=3)
-    policy = constant_policy(ControlSpec(schedule="constant", decisions=50), EVERY)
+    policy = constant_policy(ControlSpec(decisions=50), EVERY)
 
     def make(model, lr, length):
         return PolicyOptimizer(
@@ -188,7 +189,7 @@ def test_the_rule_is_that_of_a_policy_optimizer():
         )
 
     twin = OPTIMIZERS["adamw"]._replace(
-        make=functools.partial(make), held_out=HeldOutUse(tell=True)
+        make=functools.partial(make), held_out=HeldOutUse(best=True, tell=True)
     )
     ours = train(rule_recipe("AdamW", ADAMW, 0.03, rule), 0.03, TASK, 0)
     theirs = train(twin, 0.03, TASK, 0)

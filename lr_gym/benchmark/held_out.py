@@ -71,12 +71,17 @@ class HeldOutLosses:
         self._lowest = math.inf
         self._since_lowest = 0
 
-    def due(self, updates: int) -> bool:
+    def due(self, updates: int, *, over: bool) -> bool:
         """Whether the loss is measured after so many updates.
 
-        The last weights of a whole training are a candidate for the best ones, too.
+        The last weights of a training are a candidate for the best ones, too.
+
+        Args:
+            updates: updates that were made.
+            over: whether the contestant has ended the training.
         """
-        return updates % self._every == 0 or (self.use.best and updates == self._horizon)
+        last = over or updates == self._horizon
+        return updates % self._every == 0 or (self.use.best and last)
 
     def note(self, loss: float, model: nn.Module) -> None:
         """Take note of a loss.

@@ -137,7 +137,7 @@ class _Training:
     def watch_held_out(self, updates: int) -> None:
         """Measure the held-out loss, where it is due after so many updates."""
         held_out = self.held_out
-        if held_out is None or not held_out.due(updates):
+        if held_out is None or not held_out.due(updates, over=self.ended):
             return
         with self._evaluated():
             loss, _ = score(self.task, self.model, held_out.split)

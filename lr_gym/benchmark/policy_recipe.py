@@ -67,6 +67,7 @@ def policy_recipe(path: str) -> Recipe:
         PolicyFileError: if the policy cannot be read.
     """
     policy = load_policy(path)
+    watches = policy.spec.watches_held_out
     return Recipe(
         about=path,
         make=functools.partial(policy_optimizer, policy),
@@ -75,5 +76,5 @@ def policy_recipe(path: str) -> Recipe:
         step=observe_and_step,
         rates=layer_rates,
         guarded=guard_acted,
-        held_out=HeldOutUse(tell=policy.spec.watches_held_out, optional=True),
+        held_out=HeldOutUse(best=watches, tell=watches, optional=True),
     )

@@ -43,9 +43,9 @@ class Plateau(NamedTuple):
     patience: int
 
 
-PLATEAU = Plateau(factor=0.3, patience=4)
-STOP_PATIENCE = 10
-RULE = PatienceRule(patience=4)
+PLATEAU = Plateau(factor=0.5, patience=2)
+STOP_PATIENCE = 20
+RULE = PatienceRule(patience=4, min_improvement=0.0)
 
 BEST = HeldOutUse(best=True)
 ADAMW = (plain, torch.optim.AdamW)
@@ -86,12 +86,12 @@ def rule_recipe(name: str, make: tuple[Any, ...], lr: float, rule: PatienceRule 
         lr: the rate.
         rule: what says so.
     """
-    about = f"{name}, WSD, lr {lr:g}; ends when the held-out loss stops falling"
+    about = f"{name}, WSD, lr {lr:g}; ends when the held-out loss stops falling; best weights"
     return Recipe(
         about,
         partial(with_patience, *make, rule=rule),
         lr=lr,
-        held_out=HeldOutUse(tell=True),
+        held_out=HeldOutUse(best=True, tell=True),
     )
 
 
