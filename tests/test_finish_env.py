@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from deployed import through_file
+from deployed import through_file, train_watched
 from gymnasium.vector import AutoresetMode
-from tiny import TINY, tiny_data
+from tiny import TINY, plain_run, tiny_data
 
 from lr_gym.control.finish import Endings, Finish
 from lr_gym.control.spec import ControlSpec
@@ -251,3 +251,11 @@ def test_a_policy_that_ends_trainings_resumes_from_its_state():
     trained(resumed, twin, range(35, 38))
     assert optimizer.finished == resumed.finished
     assert torch.equal(model.weight, twin.weight)
+
+
+def test_a_policy_that_is_told_no_held_out_loss_does_not_wait_for_the_device():
+    policy = ending_policy(ControlSpec(controls=("lr", "finish"), decisions=12), EVERY)
+    model, loss_at = plain_run(TINY, 1, torch.float32)
+    optimizer = PolicyOptimizer(model.named_parameters(), policy, 0.01, HORIZON)
+    train_watched(optimizer, loss_at, 20)
+    assert optimizer.metrics()["finish/phase"] == 0.0

@@ -13,9 +13,10 @@ from typing import Any
 from lr_gym.control.finish import PHASES, Finish
 from lr_gym.control.patience import LossHistory, PatienceRule
 
-__all__ = ["FINISH", "NOTHING_DECIDED", "end_now", "finish_metrics", "finish_of", "follow"]
+__all__ = ["FINISH", "NOTHING_DECIDED", "TOLD", "end_now", "finish_metrics", "finish_of", "follow"]
 
 FINISH = "finish"  # key of a group
+TOLD = "told_held_out"  # key of a group: whether a policy that can end the training was told a loss
 NOTHING_DECIDED: tuple[float, ...] = (*Finish(), *LossHistory())
 _RUNNING = Finish()
 _FIELDS = len(Finish._fields)

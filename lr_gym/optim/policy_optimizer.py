@@ -27,7 +27,8 @@ optimizer in the same mode; where that was `eval()`, load both before you call `
 
 Nothing in `observe` or `step` reads a number back from the device, unless the policy is a Q-table,
 which is on the host, or guarded, and then at the first decision only. A rule that ends the training
-(`finish`), and a policy that can end it, read one number at each decision.
+(`finish`), and a policy that can end it and was told a held-out loss, read one number at each
+decision.
 
 Once the end is decided, the policy makes no more decisions, and the learning rates fall linearly
 to 0. `lr_gym.control.finish` says for how long.
@@ -51,9 +52,9 @@ from torch import Tensor
 
 from lr_gym.control.patience import PatienceRule
 from lr_gym.optim.base import COMPLEX_ADVICE, eager, evaluate
-from lr_gym.optim.controlled_model import Decided
+from lr_gym.optim.controlled_model import ControlledModel, Decided
 from lr_gym.optim.controlled_optimizer import ControlledOptimizer, Held
-from lr_gym.optim.finishing import FINISH, NOTHING_DECIDED, end_now, finish_of, follow
+from lr_gym.optim.finishing import FINISH, NOTHING_DECIDED, TOLD, end_now, finish_of, follow
 from lr_gym.optim.first_step import only_initialises
 from lr_gym.optim.group_rates import note_peak, note_start
 from lr_gym.optim.messages import check_over, check_rates, warn_of_guard
@@ -202,8 +203,7 @@ class PolicyOptimizer(ControlledOptimizer):
         if step % model.controller.interval == 0 and finish_of(self.param_groups).end is None:
             check_rates(self._notices, self.param_groups, model.controller.spec.schedule)
             stats = measured(model, self.state, self._settings)
-            decided = model.decide(stats, self._settings, step)
-            self._end_perhaps(decided, step)
+            self._end_perhaps(model, model.decide(stats, self._settings, step), step)
             # once total_steps are over the learning rate is 0, and nothing new happens
             if model.controller.schedule(step) > 0.0:
                 warn_of_guard(self._notices, model, wait=False)
@@ -213,12 +213,17 @@ class PolicyOptimizer(ControlledOptimizer):
         average(model, self.state, self._settings, step + 1)
         return loss
 
-    def _end_perhaps(self, decided: Decided, step: int) -> None:
+    def _end_perhaps(self, model: ControlledModel, decided: Decided, step: int) -> None:
         """Let the rule and the policy end the training."""
         total = self._settings.total_steps
         if (rule := self._settings.finish) is not None:
             follow(self.param_groups, rule, float(decided.held_out), step, total)
-        if self._settings.policy.spec.finishes and bool(decided.finishing):
+        if not self._settings.policy.spec.finishes:
+            return
+        # Without a held-out loss nothing ends, so nobody waits for the device to hear that. Other
+        # ranks may have told one.
+        told = self.param_groups[0].get(TOLD, False) or model.ranks is not None
+        if told and bool(decided.finishing):
             end_now(self.param_groups, step, total)
 
     @torch.no_grad()
@@ -259,6 +264,9 @@ class PolicyOptimizer(ControlledOptimizer):
             ValueError: for more than one number.
         """
         self._prepare().add_held_out(loss)
+        if self._settings.policy.spec.finishes:
+            for group in self.param_groups:
+                group[TOLD] = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in mid-training: its layers start at multiplier 1.
@@ -275,8 +283,9 @@ class PolicyOptimizer(ControlledOptimizer):
             self.param_groups.pop()
             raise
         group["step"] = self.param_groups[0]["step"]
-        if FINISH in self.param_groups[0]:
-            group[FINISH] = self.param_groups[0][FINISH]
+        for key in (FINISH, TOLD):
+            if key in self.param_groups[0]:
+                group[key] = self.param_groups[0][key]
         note_start(group)
         self._held.model = None
 
