@@ -48,7 +48,9 @@ class Args:
     task: str = "mnist1d-mlp"
     """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, random-held-out-<number>,
     or a Task of your own as my_package.my_module:TASK."""
-    suite: Literal["train", "random", "random-held-out", "stream-train"] | None = None
+    suite: (
+        Literal["train", "random", "random-held-out", "random-plateau", "stream-train"] | None
+    ) = None
     """Learn on many tasks instead of one: on all training tasks at once; on random tasks, which are
     new in every batch of trainings; on random tasks of which many memorise their examples; or on
     streams, whose data change."""

@@ -22,7 +22,11 @@ __all__ = [
 
 # Random suite -> operations that a training may take. Where policies watch a held-out loss, many
 # branches follow from one training.
-RANDOM_SUITES = {"random": MAX_OPERATIONS, "random-held-out": 1_500_000_000}
+RANDOM_SUITES = {
+    "random": MAX_OPERATIONS,
+    "random-held-out": 1_500_000_000,
+    "random-plateau": 1_500_000_000,
+}
 LEARNING_SUITES = ("train", "stream-train")
 SELECTION_SUITES = (*LEARNING_SUITES, "validation", "held-out-validation", "stream-validation")
 

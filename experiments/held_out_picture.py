@@ -71,7 +71,8 @@ def course(recipe: Recipe, lr: float, task: Task, seed: int) -> Course:
         loss = task.loss(model(inputs), targets).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        mean = float(loss) if step == 0 else mean + SMOOTHING * (float(loss) - mean)
+        now = float(loss.detach())
+        mean = now if step == 0 else mean + SMOOTHING * (now - mean)
         recipe.step(optimizer, loss.detach())
         if (step + 1) % every == 0:
             held_out, _ = score(task, model, monitor)

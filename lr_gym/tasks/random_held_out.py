@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lr_gym.rng import Stream, uniform
+from lr_gym.tasks.random_plateau import random_plateau_task
 from lr_gym.tasks.random_tasks import (
     LANGUAGE_MODEL,
     RandomTask,
@@ -84,4 +85,5 @@ def random_held_out_task(number: int) -> RandomTask:
 RANDOM_SUPPLIES: dict[str, Callable[[int], RandomTask]] = {
     "random": random_task,
     "random-held-out": random_held_out_task,
+    "random-plateau": random_plateau_task,
 }
