@@ -47,13 +47,13 @@ class Args:
     options, its mapping `ppo` those of PPO, and so on. The command line overrides it."""
     task: str = "mnist1d-mlp"
     """The task to train: a name of lr_gym.tasks.TASKS, random-<number>, random-held-out-<number>,
-    or a Task of your own as my_package.my_module:TASK."""
+    random-plateau-<number>, or a Task of your own as my_package.my_module:TASK."""
     suite: (
         Literal["train", "random", "random-held-out", "random-plateau", "stream-train"] | None
     ) = None
     """Learn on many tasks instead of one: on all training tasks at once; on random tasks, which are
-    new in every batch of trainings; on random tasks of which many memorise their examples; or on
-    streams, whose data change."""
+    new in every batch of trainings; on random tasks of which many memorise their examples, or that
+    stand still at first; or on streams, whose data change."""
     slots: int = 8
     """Number of random tasks at a time."""
     selection_suite: (

@@ -11,6 +11,7 @@ import gymnasium
 from torch import nn
 
 from lr_gym.tasks.random_held_out import HELD_OUT_RANGES, WRONG
+from lr_gym.tasks.random_plateau import CHOSEN, PLATEAU_RANGES
 from lr_gym.tasks.random_tasks import RANGES
 from lr_gym.tasks.stream import RECURRING, Changes, DataStream
 from lr_gym.tasks.stream_kinds import ClassStream, OrderedStream, ValueStream
@@ -158,12 +159,12 @@ each task of `stream` from every task of both.
 parameters. With AdamW one takes about a minute of one CPU core; reading its loss on the test split
 along the way takes about as long again, although few examples are held back for it.
 
-Policies that watch a held-out loss learn on the random tasks `random-held-out-<number>`, are
-selected by `held-out-validation` and are reported on `held-out`. In both suites most tasks memorise
-long before their horizon, some of them wrong labels (20% of the gradient split; the other splits
-are clean), one recurrent network stands still at first, and one task never memorises. Each task of
-`held-out-validation` differs from every task of `train`, and each task of `held-out` from every
-task of `train`, `validation` and `held-out-validation`.
+Policies that watch a held-out loss learn on the random tasks `random-held-out-<number>` and
+`random-plateau-<number>`, are selected by `held-out-validation` and are reported on `held-out`. In
+both suites most tasks memorise long before their horizon, some of them wrong labels (20% of the
+gradient split; the other splits are clean), one recurrent network stands still at first, and one
+task never memorises. Each task of `held-out-validation` differs from every task of `train`, and
+each task of `held-out` from every task of `train`, `validation` and `held-out-validation`.
 
 | suite | task | differs by | family | source |
 |---|---|---|---|---|
@@ -217,6 +218,18 @@ loss. Many of these tasks memorise: two thirds have few `examples`, and the othe
 targets of the gradient split is wrong: it is any other class, or the value or sequence of another
 example. The other splits stay clean. All ranges are log-uniform. The suite `random-held-out` of
 `train_agent.py` consists of them.
+
+| what | range |
+|---|---|
+"""
+
+
+_PLATEAU = f"""
+`random-plateau-<number>` stands still at first, as a network does that will learn no more. Half of
+these tasks are parities: whether {" or ".join(map(str, CHOSEN))} of the `bits` of an example have
+an even number of -1. The others are recalls: a recurrent network reads a sequence of that `length`
+and says the one number that is marked, which stands in its first half. All else is drawn as for
+`random-<number>`. The suite `random-plateau` of `train_agent.py` consists of them.
 
 | what | range |
 |---|---|
@@ -323,6 +336,7 @@ def document() -> str:
         (_OWN_STREAM + _SUITES, [line for suite in SUITES for line in _suite_lines(suite)]),
         (_RANDOM, [_range_line(name, choices) for name, choices in RANGES.items()]),
         (_HELD_OUT, [_range_line(name, range_) for name, range_ in HELD_OUT_RANGES.items()]),
+        (_PLATEAU, [_range_line(name, range_) for name, range_ in PLATEAU_RANGES.items()]),
     )
     return "".join(head + "\n".join(lines) + "\n" for head, lines in tables)
 

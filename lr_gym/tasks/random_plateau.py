@@ -3,7 +3,7 @@
 A network that has learned nothing yet looks like one that will learn no more. To tell them apart, a
 policy has to see both. The task `random-plateau-<number>` is one of two problems:
 
-    parity   whether an odd number of a few chosen bits is 1, for a fully connected network
+    parity   whether a few of the bits have an even number of -1, for a fully connected network
     recall   the one number of a sequence that is marked, for a recurrent network
 
 Both stand still at the loss of guessing, and then fall. How long they stand still depends on all
@@ -23,7 +23,7 @@ from lr_gym.tasks.random_tasks import RandomTask, draw, drawn_task, log_uniform
 from lr_gym.tasks.splits import split_examples, with_monitor
 from lr_gym.tasks.task import Data
 
-__all__ = ["PLATEAU_RANGES", "random_plateau_task"]
+__all__ = ["CHOSEN", "PLATEAU_RANGES", "random_plateau_task"]
 
 PLATEAU_RANGES: dict[str, tuple[int, int]] = {
     "bits": (6, 20),
@@ -75,8 +75,8 @@ def _parity(number: int, count: int, drawn: dict[str, Any]) -> tuple[Tensor, Ten
     numbers = uniform(torch.tensor(number), Stream.HELD_OUT_TASK, NUMBERS, count * bits)
     inputs = torch.where(numbers.view(count, bits) < 0.5, -1.0, 1.0)
     # the bits are alike, so the first ones may count
-    odd = inputs[:, : drawn["chosen"]].prod(1) > 0.0
-    return inputs, odd.long()
+    even = inputs[:, : drawn["chosen"]].prod(1) > 0.0
+    return inputs, even.long()
 
 
 def _recall(number: int, count: int, drawn: dict[str, Any]) -> tuple[Tensor, Tensor]:
