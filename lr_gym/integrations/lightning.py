@@ -1,4 +1,4 @@
-"""Lightning: a callback that shows the loss, logs the rates, and swaps averaged weights in."""
+"""Lightning: a callback that shows losses, logs rates, and swaps averaged weights in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lr_gym.integrations.held_out import HeldOutMetric
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.optional import require
 
@@ -22,6 +23,10 @@ class PolicyCallback(_lightning.Callback):  # type: ignore[misc]
     policy takes the mean over the batches of a step, and over ranks. Where a module has several
     optimizers, nobody knows whose a loss is, so none is shown: call `optimizer.observe(loss)`.
 
+    After each validation within `fit` the policy is told the held-out loss, where `validation_step`
+    has logged it. Where a rule (`finish`) or the policy ends the training by it, the run stops once
+    the learning rate is 0, and Lightning validates once more.
+
     Every `log_every_n_steps` steps the loggers get one number for each parameter group i,
     `applied_lr/i`. LearningRateMonitor shows `group["lr"]`, which the policy does not change.
 
@@ -30,8 +35,13 @@ class PolicyCallback(_lightning.Callback):  # type: ignore[misc]
     trained, also from a checkpoint.
     """
 
-    def __init__(self) -> None:
-        """Begin before the first step."""
+    def __init__(self, held_out_metric: str = "val_loss") -> None:
+        """Begin before the first step.
+
+        Args:
+            held_out_metric: The name under which the module logs the held-out loss in validation.
+        """
+        self._held_out = HeldOutMetric(held_out_metric)
         self._logged = 0  # the step of the last rates that were logged
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -46,6 +56,10 @@ class PolicyCallback(_lightning.Callback):  # type: ignore[misc]
                 f"PolicyCallback needs a PolicyOptimizer; got {found or 'no optimizer'}: return "
                 "one from configure_optimizers"
             )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Stop a run that resumes where the training has ended."""
+        _stop_if_ended(trainer)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss."""
@@ -64,7 +78,21 @@ class PolicyCallback(_lightning.Callback):  # type: ignore[misc]
             optimizer.train()
 
     def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        """Log the rates."""
+        """Log the rates, and stop the run where the training has ended."""
+        self._log_rates(trainer)
+        _stop_if_ended(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Tell the held-out loss; every rank tells its own, and decisions take the mean."""
+        # callbacks that save checkpoints come later, so that a checkpoint knows the loss
+        if trainer.state.fn != "fit" or trainer.sanity_checking or len(trainer.optimizers) != 1:
+            return
+        metrics = trainer.callback_metrics
+        self._held_out.tell(trainer.optimizers[0], metrics)
+        if trainer.is_global_zero:  # a module may log on this rank only
+            self._held_out.check(trainer.optimizers[0], metrics)
+
+    def _log_rates(self, trainer: Any) -> None:
         step = trainer.global_step
         if step == self._logged or step % trainer.log_every_n_steps:
             return
@@ -98,6 +126,13 @@ class PolicyCallback(_lightning.Callback):  # type: ignore[misc]
 
 def _policy_optimizers(trainer: Any) -> list[PolicyOptimizer]:
     return [o for o in trainer.optimizers if isinstance(o, PolicyOptimizer)]
+
+
+def _stop_if_ended(trainer: Any) -> None:
+    """Ask for the end of the run; Lightning obeys once min_epochs and min_steps are made."""
+    # of several optimizers, the others may have to go on
+    if len(trainer.optimizers) == 1 and trainer.optimizers[0].ended_early:
+        trainer.should_stop = True
 
 
 def _averaging(trainer: Any) -> list[PolicyOptimizer]:

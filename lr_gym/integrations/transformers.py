@@ -1,4 +1,4 @@
-"""transformers.Trainer: a callback that shows the loss and logs the rates, and groups with names.
+"""transformers.Trainer: a callback that shows losses and logs rates, and groups with names.
 
 There are two ways to give a Trainer an optimizer:
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_gym.integrations.accelerate import policy_optimizer
+from lr_gym.integrations.held_out import HeldOutMetric
 from lr_gym.optim import named_groups
 from lr_gym.optional import require
 
@@ -58,18 +59,27 @@ class PolicyCallback(_transformers.TrainerCallback):  # type: ignore[misc]
     the device. The logs of the training have one more number for each parameter group i,
     `applied_lr/i`; Trainer's `learning_rate` is `group["lr"]`, which the policy does not change.
 
+    After each evaluation within `train` the policy is told the held-out loss. Where a rule
+    (`finish`) or the policy ends the training by it, the run stops once the learning rate is 0, and
+    Trainer evaluates and saves as it does at max_steps.
+
     Under a policy that averages weights, Trainer itself shows the averaged weights when it
     evaluates. They are also what the model holds once the training is over.
 
     Use it as `trainer.add_callback(PolicyCallback(trainer))`.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, held_out_metric: str = "eval_loss") -> None:
         """Listen to the trainer.
 
         Args:
             trainer: The trainer whose optimizer is, or will be, a PolicyOptimizer.
+            held_out_metric: The held-out loss among the metrics of an evaluation. If eval_dataset
+                is a dict, it is "eval_NAME_loss" of one of its data sets.
         """
+        self._trainer = trainer
+        self._held_out = HeldOutMetric(held_out_metric)
+        self._found: set[str] = set()  # metrics of the evaluations since the last optimizer step
         self._losses: list[Tensor] = []  # of the micro-batches since the last optimizer step
         # Trainer tells callbacks neither losses nor what it logs, but it has these two methods for
         # subclasses to override. They are replaced on the instance, so any subclass will do.
@@ -95,9 +105,14 @@ class PolicyCallback(_transformers.TrainerCallback):  # type: ignore[misc]
 
         return adding_rates
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what an interrupted step has left."""
+    def on_step_begin(
+        self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any
+    ) -> None:
+        """Forget what an interrupted step has left, and warn where no held-out loss was told."""
         self._losses.clear()
+        if self._found:
+            self._held_out.check(policy_optimizer(optimizer), self._found)
+            self._found.clear()
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any
@@ -105,6 +120,26 @@ class PolicyCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         """Show the loss; Trainer has divided it, so that the sum is that of the whole batch."""
         policy_optimizer(optimizer).observe(torch.stack(self._losses).sum())
         self._losses.clear()
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any
+    ) -> None:
+        """Stop the run where the training has ended, as Trainer does at max_steps."""
+        if not policy_optimizer(optimizer).ended_early:
+            return
+        control.should_training_stop = True
+        # Trainer makes up for the strategy "epoch" itself
+        control.should_evaluate |= args.eval_strategy == "steps"
+        control.should_save |= args.save_strategy == "steps"
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, *, optimizer: Any, metrics: Any, **kwargs: Any
+    ) -> None:
+        """Tell the held-out loss; Trainer has averaged it over ranks, and each rank tells it."""
+        if self._trainer.is_in_train:
+            self._held_out.tell(policy_optimizer(optimizer), metrics)
+            # a dict of data sets is evaluated one by one, so that one alone may lack the metric
+            self._found.update(metrics)
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any

@@ -312,7 +312,7 @@ def controlled_model(
         groups=groups,
         params=[(group, list(group["params"])) for group in groups],
         betas=_betas(groups),
-        watched=controller.spec.watches_held_out or settings.may_finish,
+        watched=settings.watches_held_out,
     )
 
 

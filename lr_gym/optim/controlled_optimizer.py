@@ -47,6 +47,20 @@ class ControlledOptimizer(Optimizer):
         return self._settings.policy.spec.average is not None
 
     @property
+    def watches_held_out(self) -> bool:
+        """Whether the policy or a rule looks at the losses that `observe_validation` is told."""
+        return self._settings.watches_held_out
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the learning rate has fallen to 0 since a rule or the policy ended the training.
+
+        Other than `finished`, it stays false where nothing but total_steps is over.
+        """
+        step = self.param_groups[0]["step"]
+        return finish_of(self.param_groups).phase(step) == "done"
+
+    @property
     def finished(self) -> bool:
         """Whether the training has ended, so that the loop can be left.
 
@@ -56,7 +70,7 @@ class ControlledOptimizer(Optimizer):
         step = self.param_groups[0]["step"]
         total = self._settings.total_steps
         over = total is not None and step >= total
-        return bool(over or finish_of(self.param_groups).phase(step) == "done")
+        return bool(over or self.ended_early)
 
     def metrics(self) -> dict[str, float]:
         """Each layer's applied lr, multiplier, momentum and noise, and its trust and drift.

@@ -94,6 +94,11 @@ class Settings:
         """Whether a rule or the policy can end the training."""
         return self.finish is not None or self.policy.spec.finishes
 
+    @property
+    def watches_held_out(self) -> bool:
+        """Whether the policy or a rule looks at held-out losses."""
+        return self.may_finish or self.policy.spec.watches_held_out
+
     def controller(self) -> Controller:
         """The controller of this training."""
         return Controller(self.policy.spec, self.total_steps, self.policy.interval)
