@@ -250,6 +250,8 @@ def about(args: Args, update: int, selection_loss: float, seconds: float) -> dic
 def store_ranges(file: Path, args: Args) -> None:
     """Measure what the policy sees on the tasks it has learned on, and store it in its file."""
     policy = load_policy(file)
+    if policy.ranges is not None:  # those of the policy that it was made from
+        return
     # compiling would take longer than these few trainings
     args = dataclasses.replace(args, control=policy.spec, compile=False)
     batches = GUARD_BATCHES if args.suite in RANDOM_SUITES else 1

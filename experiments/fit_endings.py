@@ -7,8 +7,8 @@ network is judged on tasks that it has not learned from (cross-validation over t
 of the hand rule is not fitted, so read its best row as an optimist's. Intervals are over tasks.
 
 TRIALS are output folders of `train_agent.py --agent endings`, or files that --save has written. The
-policy has no guard and no certificate: `python -m lr_gym.analysis.measure_ranges` and `python -m
-lr_gym.analysis.certificate` make them.
+policy has the guard of the policy that sets the rates, and no certificate: `python -m
+lr_gym.analysis.certificate` makes one.
 
     python -m experiments.fit_endings docs/results/endings/adamw.safetensors --compare
     python -m experiments.fit_endings docs/results/endings/adamw.safetensors \
@@ -162,7 +162,7 @@ def policy_of(
     if rates is not None:
         spec = dataclasses.replace(spec, base=rates.spec.base)
     networks = [member.network for member in members]
-    return joined_policy(rates, networks, spec, INTERVAL, about)
+    return joined_policy(rates, networks, spec, INTERVAL, about, trials.range())
 
 
 def main() -> None:

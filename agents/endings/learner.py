@@ -104,7 +104,8 @@ class EndingLearner(PolicyLearner):
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The policy that sets the rates as before, and ends trainings as the networks do."""
         networks = [member.network for member in self._members]
-        return joined_policy(self._rates, networks, self._spec, self._interval, about)
+        seen = None if self._seen is None else self._seen.range()
+        return joined_policy(self._rates, networks, self._spec, self._interval, about, seen)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

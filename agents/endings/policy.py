@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lr_gym.control.action import FINISH
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy
+from lr_gym.policies.ranges import ObservedRanges
 
 __all__ = ["joined_policy", "joined_spec"]
 
@@ -49,6 +50,7 @@ def joined_policy(
     spec: ControlSpec,
     interval: int,
     about: dict[str, Any],
+    seen: Tensor | None = None,
 ) -> MLPPolicy:
     """Put all networks side by side into one, so that none sees what the other ones do.
 
@@ -59,6 +61,8 @@ def joined_policy(
         spec: the spec under which the networks have learned.
         interval: inner steps between two decisions.
         about: what the policy's file tells about it.
+        seen: (2, F) range of what the networks have learned from, F features of `spec`. The guard
+            of the policy that sets the rates then is that of the whole; without it there is none.
     """
     own = _mean_of(networks)
     # a training is ended where the log odds are above 0, and so the action above 1/2
@@ -75,12 +79,12 @@ def joined_policy(
         added = len(whole.features) - len(rates.mean)
         mean = torch.cat([rates.mean, torch.zeros(added)])
         std = torch.cat([rates.std, torch.ones(added)])
-    seen = [whole.features.index(name) for name in spec.features]
+    places = [whole.features.index(name) for name in spec.features]
     first, bias = own[0]
     # the network has learned from what is not standardised
-    own[0] = first * std[seen], bias + first @ mean[seen]
+    own[0] = first * std[places], bias + first @ mean[places]
     layers = [_beside(*pair) for pair in zip(others, own, strict=True)]
-    layers[0] = _first(others[0], own[0], seen, len(whole.features))
+    layers[0] = _first(others[0], own[0], places, len(whole.features))
     return MLPPolicy(
         spec=whole,
         interval=interval,
@@ -89,7 +93,21 @@ def joined_policy(
         mean=mean,
         std=std,
         about=about,
+        ranges=None if rates is None else _joined_ranges(rates, spec, whole, seen),
     )
+
+
+def _joined_ranges(
+    rates: MLPPolicy, spec: ControlSpec, whole: ControlSpec, seen: Tensor | None
+) -> ObservedRanges | None:
+    """The ranges of the policy that sets the rates, and those of the features that are new."""
+    if rates.ranges is None or seen is None:
+        return None
+    new = [spec.features.index(name) for name in whole.features[len(rates.mean) :]]
+    features = torch.cat([rates.ranges.features, seen[:, new].float()], dim=1)
+    # actions on the end of a training span all of [-1, 1]
+    offsets = torch.cat([rates.ranges.offsets, torch.tensor([[-1.0], [1.0]])], dim=1)
+    return ObservedRanges(features, offsets, rates.ranges.lr)
 
 
 def _mean_of(networks: Sequence[nn.Sequential]) -> list[tuple[Tensor, Tensor]]:

@@ -99,6 +99,11 @@ class Trials(NamedTuple):
         """The trainings of a mask (n,) or of indices."""
         return Trials(*(part[chosen] for part in self))
 
+    def range(self) -> Tensor:
+        """(2, F) lowest and highest value of each feature, float32."""
+        seen = self.observation.float().flatten(0, 1)
+        return torch.stack([seen.amin(0), seen.amax(0)])
+
     def regret(self, price: float, worst: float) -> Tensor:
         """(n, D + 1) regret in nats of ending at each decision, at most `worst`.
 
