@@ -41,7 +41,7 @@ from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy, load_policy, save_policy
 
 FOLDS = 4
-STEPS = 600  # of each network
+STEPS = 1000  # of each network
 FIRST = 5  # held-out losses that the hand rule waits for, as PatienceRule does
 PATIENCES = (2, 4, 6, 8, 12, 16)
 INTERVAL = 10  # inner steps between two decisions where the length of a training is not known
@@ -117,7 +117,7 @@ def compare(trials: Trials, spec: ControlSpec, config: EndingConfig, steps: int)
     for name, beginnings in SEEN.items():
         columns = [i for i, feature in enumerate(spec.features) if feature.startswith(beginnings)]
         shown = trials._replace(observation=trials.observation[..., columns])
-        logit = unseen_logit(shown, config, steps)
+        logit = unseen_logit(shown, config, steps) - config.margin
         rows[name] = _outcome(trials, logit, trials.known, regret)
     lines = ["| decided by | regret | 95 % interval | steps |", "|---|---|---|---|"]
     for name, (lost, used) in rows.items():
@@ -157,12 +157,15 @@ def policy_of(
         "members": config.members,
         "steps": args.steps,
         "price": config.price,
+        "margin": config.margin,
         "seed": args.seed,
     }
     if rates is not None:
         spec = dataclasses.replace(spec, base=rates.spec.base)
     networks = [member.network for member in members]
-    return joined_policy(rates, networks, spec, INTERVAL, about, trials.range())
+    return joined_policy(
+        rates, networks, spec, INTERVAL, about, margin=config.margin, seen=trials.range()
+    )
 
 
 def main() -> None:
@@ -178,10 +181,12 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=EndingConfig.members, help="networks")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of each network")
     parser.add_argument("--price", type=float, default=0.0, help="nats that all steps cost")
+    margin = EndingConfig.margin
+    parser.add_argument("--margin", type=float, default=margin, help="log odds that end a training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the networks")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = EndingConfig(members=args.members, price=args.price)
+    config = EndingConfig(members=args.members, price=args.price, margin=args.margin)
     trials, spec = joined(args.trials)
     if args.save is not None:
         save_file(dict(trials._asdict()), args.save, {"spec": json.dumps(spec.to_json())})

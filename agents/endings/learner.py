@@ -85,7 +85,7 @@ class EndingLearner(PolicyLearner):
         new = functools.reduce(Trials.joined, (played[slot][0] for slot in range(self._slots)))
         figures = [played[slot][1] for slot in range(self._slots)]
         regret = new.regret(self._config.price, self._config.worst)
-        logit = mean_logit(self._members, new.observation)
+        logit = mean_logit(self._members, new.observation) - self._config.margin
         means = {
             key: float(np.mean([values[key] for values in figures if key in values]))
             for key in ("reward_loss", "diverged")
@@ -105,7 +105,15 @@ class EndingLearner(PolicyLearner):
         """The policy that sets the rates as before, and ends trainings as the networks do."""
         networks = [member.network for member in self._members]
         seen = None if self._seen is None else self._seen.range()
-        return joined_policy(self._rates, networks, self._spec, self._interval, about, seen)
+        return joined_policy(
+            self._rates,
+            networks,
+            self._spec,
+            self._interval,
+            about,
+            margin=self._config.margin,
+            seen=seen,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lr_gym.control.action import FINISH
+from lr_gym.control.action import FINISH, FINISH_ABOVE
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy
 from lr_gym.policies.ranges import ObservedRanges
@@ -50,6 +50,8 @@ def joined_policy(
     spec: ControlSpec,
     interval: int,
     about: dict[str, Any],
+    *,
+    margin: float,
     seen: Tensor | None = None,
 ) -> MLPPolicy:
     """Put all networks side by side into one, so that none sees what the other ones do.
@@ -61,12 +63,13 @@ def joined_policy(
         spec: the spec under which the networks have learned.
         interval: inner steps between two decisions.
         about: what the policy's file tells about it.
+        margin: log odds above which the policy ends a training.
         seen: (2, F) range of what the networks have learned from, F features of `spec`. The guard
             of the policy that sets the rates then is that of the whole; without it there is none.
     """
     own = _mean_of(networks)
-    # a training is ended where the log odds are above 0, and so the action above 1/2
-    own[-1] = own[-1][0], own[-1][1] + 0.5
+    # where the log odds are above the margin, the action has to be above FINISH_ABOVE
+    own[-1] = own[-1][0], own[-1][1] - margin + FINISH_ABOVE
     whole = joined_spec(rates, spec)
     if rates is None:
         others = _empty_layers(len(own), len(spec.controls) - 1)

@@ -45,6 +45,9 @@ class EndingConfig:
     price: float = 0.0
     """Nats that the steps of a whole training cost. Above 0, trainings are ended where what is left
     to gain is not worth its steps."""
+    margin: float = 3.0
+    """Log odds above which the policy ends a training. Above 0 it ends fewer trainings too early,
+    which cannot be mended, for some more that end late, of which the best weights may be kept."""
     worst: float = 1.0
     """Largest regret in nats that counts. Without it, the few tasks whose loss can fall to 0 would
     make up most of the mean."""
@@ -67,6 +70,7 @@ class EndingConfig:
         if not 0.0 < low <= high:
             raise ValueError(f"endings.rates must be 0 < low <= high; got {self.rates}")
         check_number("endings.price", self.price, 0.0)
+        check_number("endings.margin", self.margin, 0.0)
         check_number("endings.follow", self.follow, 0.0, 1.0)
 
 

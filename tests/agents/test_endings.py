@@ -32,7 +32,14 @@ EVERY = HORIZON // DECISIONS
 FEATURES = ("monitor_known", "monitor_best", "monitor_trend", "loss_trend", "progress")
 SPEC = ControlSpec(controls=("lr", "finish"), features=FEATURES, decisions=DECISIONS)
 CONFIG = EndingConfig(
-    runs=4, rates=(0.01, 0.1), moments=6, members=2, hidden=(8,), steps=40, learning_rate=0.02
+    runs=4,
+    rates=(0.01, 0.1),
+    moments=6,
+    margin=0.0,
+    members=2,
+    hidden=(8,),
+    steps=40,
+    learning_rate=0.02,
 )
 UPDATES = 4
 SEEDS = [1 << 40, (1 << 40) + 1, (1 << 40) + 2]
@@ -185,13 +192,13 @@ def test_the_joined_policy_does_what_its_parts_do(with_rates, hidden):
             mean=draw(3),
             std=draw(3).exp(),
         )
-    policy = joined_policy(rates, networks, SPEC, EVERY, {})
+    policy = joined_policy(rates, networks, SPEC, EVERY, {}, margin=1.0)
     seen = torch.rand(50, len(policy.spec.features), generator=generator) * 2 - 1
     action, _ = policy.predict(seen)
     own = seen[:, [policy.spec.features.index(name) for name in FEATURES]]
     with torch.no_grad():
         logit = torch.stack([network(own) for network in networks]).mean(0)
-    torch.testing.assert_close(action[:, 1:], (logit + 0.5).clamp(-1.0, 1.0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(action[:, 1:], (logit - 0.5).clamp(-1.0, 1.0), atol=1e-5, rtol=1e-4)
     if rates is None:
         assert (action[:, 0] == 0.0).all()
     else:
