@@ -103,7 +103,8 @@ def pair_utilities(gains: Tensor, groups: NDArray[np.int64]) -> Tensor:
     """Utilities of trainings, from their gains.
 
     The two trainings of a pair have u/2 and -u/2. Here u is the difference of their gains over the
-    median difference within their group, at most LARGEST_UTILITY.
+    median difference within their group, at most LARGEST_UTILITY. Pairs of equal gains, such as
+    those that are both over, are left out of the median: it could be 0 otherwise.
 
     Args:
         gains: (N,) gain of each training.
@@ -118,7 +119,10 @@ def pair_utilities(gains: Tensor, groups: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(np.flatnonzero(groups == group))
         part = difference[rows]
         # 1.4826 median |x| estimates the standard deviation of normal numbers
-        unit = 1.4826 * part.abs().median() + 1e-12
+        different = part[part != 0.0]
+        if not len(different):
+            continue
+        unit = 1.4826 * different.abs().median() + 1e-12
         scaled[rows] = (part / unit).clamp(-LARGEST_UTILITY, LARGEST_UTILITY)
     return torch.stack([scaled, -scaled], dim=1).flatten() / 2.0
 

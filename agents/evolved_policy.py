@@ -60,7 +60,8 @@ def unflatten(
 class PolicyPopulation:
     """A `Population` of runs of the environment, each driven by a policy of its own.
 
-    A run that has diverged waits until all runs start anew.
+    A run that has diverged, or that its policy has ended, gains nothing more until all runs start
+    anew.
     """
 
     def __init__(self, env: LayerRowsVecEnv, widths: Sequence[int]) -> None:

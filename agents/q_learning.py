@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.early_ends import EndingTransitions, fewer_endings, finishing_rows
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
 from lr_gym.control.action import action_rows
@@ -39,6 +40,11 @@ EDGES = {
     "loss_trend": (-0.3, -0.05, 0.05),
     "depth": (-1 / 3, 1 / 3),
     "progress": (-0.9, -0.6, 0.0, 0.6),
+    "scaled_lr": (0.0, 0.37),  # 10^-3 and 0.02, over the layer's unit
+    "monitor_stall": (0.1, 0.27, 0.45),  # 1, 3 and 7 decisions since the best
+    "monitor_best": (0.04, 0.2),  # 0.02 and 0.1 nats above the best
+    "monitor_trend": (-0.3, -0.05, 0.05),
+    "monitor_gap_trend": (0.05, 0.3),
 }
 
 
@@ -60,7 +66,11 @@ class QConfig:
 
 
 class QLearner(PolicyLearner):
-    """All layers of all runs read and write one table. An update is one training of every run."""
+    """All layers of all runs read and write one table.
+
+    An update is as many decisions as the longest training has. Where the policy can end trainings,
+    what follows until the end counts as a part of that decision.
+    """
 
     def __init__(
         self,
@@ -104,6 +114,9 @@ class QLearner(PolicyLearner):
             seed=seed,
         )
         self._observation = env.reset()
+        states = self._states(self._observation).numpy()
+        self._endings = EndingTransitions(states, np.zeros_like(states), config.discount)
+        self._generator = torch.Generator().manual_seed(seed)
 
     def update(self) -> dict[str, float]:
         """Act and learn for as many decisions as the longest training has."""
@@ -112,29 +125,45 @@ class QLearner(PolicyLearner):
         share = min(1.0, self._done / falling)
         if self._env.renew():
             self._observation = self._env.reset()
+            self._endings.clear()
         table = self._controller
         table.epsilon = first + (last - first) * share
         table.learning_rate = self._config.learning_rate * (1.0 - 0.9 * self._done / self._updates)
         states = self._states(self._observation)
         errors = []
         for _ in range(self._env.decisions):
-            chosen = table.act(states)
-            observation, rewards, dones = self._env.decide(table.actions[chosen].numpy())
+            chosen = self._choose(states)
+            self._env.step_async(table.actions[chosen].numpy())
+            observation, rewards, dones, infos = self._env.step_wait()
             # where a training has ended, this is the first state of the next one: its value is not
             # used, since `dones` says so
             following = self._states(observation)
-            error = table.update(
-                states, chosen, torch.from_numpy(rewards), following, torch.from_numpy(dones)
+            started, taken, collected = map(
+                torch.from_numpy,
+                self._endings.join(states.numpy(), chosen.numpy(), rewards, finishing_rows(infos)),
             )
-            errors.append(float(error.abs().mean()))
+            # rows without a whole transition have the reward NaN, which the table leaves out
+            error = table.update(started, taken, collected, following, torch.from_numpy(dones))
+            errors.append(float(error.abs().nanmean()))
             states, self._observation = following, observation
         self._done += 1
         visited = float((table.visits.sum(1) > 0).sum())
         return self._env.figures() | {
             "exploration": table.epsilon,
-            "td_error": float(np.mean(errors)),
+            "td_error": float(np.nanmean(errors)),
             "visited_states": visited,
         }
+
+    def _choose(self, states: torch.Tensor) -> torch.Tensor:
+        """Epsilon-greedy actions (rows,); only those the table prefers end trainings often."""
+        table = self._controller
+        chosen = table.act(states)
+        if not self._spec.finishes:
+            return chosen
+        draws = torch.rand(len(chosen), generator=self._generator).numpy()
+        fewer = fewer_endings(chosen.numpy(), table.actions.numpy(), draws, self._env.decisions)
+        preferred = (chosen == table.greedy(states)) & (table.visits[states, chosen] > 0)
+        return torch.where(preferred, chosen, torch.from_numpy(fewer))
 
     def _states(self, observation: np.ndarray) -> torch.Tensor:
         return self._controller.state_index(torch.from_numpy(observation))
@@ -149,6 +178,8 @@ class QLearner(PolicyLearner):
             "table": self._controller.state_dict(),
             "rows": self._env.state_dict(),
             "observation": torch.from_numpy(self._observation.copy()),
+            "endings": self._endings.state_dict(),
+            "generator": self._generator.get_state(),
             "done": self._done,
         }
 
@@ -157,6 +188,8 @@ class QLearner(PolicyLearner):
         self._controller.load_state_dict(state["table"])
         self._env.load_state_dict(state["rows"])
         self._observation = state["observation"].numpy().copy()
+        self._endings.load_state_dict(state["endings"])
+        self._generator.set_state(state["generator"])
         self._done = state["done"]
 
 

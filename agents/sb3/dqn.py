@@ -9,14 +9,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import DQN
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch import nn
 
+from agents.early_ends import fewer_endings
 from agents.learner import PolicyLearner
 from agents.sb3.ppo import mlp_policy
 from agents.sb3.rows import LayerRowsVecEnv
 from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
+from agents.sb3.whole_buffer import WholeTransitionsBuffer
+from lr_gym.control.action import action_table
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
 from lr_gym.types import check_count
@@ -61,7 +65,15 @@ class DQNConfig:
 
 
 class RowwiseDQN(DQN):
-    """SB3's DQN, but each row explores by itself. In SB3, all rows explore at once or none does."""
+    """SB3's DQN, but each row explores by itself. In SB3, all rows explore at once or none does.
+
+    Attributes:
+        table: (n, A) values of the actions where they can end trainings, else None.
+        decisions: Decisions of a whole training.
+    """
+
+    table: NDArray[np.float32] | None = None
+    decisions: int = 1
 
     def predict(
         self,
@@ -86,13 +98,17 @@ class RowwiseDQN(DQN):
             return action, state
         explore = np.random.rand(len(action)) < self.exploration_rate  # noqa: NPY002 - SB3's own generator
         chance = np.random.randint(self.action_space.n, size=len(action))  # type: ignore[attr-defined] # noqa: NPY002
+        if self.table is not None:
+            draws = np.random.rand(len(action))  # noqa: NPY002
+            chance = fewer_endings(chance, self.table, draws, self.decisions)
         return np.where(explore, chance, action), state
 
 
 class DQNLearner(PolicyLearner):
     """SB3's DQN on layer rows.
 
-    It learns after each decision. An update is one training of every run.
+    It learns after each decision. An update is as many decisions as the longest training has. Where
+    the policy can end trainings, what follows until the end counts as a part of that decision.
     """
 
     def __init__(
@@ -124,11 +140,14 @@ class DQNLearner(PolicyLearner):
             )
         self._decisions = env.decisions
         self._config = config
+        spec = env.envs[0].control_spec
         self.model = RowwiseDQN(
             "MlpPolicy",
             env,
             learning_rate=lambda remaining: config.learning_rate * remaining,
             buffer_size=config.buffer_size,
+            replay_buffer_class=WholeTransitionsBuffer if spec.finishes else None,
+            replay_buffer_kwargs={"discount": config.gamma} if spec.finishes else None,
             learning_starts=0,
             batch_size=config.batch_size,
             gamma=config.gamma,
@@ -142,14 +161,18 @@ class DQNLearner(PolicyLearner):
             device="cpu",
             policy_kwargs={"net_arch": list(config.hidden), "activation_fn": nn.Tanh},
         )
+        if spec.finishes:
+            self.model.table = action_table(spec.controls).numpy()
+            self.model.decisions = env.decisions
         _, self._callback = self.model._setup_learn(updates * env.decisions * env.num_envs)
 
     def update(self) -> dict[str, float]:
-        """Make the decisions of one training of every run, with gradient steps after each."""
+        """Make the decisions of a whole training in every run, with gradient steps after each."""
         model, env = self.model, rows_of(self.model)
         once = TrainFreq(1, TrainFrequencyUnit.STEP)
         assert model.replay_buffer is not None
-        renew(model)
+        if renew(model) and isinstance(model.replay_buffer, WholeTransitionsBuffer):
+            model.replay_buffer.endings.clear()
         for _ in range(self._decisions):
             model.collect_rollouts(env, self._callback, once, model.replay_buffer)
             model.train(self._config.gradient_steps, self._config.batch_size)
@@ -165,7 +188,11 @@ class DQNLearner(PolicyLearner):
         assert buffer is not None
         filled = buffer.buffer_size if buffer.full else buffer.pos
         arrays = {name: torch.from_numpy(getattr(buffer, name)[:filled].copy()) for name in _BUFFER}
+        waiting = {}
+        if isinstance(buffer, WholeTransitionsBuffer):
+            waiting = {"endings": buffer.endings.state_dict()}
         return algorithm_state(model) | {
+            **waiting,
             "buffer": arrays | {"pos": buffer.pos, "full": buffer.full},
             "n_calls": model._n_calls,
             "exploration_rate": float(model.exploration_rate),
@@ -181,6 +208,8 @@ class DQNLearner(PolicyLearner):
             getattr(buffer, name)[: len(saved[name])] = saved[name].numpy()
         buffer.pos = saved["pos"]
         buffer.full = saved["full"]
+        if isinstance(buffer, WholeTransitionsBuffer):
+            buffer.endings.load_state_dict(state["endings"])
         model._n_calls = state["n_calls"]
         model.exploration_rate = state["exploration_rate"]
         model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)

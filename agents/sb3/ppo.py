@@ -6,7 +6,9 @@ It starts at exactly the base optimizer and its schedule.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from torch import nn
 
+from agents.early_ends import end_chance
 from agents.learner import PolicyLearner
 from agents.sb3.rows import LayerRowsVecEnv
 from agents.sb3.state import algorithm_state, load_algorithm_state, renew, rows_of
+from lr_gym.control.action import FINISH_ABOVE
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy, SavedPolicy
 from lr_gym.types import check_count
@@ -117,7 +121,19 @@ class PPOLearner(PolicyLearner):
         with torch.no_grad():
             for param in self.model.policy.action_net.parameters():
                 param.zero_()
+        self._explore_endings(env)
         self._total, self._callback = self.model._setup_learn(samples * updates)
+
+    def _explore_endings(self, env: LayerRowsVecEnv) -> None:
+        """Choose the deviation of "finish" so that exploration ends a training about once.
+
+        At the deviation of the other actions it would never do so. The mean stays 0, so that the
+        policy without exploration does nothing at first.
+        """
+        if env.envs[0].control_spec.finishes:
+            deviations = NormalDist().inv_cdf(1.0 - end_chance(env.decisions))
+            with torch.no_grad():
+                self.model.policy.log_std[-1] = math.log(FINISH_ABOVE / deviations)
 
     def go_on_from(self, policy: SavedPolicy) -> None:
         """Start with the actor of a trained policy instead.
@@ -166,16 +182,20 @@ class PPOLearner(PolicyLearner):
         """Make the rollout's rewards relative, and compute its advantages and returns again."""
         model, env = self.model, rows_of(self.model)
         buffer = model.rollout_buffer
+        restarted = buffer.episode_starts[1:].cumsum(0) > 0
         buffer.rewards[:] = relative_rewards(
             buffer.rewards,
             [e.num_layers for e in env.envs for _ in range(e.num_envs)],
             env.twins,
-            restarted=buffer.episode_starts[1:].cumsum(0) > 0,
+            restarted,
         )
         with torch.no_grad():
             values = model.policy.predict_values(torch.as_tensor(model._last_obs))
         assert model._last_episode_starts is not None
         buffer.compute_returns_and_advantage(values, model._last_episode_starts)
+        # nothing is known of how good a training is that has no twins
+        buffer.advantages[1:][restarted] = 0.0
+        buffer.returns[1:][restarted] = buffer.values[1:][restarted]
 
     def policy(self, about: dict[str, Any]) -> MLPPolicy:
         """The policy without exploration: it does what SB3's `predict(deterministic=True)` does."""
@@ -199,12 +219,16 @@ def relative_rewards(
     same, however far its loss can fall. A reward is at most `LIMIT` spreads, which also bounds the
     cost of a divergence. (Ours, because rewards of tasks differ by orders of magnitude.)
 
+    A training that ended early, by its policy or by a divergence, collects nothing more, while its
+    twins do. So the medians of what they collect from then on are subtracted from its last reward:
+    the relative rewards of two twins add up to what one has over the other.
+
     Args:
         rewards: (decisions, rows) rewards; a row is a layer of a run.
         layers: Number of layers of each run, in order; twins have equally many.
         twins: Number of neighbouring runs that are compared.
-        restarted: (decisions - 1, rows) whether the row has started another training, after a
-            divergence, at the second decision or later. That training has no twins: it is left out
+        restarted: (decisions - 1, rows) whether the row has started another training, after an
+            early end, at the second decision or later. That training has no twins: it is left out
             of medians, and its reward is 0.
 
     Returns:
@@ -219,6 +243,9 @@ def relative_rewards(
         twins_rewards = together[:, rows]
         middle = np.ma.median(twins_rewards, axis=1, keepdims=True)  # type: ignore[no-untyped-call]
         own = (twins_rewards - middle).filled(0.0)
+        missed = np.where(alone[:, rows], middle.filled(0.0), 0.0).sum(0)
+        early = np.flatnonzero(alone[:, rows].any(0))
+        own[alone[:, rows][:, early].argmax(0) - 1, early] -= missed[early]
         returns = own.sum(0)
         # 1.4826 times the median deviation estimates the standard deviation of normal numbers
         spread = 1.4826 * np.median(np.abs(returns - np.median(returns))) + 1e-6

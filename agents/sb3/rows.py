@@ -185,7 +185,8 @@ class LayerRowsVecEnv(VecEnv):
         """Infos of the rows of environment `i`, as SB3 wants them where a training has ended."""
         layers = self.envs[i].num_layers
         final = info.get("final_info", {})
-        rows: list[dict[str, Any]] = [{} for _ in range(self.envs[i].num_envs * layers)]
+        finishing = np.repeat(info["finishing"], layers)
+        rows: list[dict[str, Any]] = [{"finishing": bool(row)} for row in finishing]
         for run in np.flatnonzero(terminated | truncated):
             episode = {"r": float(self._returns[i][run]), "l": int(self._lengths[i][run])}
             self._returns[i][run] = 0.0

@@ -23,12 +23,18 @@ def rows_of(model: BaseAlgorithm) -> LayerRowsVecEnv:
     return model.env
 
 
-def renew(model: BaseAlgorithm) -> None:
-    """Between two updates: go on to new tasks, where the suite is random."""
+def renew(model: BaseAlgorithm) -> bool:
+    """Between two updates: go on to new tasks, where the suite is random.
+
+    Returns:
+        Whether new trainings have begun in all rows.
+    """
     env = rows_of(model)
-    if env.renew():
-        model._last_obs = env.reset()
-        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    if not env.renew():
+        return False
+    model._last_obs = env.reset()
+    model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    return True
 
 
 def algorithm_state(model: BaseAlgorithm) -> dict[str, Any]:

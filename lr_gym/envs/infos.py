@@ -9,13 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_gym.control.finish import Endings
 from lr_gym.envs.env_state import EnvState
 
 __all__ = ["final_infos", "infos_of"]
 
 
 def infos_of(
-    runs: EnvState, step: NDArray[np.int64], lr: Tensor, divergence: NDArray[np.str_] | str
+    runs: EnvState,
+    step: NDArray[np.int64],
+    lr: Tensor,
+    divergence: NDArray[np.str_] | str,
+    endings: Endings,
 ) -> dict[str, Any]:
     """Infos of B trainings, copies on the host.
 
@@ -24,6 +29,7 @@ def infos_of(
         step: (B,) inner steps made.
         lr: (B, L) effective learning rates.
         divergence: (B,) why each run diverged, "" where it did not; "" where none did.
+        endings: what is decided about the ends of the trainings.
     """
     reasons = np.full(len(step), divergence, dtype="<U16")  # one width, whatever the reasons are
     return {
@@ -34,6 +40,7 @@ def infos_of(
         "lr": lr.double().cpu().numpy(),
         "diverged": reasons != "",
         "divergence": reasons,
+        "finishing": ~endings.undecided,
     }
 
 

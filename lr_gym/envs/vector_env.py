@@ -11,6 +11,7 @@ per run:
     lr              (B, L) effective learning rate
     diverged        whether the run diverged
     divergence      why it diverged, "" where it did not
+    finishing       whether the policy has decided to end the training
     final_obs, final_info   of runs that ended in this step, under SAME_STEP only
 """
 
@@ -303,7 +304,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         """Infos of all rows; `divergence` says why each row (B,) diverged, "" where none did."""
         step = self._rows.step
         lr = self._episodes.effective_lr(self.runs, step, self._rows.endings)
-        return infos_of(self.runs, step, lr, divergence)
+        return infos_of(self.runs, step, lr, divergence, self._rows.endings)
 
 
 def make_vector_env(

@@ -19,6 +19,7 @@ from agents.q_learning import QConfig, QLearner
 from agents.sb3 import DQNConfig, DQNLearner, LayerRowsVecEnv, PPOConfig, PPOLearner
 from agents.sweep import SweepConfig, SweepLearner
 from lr_gym.envs.vector_env import LRControlVectorEnv
+from lr_gym.tasks import Task
 
 SETTING = {"horizon": 12, "decisions": 4, "schedule": "constant"}
 UPDATES = 6
@@ -50,7 +51,7 @@ def sweep_env(setting: dict[str, Any], update: int, slot: int) -> LRControlVecto
     )
 
 
-def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
+def make_learner(agent: str, *runs: int, seed: int = 0, task: Task = TINY, **options) -> Learner:
     """A learner in environments of these numbers of runs, (4, 2) by default."""
     runs = runs or (4, 2)
     window = 2 if agent.endswith("pes") else None
@@ -85,11 +86,11 @@ def make_learner(agent: str, *runs: int, seed: int = 0, **options) -> Learner:
         setting.setdefault("features", ("update_ratio", "depth", "progress"))
     twins = 2 if agent == "ppo_twins" else 1
     env = LayerRowsVecEnv(
-        [LRControlVectorEnv(TINY, num_envs=n, **setting) for n in runs], twins=twins
+        [LRControlVectorEnv(task, num_envs=n, **setting) for n in runs], twins=twins
     )
     env.seed(seed << 20)
     selection = [
-        LRControlVectorEnv(TINY, num_envs=3, autoreset_mode=AutoresetMode.DISABLED, **setting)
+        LRControlVectorEnv(task, num_envs=3, autoreset_mode=AutoresetMode.DISABLED, **setting)
     ]
     ppo = PPOConfig(hidden=(16, 16), n_epochs=2, minibatches=2, learning_rate=0.02)
     kinds = {
