@@ -40,6 +40,7 @@ from agents.regression import falling_rates
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy, load_policy, save_policy
 
+LEVELS = 127  # features lie in [-1, 1]
 FOLDS = 4
 STEPS = 1000  # of each network
 FIRST = 5  # held-out losses that the hand rule waits for, as PatienceRule does
@@ -62,7 +63,22 @@ def read_trials(path: Path) -> tuple[Trials, dict[str, Any]]:
         return Trials(*state["seen"]), json.loads((path / "args.json").read_text())["control"]
     with safe_open(path, framework="pt") as file:
         spec = json.loads(file.metadata()["spec"])
-        return Trials(*(file.get_tensor(field) for field in Trials._fields)), spec
+        stored = Trials(*(file.get_tensor(field) for field in Trials._fields))
+    return stored._replace(
+        observation=(stored.observation.float() / LEVELS).half(),
+        loss=stored.loss.float(),
+        steps=stored.steps.float(),
+    ), spec
+
+
+def write_trials(trials: Trials, spec: ControlSpec, path: Path) -> None:
+    """Write trials in few bytes: features in steps of 1 / LEVELS, losses and shares in 16 bits."""
+    stored = trials._replace(
+        observation=(trials.observation.float() * LEVELS).round().to(torch.int8),
+        loss=trials.loss.half(),
+        steps=trials.steps.half(),
+    )
+    save_file(dict(stored._asdict()), path, {"spec": json.dumps(spec.to_json())})
 
 
 def joined(paths: Sequence[Path]) -> tuple[Trials, ControlSpec]:
@@ -180,7 +196,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="policy file")
     parser.add_argument("--members", type=int, default=EndingConfig.members, help="networks")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of each network")
-    parser.add_argument("--price", type=float, default=0.0, help="nats that all steps cost")
+    parser.add_argument(
+        "--price", type=float, default=EndingConfig.price, help="nats that all steps cost"
+    )
     margin = EndingConfig.margin
     parser.add_argument("--margin", type=float, default=margin, help="log odds that end a training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the networks")
@@ -189,7 +207,7 @@ def main() -> None:
     config = EndingConfig(members=args.members, price=args.price, margin=args.margin)
     trials, spec = joined(args.trials)
     if args.save is not None:
-        save_file(dict(trials._asdict()), args.save, {"spec": json.dumps(spec.to_json())})
+        write_trials(trials, spec, args.save)
     if args.compare:
         print(compare(trials, spec, config, args.steps))
     if args.output is not None:

@@ -42,16 +42,16 @@ class EndingConfig:
     rate, so that the network learns what to do at rates that are wrong."""
     moments: int = 25
     """Moments from which a training is ended, at most."""
-    price: float = 0.0
+    price: float = 0.05
     """Nats that the steps of a whole training cost. Above 0, trainings are ended where what is left
     to gain is not worth its steps."""
-    margin: float = 3.0
+    margin: float = 2.0
     """Log odds above which the policy ends a training. Above 0 it ends fewer trainings too early,
     which cannot be mended, for some more that end late, of which the best weights may be kept."""
     worst: float = 1.0
     """Largest regret in nats that counts. Without it, the few tasks whose loss can fall to 0 would
     make up most of the mean."""
-    hidden: tuple[int, ...] = (16, 16)
+    hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers of a network, which are followed by tanh."""
     members: int = 5
     """Networks that learn from the same trainings. The policy goes by the mean of their log
