@@ -41,8 +41,9 @@ class Member:
         self._generator = torch.Generator().manual_seed(seed)
 
     def learn(self, seen: Trials, learning_rates: Sequence[float]) -> None:
-        """Lower the expected regret on random trainings, one step at each learning rate."""
+        """Lower the expected cost on random trainings, one step at each learning rate."""
         regret = seen.regret(self._config.price, self._config.worst)
+        regret = regret + self._config.aversion * regret.square()
         for lr in learning_rates:
             self._optimizer.param_groups[0]["lr"] = lr
             rows = torch.randint(len(regret), (ROWS,), generator=self._generator)

@@ -45,7 +45,10 @@ class EndingConfig:
     price: float = 0.05
     """Nats that the steps of a whole training cost. Above 0, trainings are ended where what is left
     to gain is not worth its steps."""
-    margin: float = 2.0
+    aversion: float = 3.0
+    """How a large regret counts: r nats count as r + aversion * r^2 where networks learn. To end a
+    training in the middle of its progress is worse than to end several a little late."""
+    margin: float = 5.0
     """Log odds above which the policy ends a training. Above 0 it ends fewer trainings too early,
     which cannot be mended, for some more that end late, of which the best weights may be kept."""
     worst: float = 1.0
@@ -71,6 +74,7 @@ class EndingConfig:
             raise ValueError(f"endings.rates must be 0 < low <= high; got {self.rates}")
         check_number("endings.price", self.price, 0.0)
         check_number("endings.margin", self.margin, 0.0)
+        check_number("endings.aversion", self.aversion, 0.0)
         check_number("endings.follow", self.follow, 0.0, 1.0)
 
 
