@@ -4,7 +4,9 @@ Trials cost nearly all of the time of the agent `endings`, and networks seconds.
 kept, put together, and networks be fitted anew. The table has the mean regret in nats of ways to
 decide, 0 being the best ending of each training in hindsight, and the mean share of the steps. Each
 network is judged on tasks that it has not learned from (cross-validation over tasks); the patience
-of the hand rule is not fitted, so read its best row as an optimist's. Intervals are over tasks.
+of the hand rule is not fitted, so read its best row as an optimist's. The network that sees no loss
+is what a schedule can be that is chosen before the training starts. The last column is the regret
+minus that of the last row, paired by task; intervals are over tasks.
 
 TRIALS are output folders of `train_agent.py --agent endings`, or files that --save has written. The
 policy has the guard of the policy that sets the rates, and no certificate: `python -m
@@ -49,6 +51,7 @@ INTERVAL = 10  # inner steps between two decisions where the length of a trainin
 MONITOR = "monitor"
 # name in the table -> beginnings of the names of the features that the network sees
 SEEN: dict[str, tuple[str, ...]] = {
+    "network, no loss": ("progress", "remaining", "horizon", "passes"),
     "network, held-out loss": (MONITOR,),
     "network, and training loss": (MONITOR, "loss"),
     "network, and progress": (MONITOR, "loss", "progress", "remaining"),
@@ -135,15 +138,20 @@ def compare(trials: Trials, spec: ControlSpec, config: EndingConfig, steps: int)
         shown = trials._replace(observation=trials.observation[..., columns])
         logit = unseen_logit(shown, config, steps) - config.margin
         rows[name] = _outcome(trials, logit, trials.known, regret)
-    lines = ["| decided by | regret | 95 % interval | steps |", "|---|---|---|---|"]
-    for name, (lost, used) in rows.items():
-        means = task_means(lost, trials.task)
-        half = stats.sem(means) * stats.t.ppf(0.975, len(means) - 1)
-        lines.append(
-            f"| {name} | {means.mean():.4f} | {means.mean() - half:.4f} to "
-            f"{means.mean() + half:.4f} | {float(used.mean()):.0%} |"
-        )
+    means = {name: task_means(lost, trials.task) for name, (lost, _) in rows.items()}
+    last = next(reversed(means.values()))
+    lines = ["| decided by | regret | steps | minus the last row |", "|---|---|---|---|"]
+    for name, (_, used) in rows.items():
+        own = f"| {name} | {with_interval(means[name])} | {float(used.mean()):.0%} |"
+        lines.append(f"{own} {with_interval(means[name] - last)} |")
     return "\n".join(lines)
+
+
+def with_interval(values: np.ndarray) -> str:
+    """Mean of values (n,) and its 95 % interval by the t distribution."""
+    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    mean = values.mean()
+    return f"{mean:.4f} ({mean - half:.4f} to {mean + half:.4f})"
 
 
 def task_means(values: Tensor, task: Tensor) -> np.ndarray:

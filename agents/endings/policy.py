@@ -61,7 +61,8 @@ def joined_policy(
         networks: each gives log odds of ending the training, from what `spec` shows; the policy
             goes by their mean.
         spec: the spec under which the networks have learned.
-        interval: inner steps between two decisions.
+        interval: inner steps between two decisions where the length of a training is not known;
+            that of the policy that sets the rates counts, if there is one.
         about: what the policy's file tells about it.
         margin: log odds above which the policy ends a training.
         seen: (2, F) range of what the networks have learned from, F features of `spec`. The guard
@@ -90,7 +91,7 @@ def joined_policy(
     layers[0] = _first(others[0], own[0], places, len(whole.features))
     return MLPPolicy(
         spec=whole,
-        interval=interval,
+        interval=interval if rates is None else rates.interval,
         weights=tuple(weight for weight, _ in layers),
         biases=tuple(bias for _, bias in layers),
         mean=mean,

@@ -19,6 +19,7 @@ from agents.endings.policy import joined_policy, joined_spec
 from agents.endings.stopping import expected_regret, regret_when_ended, stopping_time
 from agents.endings.trials import Trials, play_endings
 from agents.tanh_network import tanh_network
+from experiments.fit_endings import compare, fitted, joined, read_trials, unseen_logit, write_trials
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.rollout import final_losses
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -247,3 +248,57 @@ def test_what_it_cannot_learn_is_refused():
         EndingLearner(
             env_of, 1, [], dataclasses.replace(SPEC, controls=("lr",)), CONFIG, seed=0, updates=1
         )
+
+
+def drawn_trials(tasks=8, runs=4, decisions=10) -> Trials:
+    """Trainings that turn at a moment which the feature monitor_best tells."""
+    generator = torch.Generator().manual_seed(0)
+    count = tasks * runs
+    turn = torch.randint(3, decisions - 1, (count, 1), generator=generator)
+    moment = torch.arange(decisions + 1)
+    past = (moment - turn).float() / decisions
+    observation = torch.rand(count, decisions, len(FEATURES), generator=generator) - 0.5
+    observation[..., FEATURES.index("monitor_best")] = past[:, :-1].clamp_min(0.0)
+    observation[..., FEATURES.index("monitor_known")] = 1.0
+    return Trials(
+        torch.arange(tasks, dtype=torch.int32).repeat_interleave(runs),
+        observation.half(),
+        torch.ones(count, decisions, dtype=torch.bool),
+        past.abs(),
+        (moment / decisions).expand(count, -1).contiguous(),
+    )
+
+
+def test_trials_that_are_kept_are_nearly_what_they_were(tmp_path):
+    trials = drawn_trials()
+    write_trials(trials, SPEC, tmp_path / "trials.safetensors")
+    read, spec = read_trials(tmp_path / "trials.safetensors")
+    assert ControlSpec.from_json(spec) == SPEC
+    assert torch.equal(read.task, trials.task)
+    assert torch.equal(read.known, trials.known)
+    for mine, theirs in zip(read[1:], trials[1:], strict=True):
+        torch.testing.assert_close(mine.float(), theirs.float(), atol=0.005, rtol=0)
+    both, _ = joined([tmp_path / "trials.safetensors"] * 2)
+    assert both.task.max() == 15
+
+
+def test_networks_that_have_not_seen_a_task_end_its_trainings_in_time():
+    trials = drawn_trials(tasks=40)
+    config = dataclasses.replace(CONFIG, aversion=0.0)
+    regret = trials.regret(config.price, config.worst)
+    logit = unseen_logit(trials, config, 200)
+    assert regret_when_ended(logit, trials.known, regret).mean() < 0.5 * regret[:, -1].mean()
+    other = fitted(trials.rows(trials.task % 4 != 0), config, 200, 0)
+    with torch.no_grad():
+        expected = torch.stack(
+            [member.network(trials.observation[:4].float()).squeeze(-1) for member in other]
+        ).mean(0)
+    torch.testing.assert_close(logit[:4], expected)
+
+
+def test_the_table_compares_with_its_last_row():
+    features = ("monitor_stall" if name == "loss_trend" else name for name in FEATURES)
+    spec = dataclasses.replace(SPEC, features=tuple(features))
+    lines = compare(drawn_trials(), spec, CONFIG, 20).splitlines()
+    assert lines[2].startswith("| never ended |")
+    assert lines[-1].endswith("| 0.0000 (0.0000 to 0.0000) |")
