@@ -22,10 +22,11 @@ __all__ = [
 
 # Random suite -> operations that a training may take. Where policies watch a held-out loss, many
 # branches follow from one training.
+PLATEAU = "random-plateau"  # holds no large models
 RANDOM_SUITES = {
     "random": MAX_OPERATIONS,
     "random-held-out": 1_500_000_000,
-    "random-plateau": 1_500_000_000,
+    PLATEAU: 1_500_000_000,
 }
 LEARNING_SUITES = ("train", "stream-train")
 SELECTION_SUITES = (*LEARNING_SUITES, "validation", "held-out-validation", "stream-validation")
@@ -53,6 +54,7 @@ def learning_tasks(args: Args, generation: int = 0) -> list[Task]:
             args.control.base,
             RANDOM_SUITES[args.suite],
             RANDOM_SUPPLIES[args.suite],
+            large_models=args.suite != PLATEAU,
         )
     if args.suite not in LEARNING_SUITES:
         raise ValueError(

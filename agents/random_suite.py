@@ -44,6 +44,9 @@ SLOTS = 4096  # more than a batch ever has
 ATTEMPTS = 4096  # more than a slot ever needs to find a task
 
 
+Supply = Callable[[int], RandomTask]
+
+
 class Counted(NamedTuple):
     """What a random task's modules say.
 
@@ -69,24 +72,24 @@ class Measured(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)  # a task that `counted` lets pass is measured next
-def _model(number: int) -> nn.Module:
+def _model(number: int, supply: Supply) -> nn.Module:
     """The model of a task on the meta device, where nothing is computed."""
-    task = random_task(number).task
+    task = supply(number).task
     with torch.device("meta"):
         return task.model()
 
 
 @functools.lru_cache(maxsize=4096)
-def counted(number: int) -> Counted:
-    """Layers and weights of task `random-<number>`."""
-    own = [list(module.parameters(recurse=False)) for module in _model(number).modules()]
+def counted(number: int, supply: Supply = random_task) -> Counted:
+    """Layers and weights of the random task of a number."""
+    own = [list(module.parameters(recurse=False)) for module in _model(number, supply).modules()]
     sizes = [sum(p.numel() for p in params) for params in own if params]
     return Counted(len(sizes), sum(sizes))
 
 
 @functools.lru_cache(maxsize=4096)
-def measured(number: int) -> Measured:
-    """Products of task `random-<number>`, found by a forward pass on the meta device."""
+def measured(number: int, supply: Supply = random_task) -> Measured:
+    """Products of the random task of a number, found by a forward pass on the meta device."""
     found: list[int] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -99,8 +102,8 @@ def measured(number: int) -> Measured:
         else:
             found.append(output.numel() // len(own[0]) * weights)  # places of a convolution, or 1
 
-    drawn = random_task(number).drawn
-    model = _model(number)
+    drawn = supply(number).drawn
+    model = _model(number, supply)
     hooks = [
         module.register_forward_hook(look)
         for module in model.modules()
@@ -119,17 +122,23 @@ def measured(number: int) -> Measured:
     return Measured(sum(found), orthogonal)
 
 
-def operations_of(number: int, horizon: int | None = None, base: str = "adamw") -> int:
-    """Cost of a training on task `random-<number>`, in products of weights in forward passes.
+def operations_of(
+    number: int,
+    horizon: int | None = None,
+    base: str = "adamw",
+    supply: Supply = random_task,
+) -> int:
+    """Cost of a training on a random task, in products of weights in forward passes.
 
     Args:
         number: Number of the random task.
         horizon: Steps of the training; by default the task's own.
         base: Base optimizer, whose updates count too.
+        supply: Random task of a number.
     """
-    task = random_task(number).task
-    sizes = measured(number)
-    weights = counted(number).weights
+    task = supply(number).task
+    sizes = measured(number, supply)
+    weights = counted(number, supply).weights
     orthogonal = sizes.orthogonal // IN_MATRICES if base_rule(base).family == "muon" else 0
     return (horizon or task.horizon) * (
         task.batch_size * sizes.products + UPDATE * weights + orthogonal
@@ -144,13 +153,15 @@ class _Batches(NamedTuple):
     horizon: int | None
     base: str
     max_operations: int
-    supply: Callable[[int], RandomTask]
+    supply: Supply
 
     def training(self, number: int, large: bool) -> tuple[int, int]:
         """Operations and steps, in whole intervals, of a training on a task."""
         steps = self.supply(number).task.horizon if self.horizon is None else self.horizon
         intervals = max(1, round(steps / self.decisions))
-        cost = operations_of(number, self.decisions, self.base)  # of an interval of one step
+        cost = operations_of(
+            number, self.decisions, self.base, self.supply
+        )  # of an interval of one step
         if large and self.horizon is None:
             shortest = -(-SHORTEST // self.decisions)
             intervals = max(min(intervals, self.most(large) // cost), shortest)
@@ -171,9 +182,9 @@ class _Batches(NamedTuple):
         cheapest: tuple[int, int, int] | None = None  # operations, number, steps
         for attempt in range(ATTEMPTS):
             number = _number(self.seed, generation, slot, attempt)
-            if layers not in (0, counted(number).layers):
+            if layers not in (0, counted(number, self.supply).layers):
                 continue
-            if large and not LARGE[0] <= counted(number).weights <= LARGE[1]:
+            if large and not LARGE[0] <= counted(number, self.supply).weights <= LARGE[1]:
                 continue
             operations, steps = self.training(number, large)
             if operations <= self.most(large):
@@ -193,8 +204,8 @@ class _Batches(NamedTuple):
 def _layers(batches: _Batches, slot: int, large: bool) -> int:
     """Number of layers of all tasks of a slot: that of its first one."""
     if not large:  # whatever it costs, so that deep networks are not rarer than they are drawn
-        return counted(_number(batches.seed, 0, slot, 0)).layers
-    return counted(batches.find(0, slot, large, layers=0)[0]).layers
+        return counted(_number(batches.seed, 0, slot, 0), batches.supply).layers
+    return counted(batches.find(0, slot, large, layers=0)[0], batches.supply).layers
 
 
 def random_batch(
@@ -205,22 +216,23 @@ def random_batch(
     horizon: int | None = None,
     base: str = "adamw",
     max_operations: int = MAX_OPERATIONS,
-    supply: Callable[[int], RandomTask] = random_task,
+    supply: Supply = random_task,
+    *,
+    large_models: bool = True,
 ) -> list[Task]:
     """The tasks of a batch. The same arguments give the same tasks.
 
     Args:
         seed: Seed of the suite.
         generation: Number of the batch, from 0.
-        slots: Tasks in a batch. The task of a slot has as many layers in every batch. Every
-            eighth slot holds a large model.
+        slots: Tasks in a batch. The task of a slot has as many layers in every batch.
         decisions: Decisions of a training. Horizons become multiples of it.
         horizon: Steps of every training; drawn by default.
         base: Base optimizer, whose cost counts.
         max_operations: Largest number of operations of a training, and half of that of a large
             model's.
-        supply: Random task of a number. All supplies have the same network and the same batch size
-            for a number, so that sizes are counted once.
+        supply: Random task of a number.
+        large_models: Whether every eighth slot holds a large model.
 
     Raises:
         ValueError: If no task fits a slot, since the horizon is too long or the operations are too
@@ -229,7 +241,7 @@ def random_batch(
     batches = _Batches(seed, decisions, horizon, base, max_operations, supply)
     tasks = []
     for slot in range(slots):
-        large = slot % LARGE_EVERY == LARGE_EVERY - 1
+        large = large_models and slot % LARGE_EVERY == LARGE_EVERY - 1
         number, steps = batches.find(generation, slot, large, _layers(batches, slot, large))
         tasks.append(dataclasses.replace(supply(number).task, horizon=steps))
     return tasks

@@ -3,17 +3,17 @@ r"""Learn when to end a training from trials that were played before, and compar
 Trials cost nearly all of the time of the agent `endings`, and networks seconds. So trials can be
 kept, put together, and networks be fitted anew. The table has the mean regret in nats of ways to
 decide, 0 being the best ending of each training in hindsight, and the mean share of the steps. Each
-network is judged on tasks that it has not learned from (cross-validation over tasks); the patience
-of the hand rule is not fitted, so read its best row as an optimist's. The network that sees no loss
-is what a schedule can be that is chosen before the training starts. The last column is the regret
-minus that of the last row, paired by task; intervals are over tasks.
+network is judged on tasks that it has not learned from (cross-validation over tasks). The best
+patience of the hand rule and the best one moment are chosen on the same tasks, so their rows are
+optimistic. The network that sees no loss is the best that a schedule could do. The last column is
+the regret minus that of the last row, paired by task; intervals are over tasks.
 
-TRIALS are output folders of `train_agent.py --agent endings`, or files that --save has written. The
-policy has the guard of the policy that sets the rates, and no certificate: `python -m
+TRIALS are output folders of `train_agent.py --agent endings`, or files that --save has written. A
+file that is named twice counts twice; --compare refuses that. The policy has the guard of the policy that sets the rates, and no certificate: `python -m
 lr_gym.analysis.certificate` makes one.
 
-    python -m experiments.fit_endings docs/results/endings/adamw.safetensors --compare
-    python -m experiments.fit_endings docs/results/endings/adamw.safetensors \
+    python -m experiments.fit_endings docs/results/endings/*.safetensors --compare
+    python -m experiments.fit_endings docs/results/endings/*.safetensors \
       --init builtin:default --output held_out.safetensors
 """
 
@@ -45,7 +45,7 @@ from lr_gym.policies.policy import MLPPolicy, load_policy, save_policy
 LEVELS = 127  # features lie in [-1, 1]
 FOLDS = 4
 STEPS = 1000  # of each network
-FIRST = 5  # held-out losses that the hand rule waits for, as PatienceRule does
+FIRST = 5  # decisions that the hand rule waits for, one more than PatienceRule does
 PATIENCES = (2, 4, 6, 8, 12, 16)
 INTERVAL = 10  # inner steps between two decisions where the length of a training is not known
 MONITOR = "monitor"
@@ -88,9 +88,8 @@ def joined(paths: Sequence[Path]) -> tuple[Trials, ControlSpec]:
     """All trials together, and their spec."""
     found = [read_trials(path) for path in paths]
     specs = [ControlSpec.from_json(spec) for _, spec in found]
-    seen = {spec.features for spec in specs}
-    if len(seen) > 1:
-        raise ValueError(f"the trials show different features: {sorted(seen)}")
+    if len(kinds := {(spec.features, spec.decisions, spec.schedule) for spec in specs}) > 1:
+        raise ValueError(f"the trials differ in features, decisions or schedule: {sorted(kinds)}")
     return functools.reduce(Trials.joined, (trials for trials, _ in found)), specs[0]
 
 
@@ -175,7 +174,7 @@ def policy_of(
     members = fitted(trials, config, args.steps, args.seed)
     about = {
         "agent": "endings",
-        "tasks": "random-held-out",
+        "tasks": " ".join(path.stem for path in args.trials),
         "init": args.init,
         "trainings": len(trials.task),
         "members": config.members,
@@ -211,6 +210,10 @@ def main() -> None:
     parser.add_argument("--margin", type=float, default=margin, help="log odds that end a training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the networks")
     args = parser.parse_args()
+    if not (args.compare or args.save or args.output):
+        parser.error("nothing to do: give --compare, --save or --output")
+    if args.compare and len({*args.trials}) < len(args.trials):
+        parser.error("--compare takes each file once: tasks must not be seen on both sides")
     torch.set_num_threads(1)
     config = EndingConfig(members=args.members, price=args.price, margin=args.margin)
     trials, spec = joined(args.trials)

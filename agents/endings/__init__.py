@@ -1,4 +1,4 @@
-"""The agent `endings`: it ends trainings at many moments, and learns when that would have paid.
+"""The agent `endings`: it ends trainings at many moments, and learns where that would be best.
 
 A training at a constant learning rate is ended from each of many moments: the rate falls to 0, and
 the loss is looked at. So it is known afterwards, for every moment, how good the training would have

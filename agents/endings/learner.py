@@ -14,12 +14,16 @@ from agents.endings.stopping import regret_when_ended
 from agents.endings.trials import KNOWN, EndingConfig, MakeEnv, Trials, play_slot
 from agents.learner import PolicyLearner
 from agents.regression import falling_rates
+from lr_gym.control.features import FEATURES
 from lr_gym.control.spec import ControlSpec
 from lr_gym.engine import Engine, run_here
 from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.policies.policy import MLPPolicy
 
 __all__ = ["EndingLearner"]
+
+# features of a layer beside those that need its statistics
+PER_LAYER = ("depth", "last_action_lr", "momentum", "noise", "log_lr", "peak_lr", "scaled_lr")
 
 
 class EndingLearner(PolicyLearner):
@@ -46,7 +50,7 @@ class EndingLearner(PolicyLearner):
                 processes.
             slots: Tasks of an update.
             selection: Environments of the trainings that select the policy, one for each task.
-            spec: What the networks see of it.
+            spec: Features that the networks see, and decisions of a training.
             config: Hyperparameters.
             rates: The policy that sets the learning rates until the end; None leaves them alone.
             seed: Seed of the networks and of the trainings.
@@ -54,7 +58,8 @@ class EndingLearner(PolicyLearner):
             engine: Plays the trainings of an update. The result does not depend on it.
 
         Raises:
-            ValueError: The controller has actions or features that this agent cannot learn.
+            ValueError: The spec has actions or features that this agent cannot learn, or the tasks
+                have different numbers of decisions.
         """
         super().__init__(selection)
         self._make = make
@@ -67,6 +72,12 @@ class EndingLearner(PolicyLearner):
         self._done = 0
         envs = [make(0, slot) for slot in range(slots)]
         self._spec = check_spec(spec)
+        counts = {-(-env.horizon // env.inner_steps_per_decision) for env in envs}
+        if len(counts) > 1:
+            raise ValueError(
+                f"endings learns on tasks of equally many decisions; got {sorted(counts)}: take "
+                "a random suite, or set the horizon"
+            )
         self._interval = int(np.median([env.inner_steps_per_decision for env in envs]))
         features = len(self._spec.features)
         self._members = [
@@ -77,13 +88,19 @@ class EndingLearner(PolicyLearner):
 
     def update(self) -> dict[str, float]:
         """Play a batch of tasks, remember the trials, and learn from all that are remembered."""
-        first_seed = (self._seed << 44) + (self._done << 16)  # above every seed that selects
+        # seeds that select begin at 1 << 40, far above those of seed 0; other seeds lie above
+        first_seed = (self._seed << 44) + (self._done << 16)
         given = self._config, self._spec.features, self._rates, first_seed
         play = functools.partial(play_slot, self._make, self._done, *given)
         # an engine yields slots in the order in which they finish
         played = dict(self._engine(play, range(self._slots)))
         new = functools.reduce(Trials.joined, (played[slot][0] for slot in range(self._slots)))
         figures = [played[slot][1] for slot in range(self._slots)]
+        if not len(new.task):
+            raise ValueError(
+                "all trainings of an update diverged, so that nothing can be learned from them: "
+                f"lower endings.rates={self._config.rates}"
+            )
         regret = new.regret(self._config.price, self._config.worst)
         logit = mean_logit(self._members, new.observation) - self._config.margin
         means = {
@@ -138,5 +155,11 @@ def check_spec(spec: ControlSpec) -> ControlSpec:
             "endings learns policies that can end a training, whose action is no index and that "
             f"see {KNOWN!r}; got controls={spec.controls}, action={spec.action!r}, "
             f"features={spec.features}: take --preset held_out"
+        )
+    per_layer = [n for n in spec.features if FEATURES[n].needs_stats or n in PER_LAYER]
+    if per_layer:
+        raise ValueError(
+            f"endings decides for a whole training, and {', '.join(per_layer)} differ from layer "
+            "to layer: leave them out"
         )
     return spec

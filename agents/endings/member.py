@@ -1,4 +1,4 @@
-"""A network that learns from trials when to end a training."""
+"""Member: one network of several that learn from the same trials when to end a training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from agents.tanh_network import tanh_network
 __all__ = ["MEMBER_SEED", "Member", "mean_logit"]
 
 ROWS = 256  # trainings of one step of a network
-MEMBER_SEED = 1_000_003  # seeds of the members of one learner and of the next never meet
+MEMBER_SEED = 1_000_003  # so far apart that members of two learners never have the same seed
 
 
 class Member:
-    """A network in training, with its optimizer and its own choice of trainings.
+    """A network in training, with its optimizer and random minibatches of its own.
 
     Attributes:
         network: gives the log odds of ending a training, (..., 1), from observations (..., F).
@@ -31,7 +31,7 @@ class Member:
         Args:
             features: F.
             config: Hyperparameters.
-            seed: Seed of the initial weights and of the choice.
+            seed: Seed of the initial weights and of the minibatches.
         """
         self.network = tanh_network([features, *config.hidden, 1], seed)
         self._config = config

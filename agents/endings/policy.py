@@ -65,8 +65,9 @@ def joined_policy(
             that of the policy that sets the rates counts, if there is one.
         about: what the policy's file tells about it.
         margin: log odds above which the policy ends a training.
-        seen: (2, F) range of what the networks have learned from, F features of `spec`. The guard
-            of the policy that sets the rates then is that of the whole; without it there is none.
+        seen: (2, F) range of what the networks have learned from, F features of `spec`. The policy
+            then keeps the guard of the one that sets the rates, extended by the new features;
+            without it there is no guard.
     """
     own = _mean_of(networks)
     # where the log odds are above the margin, the action has to be above FINISH_ABOVE
@@ -78,7 +79,10 @@ def joined_policy(
         std = torch.ones(len(spec.features))
     else:
         if len(rates.weights) != len(own):
-            raise ValueError(f"init has {len(rates.weights)} layers, the network {len(own)}")
+            raise ValueError(
+                f"init has {len(rates.weights)} layers and the networks have {len(own)}: set "
+                "--endings.hidden to as many widths as init has hidden layers"
+            )
         others = list(zip(rates.weights, rates.biases, strict=True))
         added = len(whole.features) - len(rates.mean)
         mean = torch.cat([rates.mean, torch.zeros(added)])

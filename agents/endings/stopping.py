@@ -26,7 +26,7 @@ def expected_regret(logit: Tensor, known: Tensor, regret: Tensor) -> Tensor:
 
 
 def stopping_time(logit: Tensor, known: Tensor) -> Tensor:
-    """Decision (n,) at which a training is ended by a policy without chance; D where by none.
+    """Decision (n,) at which a deterministic policy ends a training; D where at none.
 
     Args:
         logit: (n, D) as for `expected_regret`; a training is ended where it is above 0.
@@ -37,6 +37,6 @@ def stopping_time(logit: Tensor, known: Tensor) -> Tensor:
 
 
 def regret_when_ended(logit: Tensor, known: Tensor, regret: Tensor) -> Tensor:
-    """Regret (n,) of the policy without chance; arguments as for `expected_regret`."""
+    """Regret (n,) of the deterministic policy; arguments as for `expected_regret`."""
     time = stopping_time(logit, known)
     return regret.gather(1, time.unsqueeze(1)).squeeze(1)

@@ -36,12 +36,13 @@ class EndingConfig:
     runs: int = 8
     """Trainings of a task, each with weights and data order of its own."""
     rates: tuple[float, float] = (1e-3, 2e-2)
-    """Range of the learning rates at which these trainings start, over the unit of each layer."""
+    """Range of the learning rates at which these trainings start, in units of each layer
+    (`LRControlVectorEnv.lr_units`)."""
     follow: float = 0.5
     """Share of the trainings whose rates `init` then sets, where it is given. The others keep their
     rate, so that the network learns what to do at rates that are wrong."""
     moments: int = 25
-    """Moments from which a training is ended, at most."""
+    """Moments from which a training is ended, at most: every n-th decision, with the least n."""
     price: float = 0.05
     """Nats that the steps of a whole training cost. Above 0, trainings are ended where what is left
     to gain is not worth its steps."""
@@ -49,8 +50,8 @@ class EndingConfig:
     """How a large regret counts: r nats count as r + aversion * r^2 where networks learn. To end a
     training in the middle of its progress is worse than to end several a little late."""
     margin: float = 5.0
-    """Log odds above which the policy ends a training. Above 0 it ends fewer trainings too early,
-    which cannot be mended, for some more that end late, of which the best weights may be kept."""
+    """Log odds above which the policy ends a training. With more of them fewer trainings end too
+    early, and more too late, which does no harm where the best weights are kept."""
     worst: float = 1.0
     """Largest regret in nats that counts. Without it, the few tasks whose loss can fall to 0 would
     make up most of the mean."""
@@ -69,6 +70,13 @@ class EndingConfig:
     def __post_init__(self) -> None:
         for name in ("runs", "moments", "members", "steps"):
             check_count(f"endings.{name}", getattr(self, name))
+        for width in self.hidden:
+            check_count("endings.hidden", width)
+        if self.moments < 2 or not self.hidden:
+            raise ValueError(
+                f"endings needs at least 2 moments and a hidden layer; got moments={self.moments}, "
+                f"hidden={self.hidden}"
+            )
         low, high = (check_number("endings.rates", rate, 0.0) for rate in self.rates)
         if not 0.0 < low <= high:
             raise ValueError(f"endings.rates must be 0 < low <= high; got {self.rates}")
@@ -169,7 +177,7 @@ def play_endings(
         seed: Seed of the first training and of the learning rates; those of the others follow.
 
     Returns:
-        The trials of the runs that never diverged, and figures.
+        The trials of the runs of which neither the training nor a copy diverged, and figures.
     """
     runs = env.num_envs
     generator = np.random.default_rng(seed)
@@ -231,8 +239,8 @@ def _outcome(
     share = np.full(env.num_envs, np.nan)
     over = np.zeros(env.num_envs, dtype=bool)
     while True:
-        # a training whose end is decided takes no more notice of actions
         _, _, terminated, _, infos = env.step(action)
+        action = np.zeros_like(action)  # where nothing could be ended, the training goes on
         ended = terminated & ~over
         if ended.any():
             survived = ended & ~infos["diverged"]

@@ -22,7 +22,7 @@ PHASES = ("run", "anneal", "done")
 
 @dataclasses.dataclass(frozen=True)
 class Anneal:
-    """How long the learning rate falls. The defaults are those of the prototype.
+    """How long the learning rate falls.
 
     >>> Anneal().length(step=400, horizon=2000)
     200
@@ -68,7 +68,7 @@ class Finish(NamedTuple):
     [1.0, 0.5, 0.0]
 
     Attributes:
-        decided: inner steps made when the end was decided, -1 before.
+        decided: inner steps made when the end was decided, -1 while nothing is decided.
         length: inner steps for which the learning rate falls.
     """
 
@@ -143,7 +143,7 @@ class Endings(NamedTuple):
         return np.where(self.undecided, horizon, self.decided + self.length)
 
     def schedule_step(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The step (..., B) that the base schedule is at: it stands still once all is decided."""
+        """The step (..., B) that the base schedule is at: it stands still from the decision on."""
         return np.where(self.undecided, step, np.minimum(step, self.decided))
 
     def factor(self, step: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -40,7 +40,7 @@ def judged_by_split(
     """Judge trainings by their loss on the reward split.
 
     Args:
-        state: the trainings before the interval.
+        state: the trainings, whose `loss` is still that of the decision before.
         loss: (B,) loss on the reward split after it.
         worst: (B,) largest training loss of the interval, NaN if any was NaN.
         optimum: the optimum of the task.

@@ -7,7 +7,7 @@ policy has to see both. The task `random-plateau-<number>` is one of two problem
     recall   the one number of a sequence that is marked, for a recurrent network
 
 Both stand still at the loss of guessing, and then fall. How long they stand still depends on all
-that is drawn; some never fall, and some parities are memorised without being understood.
+that is drawn; some never fall, and some parities are memorised without generalising.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _parity(number: int, count: int, drawn: dict[str, Any]) -> tuple[Tensor, Ten
     bits = drawn["inputs"]
     numbers = uniform(torch.tensor(number), Stream.HELD_OUT_TASK, NUMBERS, count * bits)
     inputs = torch.where(numbers.view(count, bits) < 0.5, -1.0, 1.0)
-    # the bits are alike, so the first ones may count
+    # bits are exchangeable, so that the first ones serve as well as any
     even = inputs[:, : drawn["chosen"]].prod(1) > 0.0
     return inputs, even.long()
 

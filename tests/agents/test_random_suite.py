@@ -28,6 +28,7 @@ from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.layers import layout_of_named
 from lr_gym.tasks.initial import build_model
 from lr_gym.tasks.random_held_out import RANDOM_SUPPLIES, random_held_out_task
+from lr_gym.tasks.random_plateau import random_plateau_task
 from lr_gym.tasks.random_tasks import random_task
 
 
@@ -49,7 +50,6 @@ def test_slots_keep_their_layers():
 
 
 def test_tasks_of_another_supply_have_the_same_slots():
-    """Sizes are counted on random tasks, whose networks are the same."""
     most = RANDOM_SUITES["random-held-out"]
     batches = [
         random_batch(3, generation, 4, 10, max_operations=most, supply=random_held_out_task)
@@ -61,8 +61,10 @@ def test_tasks_of_another_supply_have_the_same_slots():
         number = int(task.name.removeprefix("random-held-out-"))
         own = random_held_out_task(number).task
         assert abs(task.horizon - own.horizon) <= 5
-        assert operations_of(number, task.horizon) <= most
-        assert counted(number).weights == sum(p.numel() for p in build_model(task).parameters())
+        assert operations_of(number, task.horizon, supply=random_held_out_task) <= most
+        assert counted(number, random_held_out_task).weights == sum(
+            p.numel() for p in build_model(task).parameters()
+        )
     again = random_batch(3, 2, 4, 10, max_operations=most, supply=random_held_out_task)
     assert [task.name for task in again] == [task.name for task in batches[2]]
 
@@ -184,6 +186,19 @@ def test_products_of_a_network_by_hand(network):
     assert operations_of(number) == task.horizon * (
         task.batch_size * expected[network] + UPDATE * weights
     )
+
+
+def test_plateaus_are_counted_by_their_own_networks():
+    batches = [
+        random_batch(3, generation, 8, 10, supply=random_plateau_task, large_models=False)
+        for generation in range(2)
+    ]
+    for first, second in zip(*batches, strict=True):
+        assert layers(first) == layers(second)
+    for task in batches[1]:
+        number = int(task.name.removeprefix("random-plateau-"))
+        weights = sum(p.numel() for p in build_model(task).parameters())
+        assert counted(number, random_plateau_task).weights == weights
 
 
 @pytest.mark.parametrize("suite", RANDOM_SUITES)
