@@ -9,8 +9,8 @@ optimistic. The network that sees no loss is the best that a schedule could do. 
 the regret minus that of the last row, paired by task; intervals are over tasks.
 
 TRIALS are output folders of `train_agent.py --agent endings`, or files that --save has written. A
-file that is named twice counts twice; --compare refuses that. The policy has the guard of the policy that sets the rates, and no certificate: `python -m
-lr_gym.analysis.certificate` makes one.
+file that is named twice counts twice; --compare refuses that. The policy has the guard of the
+policy that sets the rates, and no certificate: `python -m lr_gym.analysis.certificate` makes one.
 
     python -m experiments.fit_endings docs/results/endings/*.safetensors --compare
     python -m experiments.fit_endings docs/results/endings/*.safetensors \
