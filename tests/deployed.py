@@ -20,6 +20,8 @@ TORCH = {
     "muon": lambda params, **options: NaiveMuon(params, lr=0.01, **options),
 }
 
+HYPERPARAMETERS = tuple(name for name in CONTROLLED if name != FINISH)
+
 
 def spec_of(**options) -> ControlSpec:
     return ControlSpec(**{"schedule": "constant", "decisions": 8, **options})
@@ -31,8 +33,7 @@ def constant(**options) -> MLPPolicy:
 
 def acting(**options) -> MLPPolicy:
     """Make a policy that sets every hyperparameter."""
-    controls = tuple(name for name in CONTROLLED if name != FINISH)
-    return random_policy(spec_of(**{"controls": controls, **options}), interval=3)
+    return random_policy(spec_of(**{"controls": HYPERPARAMETERS, **options}), interval=3)
 
 
 def train(optimizer, model, loss_at, steps, observe=True):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from deployed import spec_of
+from deployed import HYPERPARAMETERS, spec_of
 from tiny import random_policy
 
-from lr_gym.control.action import CONTROLLED
 from lr_gym.control.spec import ControlSpec
 from lr_gym.optim import PolicyOptimizer
 from lr_gym.policies.ranges import ObservedRanges
@@ -33,8 +32,8 @@ def nothing(spec: ControlSpec, lr=LR) -> ObservedRanges:
 
 
 def acting(ranges=None, **options):
-    """Make a policy that sets every control; `ranges` makes its ranges from its spec."""
-    policy = random_policy(spec_of(**{"controls": CONTROLLED, **options}), interval=3)
+    """Make a policy that sets every hyperparameter; `ranges` makes its ranges from its spec."""
+    policy = random_policy(spec_of(**{"controls": HYPERPARAMETERS, **options}), interval=3)
     return policy if ranges is None else dataclasses.replace(policy, ranges=ranges(policy.spec))
 
 

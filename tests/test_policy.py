@@ -101,7 +101,7 @@ def test_discrete_policy_takes_the_largest_output():
 def test_constant_policy_never_acts():
     spec = ControlSpec(controls=CONTROLLED)
     action, _ = constant_policy(spec, 5).predict(torch.rand(9, len(spec.features)))
-    assert action.shape == (9, 3)
+    assert action.shape == (9, len(CONTROLLED))
     assert not action.any()
 
 
