@@ -1,10 +1,10 @@
-"""What agents that learn from single decisions do about trainings that a policy ends.
+"""How DQN and Q-learning, which learn from single decisions, credit the end of a training.
 
 Once the end of a training is decided, its learning rate falls to 0 over several decisions, in which
 actions change nothing. The policy is not shown that this is so: what it sees looks like a training
-that goes on. An agent that adds the value of the next observation to a reward would thus give the
-decision to end a training the value of not ending it. So the whole fall counts as a part of that
-decision.
+that goes on. An agent that adds the value of the next observation to a reward would take the value
+of a training that goes on for that of one that was ended. So all rewards during the fall are
+credited to the decision to end the training.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def end_chance(decisions: int) -> float:
     Args:
         decisions: Decisions of a whole training.
     """
-    return min(1.0 / decisions, 0.25)  # short trainings shall not all end at once
+    return min(1.0 / decisions, 0.25)  # very short trainings do not end at their first decision
 
 
 def fewer_endings(
     chosen: NDArray[np.int64], table: NDArray[np.float32], draws: NDArray[Any], decisions: int
 ) -> NDArray[np.int64]:
-    """Random actions, of which only the share `end_chance` ends the training.
+    """Random actions, each of which ends the training with the probability `end_chance`.
 
     In a table of all combinations of levels, half of the actions end the training. If these were
     chosen as often as the others, hardly a training would reach its fifth decision.

@@ -5,8 +5,8 @@ kept, put together, and networks be fitted anew. The table has the mean regret i
 decide, 0 being the best ending of each training in hindsight, and the mean share of the steps. Each
 network is judged on tasks that it has not learned from (cross-validation over tasks). The best
 patience of the hand rule and the best one moment are chosen on the same tasks, so their rows are
-optimistic. The network that sees no loss is the best that a schedule could do. The last column is
-the regret minus that of the last row, paired by task; intervals are over tasks.
+optimistic. The network that sees no loss can be no more than a schedule. The last column is the
+regret minus that of the last row, paired by task; intervals are over tasks.
 
 TRIALS are output folders of `train_agent.py --agent endings`, or files that --save has written. A
 file that is named twice counts twice; --compare refuses that. The policy has the guard of the

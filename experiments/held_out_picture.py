@@ -3,7 +3,7 @@ r"""Draw how a policy ends a training: both losses, the learning rate, and the m
 Beside it stands AdamW under WSD at a rate of your choice, on the same minibatches from the same
 weights. The title of each half says what the training came to on the test split.
 
-    python -m experiments.held_out_picture builtin:default juice-mlp-wrong --lr 3e-3 \
+    python -m experiments.held_out_picture builtin:held_out babies-mlp --lr 3e-3 \
       --output docs/results/held_out.png
 """
 
@@ -104,7 +104,8 @@ def draw(courses: dict[str, Course], horizon: int, path: Path) -> None:
     canvas = FigureCanvasAgg(figure).figure
     rows = canvas.subplots(2, len(courses), sharex=True, sharey="row", height_ratios=(3, 2))
     for column, (name, notes) in enumerate(courses.items()):
-        losses, rates = rows[0][column], rows[1][column]
+        losses = rows[0][column]
+        rates = rows[1][column]
         losses.plot(notes.steps, notes.train, color="0.6", label="training loss")
         losses.plot(notes.steps, notes.held_out, color="C0", label="held-out loss")
         rates.plot(notes.steps, notes.lr, color="C1")

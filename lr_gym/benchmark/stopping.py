@@ -36,7 +36,7 @@ class Plateau(NamedTuple):
 
     Attributes:
         factor: factor on the learning rate at a plateau.
-        patience: held-out losses without an improvement that are borne.
+        patience: held-out losses without an improvement that are tolerated before the rate falls.
     """
 
     factor: float
@@ -57,7 +57,7 @@ PATIENT: dict[str, tuple[str, str, tuple[Any, ...]]] = {
 
 
 def best_and_stop(patience: int = STOP_PATIENCE) -> HeldOutUse:
-    """The weights of the lowest held-out loss are judged, and a training ends that finds none."""
+    """Judge the weights of the lowest held-out loss, and stop where no lower one comes."""
     return HeldOutUse(best=True, patience=patience)
 
 
@@ -84,7 +84,7 @@ def rule_recipe(name: str, make: tuple[Any, ...], lr: float, rule: PatienceRule 
         name: what the optimizer is called.
         make: the function that makes it, and its first arguments.
         lr: the rate.
-        rule: what says so.
+        rule: decides when the training ends.
     """
     about = f"{name}, WSD, lr {lr:g}; ends when the held-out loss stops falling; best weights"
     return Recipe(

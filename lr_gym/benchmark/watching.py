@@ -53,7 +53,7 @@ class PlateauOptimizer(WatchingOptimizer):
         Args:
             inner: makes the updates.
             factor: factor on the learning rate at a plateau.
-            patience: held-out losses without an improvement that are borne.
+            patience: held-out losses without an improvement that are tolerated before it falls.
         """
         super().__init__(inner)
         self._scheduler = ReduceLROnPlateau(inner, factor=factor, patience=patience)
@@ -70,7 +70,7 @@ class PatienceOptimizer(WatchingOptimizer):
     """
 
     def __init__(self, inner: Optimizer, rule: PatienceRule, horizon: int) -> None:
-        """Decide nothing yet.
+        """Start with no end decided.
 
         Args:
             inner: makes the updates.
