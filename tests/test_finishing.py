@@ -84,7 +84,7 @@ def test_further_steps_change_nothing_and_say_so_once():
             step += 1
     before = [param.detach().clone() for param in model.parameters()]
     with pytest.warns(UserWarning, match="the training has ended.*optimizer.finished") as caught:
-        run_steps(model, loss_at, optimizer, range(step, step + 6))
+        run_steps(model, loss_at, optimizer, range(step, step + 12))
     assert len(caught) == 1
     assert_same(before, list(model.parameters()))
     assert optimizer.finished
@@ -259,7 +259,7 @@ def test_averaged_weights_are_validated_in_eval_mode():
     averaged = [param.detach().clone() for param in model.parameters()]
     optimizer.train()
     with pytest.warns(UserWarning, match="the training has ended"):
-        train(optimizer, model, loss_at, range(step, step + 5))
+        train(optimizer, model, loss_at, range(step, step + 12))
     optimizer.eval()
     assert_same(averaged, list(model.parameters()))
 

@@ -19,6 +19,9 @@ __all__ = ["check_layers", "check_over", "check_rates", "warn_of_guard"]
 
 RISE = 3.0  # factor by which a group's learning rate may rise above its start without a warning
 FALL = 0.99  # a group's learning rate below this part of its highest value counts as decayed
+# Steps after the end, over those before it, for which nobody is warned: a loop may be left only
+# where an epoch is over.
+SPARE = 0.1
 
 
 def check_layers(model: ControlledModel, states: Mapping[Tensor, dict[str, Any]]) -> None:
@@ -73,7 +76,9 @@ def check_over(notices: Notices, model: ControlledModel, settings: Settings, ste
         step: optimizer steps made.
     """
     finish = finish_of(model.groups)
-    if finish.phase(step) == "done":
+    if finish.end is not None:
+        if step < (1.0 + SPARE) * finish.end:
+            return
         notices.once(
             "finished",
             f"the training has ended: the held-out loss had stopped falling at step "
