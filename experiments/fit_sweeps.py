@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,18 +24,9 @@ from agents.command_line import parse
 from agents.sweep.ensemble import Member, distilled
 from agents.sweep.rate_network import RateNetwork, policy_of
 from agents.sweep.sweeps import PEAK, SweepConfig, Sweeps
-from experiments.sweep_features import read_sweeps
+from experiments.sweep_features import joined
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import MLPPolicy, save_policy
-
-
-def joined(paths: Sequence[Path]) -> tuple[Sweeps, list[str]]:
-    """All sweeps together, and the names of the features that they show."""
-    found = [read_sweeps(path) for path in paths]
-    names = {tuple(features) for _, features in found}
-    if len(names) > 1:
-        raise ValueError(f"the sweeps show different features: {sorted(names)}")
-    return functools.reduce(Sweeps.joined, (sweeps for sweeps, _ in found)), found[0][1]
 
 
 def fitted(

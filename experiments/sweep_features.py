@@ -5,15 +5,19 @@ tasks, and name a learning rate on the last quarter. Their regret there is held 
 rate for all tasks, chosen on the same three quarters. The differences are per task, below 0 is
 better than one rate, and the intervals are over tasks.
 
-SWEEPS is an output folder of `train_agent.py --agent sweep`, or a file that --save has written.
+SWEEPS are output folders of `train_agent.py --agent sweep`, or files that --save has written, all
+with the same features. With --tasks, networks learn from that many tasks in place of three quarters
+of them, which shows whether more sweeps would help.
 
-    python -m experiments.sweep_features docs/results/sweeps/adamw.safetensors
+    python -m experiments.sweep_features docs/results/sweeps/adamw*.safetensors
+    python -m experiments.sweep_features docs/results/sweeps/muon*.safetensors --tasks 100
     python -m experiments.sweep_features runs/sweep --save docs/results/sweeps/adamw.safetensors
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,15 +70,39 @@ def read_sweeps(path: Path) -> tuple[Sweeps, list[str]]:
         return Sweeps(*(file.get_tensor(field) for field in Sweeps._fields)), names
 
 
-def held_out(seen: Sweeps, names: Sequence[str], model: Model) -> NDArray[np.float64]:
-    """Regret of each task, of networks that have not learned from it."""
+def joined(paths: Sequence[Path]) -> tuple[Sweeps, list[str]]:
+    """All sweeps together, and the names of the features that they show."""
+    found = [read_sweeps(path) for path in paths]
+    names = {tuple(features) for _, features in found}
+    if len(names) > 1:
+        raise ValueError(f"the sweeps show different features: {sorted(names)}")
+    return functools.reduce(Sweeps.joined, (sweeps for sweeps, _ in found)), found[0][1]
+
+
+def held_out(
+    seen: Sweeps, names: Sequence[str], model: Model, learned_on: int | None = None
+) -> NDArray[np.float64]:
+    """Regret of each task, of networks that have not learned from it.
+
+    Args:
+        seen: the sweeps.
+        names: the features that they show.
+        model: the networks.
+        learned_on: number of tasks that each network learns from; None for all but its own.
+    """
     columns = [names.index(name) for name in model.features or names]
     shown = seen.observation[:, columns]
     tasks = len(seen.curves)
     regret = torch.zeros(tasks)
     for fold in range(FOLDS):
         own = seen.sweep.long() % FOLDS == fold  # (n,) rows of the tasks that are left out
-        others = Sweeps(shown[~own], seen.sweep[~own], seen.curves)
+        learned = ~own
+        if learned_on is not None:
+            generator = torch.Generator().manual_seed(fold)
+            order = torch.randperm(tasks, generator=generator)
+            chosen = order[order % FOLDS != fold][:learned_on]
+            learned &= torch.isin(seen.sweep.long(), chosen)
+        others = Sweeps(shown[learned], seen.sweep[learned], seen.curves)
         named = []
         for member in range(model.members):
             seed = fold + FOLDS * member
@@ -117,11 +145,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweeps", type=Path)
+    parser.add_argument("sweeps", type=Path, nargs="+")
+    parser.add_argument("--tasks", type=int, help="tasks that each network learns from")
     parser.add_argument("--save", type=Path, help="write the sweeps into this file instead")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    seen, names = read_sweeps(args.sweeps)
+    seen, names = joined(args.sweeps)
     if args.save is not None:
         args.save.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in seen._asdict().items()}
@@ -132,7 +161,7 @@ def main() -> None:
     print(f"{len(seen.curves)} tasks; one rate for all: regret {constant.mean():.4f} nats\n")
     print("| network | regret | minus one rate |\n|---|---|---|")
     for model in MODELS:
-        regret = held_out(seen, names, model)
+        regret = held_out(seen, names, model, args.tasks)
         print(
             f"| {model.about} | {regret.mean():.4f} | {interval(regret - constant)} |", flush=True
         )
