@@ -20,6 +20,7 @@ from lr_gym.benchmark.fingerprint import fingerprint
 from lr_gym.benchmark.held_out import HeldOutUse
 from lr_gym.benchmark.loop import Outcome, evaluation_seed, train
 from lr_gym.benchmark.markdown import tables
+from lr_gym.benchmark.one_run import ended_view
 from lr_gym.benchmark.optimizers import OPTIMIZERS
 from lr_gym.benchmark.policy_recipe import policy_recipe
 from lr_gym.benchmark.report import write_report
@@ -328,8 +329,29 @@ def test_tables_show_the_steps_where_some_training_ended_early(tmp_path):
     assert "| contestant | score | steps |" in page
     assert "| 50% |" in page
     assert "| 100% |" in page
+    assert "A training that ended early" not in report  # neither the best baseline nor a policy
     assert report.count("<th>steps</th>") == report.count("<td>50%</td>") == 2
     assert "failedsteps" in shown
+
+
+def test_one_training_that_ended_early_is_drawn_up_to_its_end():
+    def outcome(updates, loss=0.5):
+        rates = [[1e-3, 1e-1], [1e-3, 1e-1], [0.0, 0.0]]
+        return Outcome(0.6, loss, {}, [0, 10, 20], [1.0, 0.7, loss], rates, ["a", "b"], updates)
+
+    whole = [outcome(20), outcome(20), outcome(20)]
+    early = [outcome(4, math.inf), outcome(20), outcome(12)]
+    view = ended_view("quadratic", {"adam": whole, "policy held_out": early})
+    assert view["seed"] == 2  # the first that ended, and neither diverged nor went on to the end
+    assert view["rows"][0]["end"] is None
+    assert view["rows"][0]["lr"] == pytest.approx([1e-2, 1e-2, 1e-30])
+    ended = view["rows"][1]
+    assert ended["end"] == 12
+    assert ended["steps"] == [0, 10]
+    assert ended["loss"] == [1.0, 0.7]
+    assert len(ended["lr"]) == 2
+    assert ended_view("quadratic", {"adam": whole[:2], "policy held_out": early[:2]}) is None
+    assert ended_view("stream-values-1", {"adam": whole, "policy held_out": early}) is None
 
 
 def test_constants_are_tuned_by_geometric_means():

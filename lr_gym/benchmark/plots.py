@@ -202,15 +202,21 @@ def _rates(row: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def _stream(view: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
-    """One run of a stream: losses above, learning rates below, changes as vertical lines."""
-    layout = _layout(
-        "updates",
-        f"{ONLINE} above the floor",
-        rows=8,
-        y={"domain": [0.42, 1.0]},
-        x={"anchor": "y2"},
-    )
+def _one_run(
+    view: Mapping[str, Any], styles: Mapping[str, Any], title: str, scale: str
+) -> go.Figure:
+    """One run: losses above, learning rates below, and vertical lines.
+
+    On a stream the lines are its changes; else they are where an entrant ended its training.
+
+    Args:
+        view: what `one_run` says of the run.
+        styles: how the line of each entrant is drawn.
+        title: what the losses are.
+        scale: "linear" or "log", of the losses.
+    """
+    y = {"domain": [0.42, 1.0], "type": scale}
+    layout = _layout("updates", title, rows=8, y=y, x={"anchor": "y2"})
     figure = go.Figure(layout=layout)
     figure.update_layout(
         yaxis2={
@@ -228,8 +234,14 @@ def _stream(view: Mapping[str, Any], styles: Mapping[str, Any]) -> go.Figure:
         figure.add_scatter(
             x=row["steps"], y=row["lr"], yaxis="y2", showlegend=False, **line, **group
         )
-    for step in view["changes"]:
-        line = {"color": "#999999", "width": 1}
+    grey = {"color": "#999999", "width": 1}
+    lines = [(step, grey) for step in view.get("changes", ())]
+    lines += [
+        (row["end"], {**styles[row["name"]], "dash": "dot", "width": 1})
+        for row in view["rows"]
+        if row.get("end") is not None
+    ]
+    for step, line in lines:
         figure.add_shape(type="line", x0=step, x1=step, y0=0, y1=1, yref="paper", line=line)
     return figure
 
@@ -259,7 +271,7 @@ def plots_of(results: Mapping[str, Any]) -> dict[str, Plot]:
 def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
     """Plots of one task: the losses of all entrants, and the learning rates that each policy set.
 
-    Of a stream there is also one run, with its changes.
+    Of a stream there is also one run, with its changes; and one where an entrant ended early.
 
     Args:
         results: content of results.json.
@@ -283,7 +295,15 @@ def task_plots(results: Mapping[str, Any], task: str) -> list[Plot]:
             "Losses are means since the point before, and learning rates geometric means over "
             "layers. A vertical line is a change of the data, of which nobody is told."
         )
-        plots.append(Plot(f"One stream, seed {view['seed']}", about, _stream(view, styles)))
+        figure = _one_run(view, styles, f"{ONLINE} above the floor", "linear")
+        plots.append(Plot(f"One stream, seed {view['seed']}", about, figure))
+    if ended := entry.get("ended"):
+        about = (
+            "Learning rates are geometric means over layers. A dotted line stands where an "
+            "entrant ended its training, after its learning rate had come down."
+        )
+        figure = _one_run(ended, styles, "test loss", "log")
+        plots.append(Plot(f"A training that ended early, seed {ended['seed']}", about, figure))
     for row in rows:
         if row["kind"] == "policy":
             title = f"Learning rates set by {row['name']} from lr {row['lr']:g}"

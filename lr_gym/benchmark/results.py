@@ -18,6 +18,7 @@ from lr_gym.benchmark.curves import area_under_curve, speed_up, steps_to_target
 from lr_gym.benchmark.grid import Rates
 from lr_gym.benchmark.judged import judged_by
 from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.one_run import ended_view, stream_view
 from lr_gym.benchmark.online import STREAM_METRICS, is_stream
 from lr_gym.benchmark.run import Cell
 from lr_gym.benchmark.scores import (
@@ -28,7 +29,6 @@ from lr_gym.benchmark.scores import (
 )
 from lr_gym.benchmark.significance import Comparison, compare_all, winner
 from lr_gym.benchmark.steps_used import share_of_steps
-from lr_gym.benchmark.stream_view import stream_view
 from lr_gym.benchmark.summary import summarise
 from lr_gym.benchmark.tuning import Tuning
 from lr_gym.tasks import find_task
@@ -152,6 +152,7 @@ def _task(
         "about": find_task(task).about,
         "metrics": [*find_task(task).metrics, *online],
         "stream": stream_view(task, shown),
+        "ended": ended_view(task, {**shown, set_by: outcomes[task, set_by]}),
         "target": {"set_by": set_by, "loss": loss},
         "rows": table,
         "tuning": {
