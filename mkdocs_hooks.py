@@ -1,7 +1,9 @@
-"""Hook of mkdocs.yml: links to files outside docs/, such as `../agents/table.py`.
+"""What mkdocs.yml does to pages: links to files outside docs/, and doctests of docstrings.
 
-On GitHub such a link opens the file. The site holds no other files, so here it leads to the
-repository, where pyproject.toml names one, and otherwise it becomes the path of the file.
+On GitHub a link such as `../agents/table.py` opens the file. The site holds no other files, so here
+it leads to the repository, where pyproject.toml names one, and otherwise becomes the file's path.
+
+Markdown takes the `>>>` of a doctest for a quotation, so doctests are shown as blocks of code.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["linked_page", "on_page_markdown"]
+import griffe
+
+__all__ = ["Doctests", "linked_page", "on_page_markdown", "with_doctests"]
 
 PYPROJECT = Path(__file__).parent / "pyproject.toml"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)\s]*)\)")
+DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # up to an empty line
 
 
 def repository() -> str | None:
@@ -56,3 +61,17 @@ def linked_page(markdown: str, source: str, address: str | None) -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """What mkdocs calls with the Markdown of each page."""
     return linked_page(markdown, page.file.src_uri, repository())
+
+
+def with_doctests(docstring: str) -> str:
+    """The text of a docstring whose doctests are blocks of code."""
+    return DOCTEST.sub(lambda found: f"```pycon\n{found[0]}\n```", docstring)
+
+
+class Doctests(griffe.Extension):
+    """What mkdocstrings calls with each object whose docstring it shows."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Make blocks of code of the doctests of an object."""
+        if obj.docstring is not None:
+            obj.docstring.value = with_doctests(obj.docstring.value)
