@@ -38,7 +38,7 @@ docs docs-serve: export NO_MKDOCS_2_WARNING := 1
 
 docs: $(VENV)/.installed  ## build the documentation site into build/site; every warning is an error
 	$(BIN)/python -m mkdocs build --strict
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html (its search needs a server: make docs-serve)"
 
 docs-serve: $(VENV)/.installed  ## show the documentation site, and again after each change
 	$(BIN)/python -m mkdocs serve

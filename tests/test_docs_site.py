@@ -48,8 +48,8 @@ class Page(HTMLParser):
         self.classes |= set(values.get("class", "").split())
         if tag == "a" and "href" in values:
             self.links.append(values["href"])
-        if tag in FETCHED and values.get("rel") != "canonical":
-            self.fetched.append(values.get(FETCHED[tag], ""))
+        if FETCHED.get(tag) in values:
+            self.fetched.append(values[FETCHED[tag]])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def every_page_is_built(site: Path) -> None:
 def every_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
     broken = []
     for file, page in pages.items():
-        for link in page.links:
+        for link in (*page.links, *page.fetched):
             target = urlsplit(link)
             if target.scheme or target.netloc:
                 continue

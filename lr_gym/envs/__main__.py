@@ -138,5 +138,7 @@ def with_tables(page: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     file = Path(sys.argv[1])
     file.write_text(with_tables(file.read_text()))
