@@ -26,7 +26,7 @@ class GradientAgreementOptimizer(Optimizer):
     | ---------------- | -------------------------------------- | ------------------------------- |
     | `"std"`          | 1 / (1 + std(g)), as in the source     | yes                             |
     | `"std_over_rms"` | 1 / (1 + std(g) / rms(g)), in [1/2, 1] | no                              |
-    | `"snr"`          | m^2 / v over time, in [0, 1]           | no                              |
+    | `"snr"`          | |m|^2 / v over time, in [0, 1]         | no                              |
 
     std is the population standard deviation over the elements of the tensor. Adam divides by the
     gradient's own scale, so it undoes any score that does not change over time.
