@@ -7,19 +7,16 @@ At the end it is saved as a policy file, and its final losses are printed beside
 untrained network and of fixed learning rates. It is deployed by
 `PolicyOptimizer(model.named_parameters(), "runs/ppo_continuous/policy.safetensors")`.
 
-The algorithm is that of Schulman et al. 2017, with the details that Huang et al. 2022 list. Two
-things differ from CleanRL's `ppo_continuous_action.py`. The probability of an action is that of all
-layers together, since they share one reward. And the vector environment is one batch of trainings
-in one process, under Gymnasium's NEXT_STEP autoreset: the step after the end of an episode only
-starts the next one, so that it is left out of the losses.
+The algorithm is that of Schulman et al. 2017. Two things differ from CleanRL's script of the same
+kind. The probability of an action is that of all layers together, since they share one reward. And
+under Gymnasium's NEXT_STEP autoreset the step after an episode only starts the next one, so that it
+is left out of the losses.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,10 +69,6 @@ class Args:
     """Passes over each rollout."""
     clip: float = 0.2
     """Largest change of the probability ratio that is rewarded."""
-    value_weight: float = 0.5
-    """Weight of the critic's error in the loss."""
-    max_grad_norm: float = 0.5
-    """Largest norm of the gradient."""
     evaluation_runs: int = 64
     """Trainings by which the policy is judged at the end."""
 
@@ -83,26 +76,29 @@ class Args:
 class Rollout(NamedTuple):
     """T steps of B trainings with L layers."""
 
-    observations: Tensor  # (T + 1, B, L, F)
+    observations: Tensor  # (T, B, L, F)
     actions: Tensor  # (T, B, L, A), before the environment clips them
     log_probs: Tensor  # (T, B) of the actions of all layers together
-    values: Tensor  # (T + 1, B)
+    values: Tensor  # (T + 1, B), the last one of what comes after the rollout
     rewards: Tensor  # (T, B)
     terminated: Tensor  # (T, B) the step has ended an episode, after which nothing can come
     truncated: Tensor  # (T, B) the step has ended one that could have gone on
     valid: Tensor  # (T, B) the step was a decision, and did not only start an episode
 
 
-def network(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.Sequential:
-    """A tanh network with orthogonal weights, whose last layer is linear."""
-    modules: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        linear = nn.Linear(inputs, outputs)
-        gain = last_gain if len(modules) == 2 * (len(sizes) - 2) else 2.0**0.5
-        nn.init.orthogonal_(linear.weight, gain, generator=generator)
-        nn.init.zeros_(linear.bias)
-        modules += [linear, nn.Tanh()]
-    return nn.Sequential(*modules[:-1])
+def layer(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with orthogonal weights."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(linear.weight, gain, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def network(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Sequential:
+    """A tanh network whose last layer is linear, with weights of the given gain."""
+    first = layer(inputs, 64, 2.0**0.5, generator)
+    second = layer(64, 64, 2.0**0.5, generator)
+    return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), layer(64, outputs, gain, generator))
 
 
 class Agent(nn.Module):
@@ -110,8 +106,8 @@ class Agent(nn.Module):
 
     def __init__(self, features: int, controls: int, generator: torch.Generator):
         super().__init__()
-        self.actor = network((features, 64, 64, controls), 0.0, generator)
-        self.critic = network((features, 64, 64, 1), 1.0, generator)
+        self.actor = network(features, controls, 0.0, generator)
+        self.critic = network(features, 1, 1.0, generator)
         self.log_std = nn.Parameter(torch.full((controls,), -2.0))
 
     def value(self, observations: Tensor) -> Tensor:
@@ -145,29 +141,25 @@ def collect(
         waiting = terminated | truncated
         if "episode" in infos:
             returns += infos["episode"]["r"][infos["_episode"]].tolist()
-    columns = [torch.stack(column) for column in zip(*kept, strict=True)]
-    last = torch.from_numpy(observation)
-    observations = torch.cat([columns[0], last[None]])
-    values = torch.cat([columns[3], agent.value(last)[None]])
-    rollout = Rollout(observations, columns[1], columns[2], values, *columns[4:])
-    return rollout, (observation, waiting), returns
+    rollout = Rollout(*(torch.stack(column) for column in zip(*kept, strict=True)))
+    last_value = agent.value(torch.from_numpy(observation))
+    values = torch.cat([rollout.values, last_value[None]])
+    return rollout._replace(values=values), (observation, waiting), returns
 
 
 def advantages_of(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimates (T, B) (Schulman et al. 2016).
 
-    The observation after the end of an episode is its last one, since the next episode starts one
-    step later. So the value of that observation continues a truncated episode. Nothing continues a
-    terminated one, and no estimate reaches beyond an end.
+    Under NEXT_STEP the observation after an episode is its last one, so that its value continues a
+    truncated episode. Nothing continues a terminated one, and no estimate reaches beyond an end.
     """
     advantages = torch.zeros_like(rollout.rewards)
     following = torch.zeros_like(rollout.rewards[0])
     for t in reversed(range(len(rollout.rewards))):
-        goes_on = (~rollout.terminated[t]).float()
         ended = rollout.terminated[t] | rollout.truncated[t]
-        next_value = gamma * goes_on * rollout.values[t + 1]
-        error = rollout.rewards[t] + next_value - rollout.values[t]
-        following = error + gamma * gae_lambda * (~ended).float() * following
+        next_value = rollout.values[t + 1].masked_fill(rollout.terminated[t], 0.0)
+        error = rollout.rewards[t] + gamma * next_value - rollout.values[t]
+        following = error + gamma * gae_lambda * following.masked_fill(ended, 0.0)
         advantages[t] = following
     return advantages
 
@@ -177,7 +169,7 @@ def update(
 ) -> None:
     """Make `args.epochs` passes over the decisions of a rollout."""
     keep = rollout.valid
-    seen, actions = rollout.observations[:-1][keep], rollout.actions[keep]
+    seen, actions = rollout.observations[keep], rollout.actions[keep]
     old_log_probs = rollout.log_probs[keep]
     gains = advantages_of(rollout, args.gamma, args.gae_lambda)[keep]
     targets = gains + rollout.values[:-1][keep]
@@ -186,14 +178,14 @@ def update(
         for index in torch.randperm(len(gains), generator=generator).split(size):
             normal = agent.distribution(seen[index])
             ratio = (normal.log_prob(actions[index]).sum((-2, -1)) - old_log_probs[index]).exp()
-            gain = gains[index]
-            gain = (gain - gain.mean()) / (gain.std(correction=0) + 1e-8)
+            std, mean = torch.std_mean(gains[index], correction=0)
+            gain = (gains[index] - mean) / (std + 1e-8)
             clipped = ratio.clamp(1.0 - args.clip, 1.0 + args.clip)
             actor_loss = -torch.minimum(ratio * gain, clipped * gain).mean()
             critic_loss = 0.5 * (agent.value(seen[index]) - targets[index]).square().mean()
             optimizer.zero_grad()
-            (actor_loss + args.value_weight * critic_loss).backward()
-            nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+            (actor_loss + 0.5 * critic_loss).backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), max_norm=0.5)
             optimizer.step()
 
 
@@ -232,8 +224,7 @@ def main(args: Args) -> dict[str, float]:
     envs = RecordEpisodeStatistics(gymnasium.make_vec(args.env_id, args.num_envs, **options))
     env = envs.unwrapped
     assert isinstance(env, LRControlVectorEnv)
-    spec = env.control_spec
-    agent = Agent(len(spec.features), len(spec.controls), generator)
+    agent = Agent(len(env.control_spec.features), len(env.control_spec.controls), generator)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     # the decisions of an episode, and the step that starts the next one
     steps = -(-env.horizon // env.inner_steps_per_decision) + 1
@@ -249,9 +240,8 @@ def main(args: Args) -> dict[str, float]:
     policy = policy_of(agent, env)
     save_policy(policy, args.output)
     found = scores(policy, env, args.evaluation_runs)
-    print(f"final loss, mean of {args.evaluation_runs} trainings that nobody learned from:")
+    print(f"policy saved to {args.output}; mean final loss of {args.evaluation_runs} trainings:")
     print(*(f"  {name:<18} {loss:.4f}" for name, loss in found.items()), sep="\n")
-    print(f"policy saved to {args.output}")
     return found
 
 
