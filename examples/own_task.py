@@ -16,7 +16,7 @@ from lr_gym.tasks import task_from_dataset
 from lr_gym.tasks.losses import accuracy, cross_entropy
 
 
-def data() -> Dataset:
+def data() -> Dataset[tuple[torch.Tensor, ...]]:
     """Pairs (input, target), the same every time: any torch Dataset that has a length.
 
     Here the target says in which of four rings around the origin a point lies.

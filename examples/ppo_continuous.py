@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -220,7 +220,7 @@ def scores(policy: MLPPolicy, env: LRControlVectorEnv, runs: int) -> dict[str, f
 def main(args: Args) -> dict[str, float]:
     """Learn, save the policy, and print what it is judged by; returns `scores`."""
     generator = torch.Generator().manual_seed(args.seed)
-    options = {"decisions": args.decisions, "horizon": args.horizon}
+    options: dict[str, Any] = {"decisions": args.decisions, "horizon": args.horizon}
     envs = RecordEpisodeStatistics(gymnasium.make_vec(args.env_id, args.num_envs, **options))
     env = envs.unwrapped
     assert isinstance(env, LRControlVectorEnv)
