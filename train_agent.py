@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from lr_gym.analysis.certificate import TESTED, certificate, describe
 from lr_gym.analysis.measure_ranges import observed_range
 from lr_gym.analysis.pictures import draw
 from lr_gym.benchmark.scores import relative_loss
+from lr_gym.console import Pace, duration
 from lr_gym.engine import Engine, open_engine, run_here
 from lr_gym.envs.rollout import divergence
 from lr_gym.optional import require
@@ -47,7 +49,7 @@ from lr_gym.tracking import Tracker
 
 # A training of fewer updates than this is not long enough to learn, and a warning says so.
 FEW_UPDATES = 3
-# figures that are printed after every update
+# figures of an update that are printed
 SHOWN = ("reward_loss", "diverged", "selection_loss")
 # number of batches of random tasks on which the guard's ranges are measured
 GUARD_BATCHES = 8
@@ -189,6 +191,7 @@ def make_updates(
     first_update = progress["updates"] + 1
     earlier_seconds = progress["seconds"]
     start = time.monotonic()
+    pace = Pace(sys.stdout)
     for update in range(first_update, updates + 1):
         row = learner.update()
         elapsed = time.monotonic() - start
@@ -203,9 +206,28 @@ def make_updates(
                 )
         folder.save_checkpoint({"learner": learner.state_dict(), "progress": dict(progress)})
         tracker.log(row, update)
-        left = (time.monotonic() - start) / (update - first_update + 1) * (updates - update)
-        shown = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in SHOWN if key in row]
-        print(f"update {update}/{updates}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
+        if pace.due(last=update == updates):
+            seconds = (time.monotonic() - start) / (update - first_update + 1)
+            speed = args.timesteps / updates / seconds
+            left = duration(seconds * (updates - update))
+            figures = progress_figures(row, progress["best"])
+            print(
+                f"update {update}/{updates}  {figures}  {speed:.0f} decisions/s  {left} left",
+                flush=True,
+            )
+
+
+def progress_figures(row: Mapping[str, float], best: float) -> str:
+    """The figures of an update that are printed.
+
+    Args:
+        row: All figures of the update.
+        best: Best selection loss until now, by which the policy is judged; inf before the first.
+    """
+    shown = {key: row[key] for key in SHOWN if key in row}
+    if math.isfinite(best):
+        shown["best_selection_loss"] = best
+    return "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
 
 
 def selection_losses(learner: Learner, runs: int) -> NDArray[np.float64]:

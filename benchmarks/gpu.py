@@ -19,10 +19,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-import rich.console
 import rich.table
 import torch
 
+from lr_gym.console import print_whole
 from lr_gym.tasks import TASKS, Task
 from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
@@ -116,7 +116,7 @@ def main() -> None:
         del measures
         gc.collect()  # an executor and its functions refer to each other
         torch.cuda.empty_cache()
-    rich.console.Console(width=120).print(table)
+    print_whole(table)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import statistics
 import time
 from collections.abc import Callable
 
-import rich.console
 import rich.table
 import torch
 import tyro
 
+from lr_gym.console import print_whole
 from lr_gym.tasks import TASKS, Task, find_task
 from lr_gym.tasks.initial import plain_model
 from lr_gym.tasks.task import splits_of
@@ -150,7 +150,7 @@ def every_task(seconds: float = 0.7) -> None:
         counts = (1,) if task.family in ROW_BY_ROW else (1, 16, 64)
         ratios = [f"{plain_time * runs / step_time(task, runs, seconds):.2f}" for runs in counts]
         table.add_row(name, str(task.batch_size), f"{1 / plain_time:.4g}", *ratios)
-    rich.console.Console(width=120).print(table)
+    print_whole(table)
 
 
 def main(args: Args) -> None:
@@ -187,7 +187,7 @@ def main(args: Args) -> None:
         table.add_row(
             name, f"{statistics.median(values):.0f}", *(f"{ratio:.2f}" for ratio in ratios)
         )
-    rich.console.Console(width=120).print(table)
+    print_whole(table)
 
 
 if __name__ == "__main__":

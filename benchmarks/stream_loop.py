@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import rich.console
 import rich.table
 import torch
 import tyro
 
+from lr_gym.console import print_whole
 from lr_gym.tasks import SUITES, Data, Split, Task, find_task
 from lr_gym.tasks.stream import DataStream
 from lr_gym.training.executor import Executor
@@ -117,8 +117,8 @@ def main(args: Args) -> None:
             f"{low:.2f} to {high:.2f}",
             "met" if ratio >= AIM else "missed",
         )
-        rich.console.Console(width=120).print(f"{name}: {ratio:.2f}")
-    rich.console.Console(width=120).print(table)
+        print(f"{name}: {ratio:.2f}")
+    print_whole(table)
 
 
 if __name__ == "__main__":

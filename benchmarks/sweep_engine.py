@@ -20,7 +20,6 @@ import os
 import statistics
 import time
 
-import rich.console
 import rich.table
 import torch
 import tyro
@@ -28,6 +27,7 @@ import tyro
 from agents.command_line import parse
 from agents.sweep import SweepLearner
 from agents.table import sweep_env
+from lr_gym.console import print_whole
 from lr_gym.engine import open_engine
 
 
@@ -101,7 +101,7 @@ def print_table(args: Args, seconds: dict[str, list[float]]) -> None:
         low, middle, high = statistics.quantiles(ratios, n=4)
         median = f"{statistics.median(values):.2f}"
         table.add_row(label, median, f"{middle:.2f} [{low:.2f}, {high:.2f}]")
-    rich.console.Console(width=120).print(table)
+    print_whole(table)
 
 
 if __name__ == "__main__":

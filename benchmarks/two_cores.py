@@ -18,11 +18,11 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
-import rich.console
 import rich.table
 import torch
 import tyro
 
+from lr_gym.console import print_whole
 from lr_gym.tasks import find_task
 from lr_gym.training.executor import Executor
 from lr_gym.training.inner_loop import InnerState
@@ -123,7 +123,7 @@ def main(args: Args) -> None:
             low, middle, high = statistics.quantiles(ratios, n=4)
             median = f"{statistics.median(values):.0f}"
             table.add_row(str(threads), name, median, f"{middle:.2f} [{low:.2f}, {high:.2f}]")
-    rich.console.Console(width=120).print(table)
+    print_whole(table)
 
 
 if __name__ == "__main__":

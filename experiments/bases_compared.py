@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from scipy import stats
 
 from agents.random_suite import random_batch
+from lr_gym.console import track
 from lr_gym.engine import process_pool
 from lr_gym.tasks import Task
 from lr_gym.training.executor import Executor
@@ -117,9 +117,7 @@ def main() -> None:
             if jobs
             else []
         )
-        for (i, base), curves in zip(
-            jobs, track(found, total=len(jobs), disable=not jobs), strict=True
-        ):
+        for (i, base), curves in zip(jobs, track(found, len(jobs)), strict=True):
             done[tasks[i], base] = curves
             out.write(json.dumps({"task": tasks[i], "base": base, "curves": curves}) + "\n")
             out.flush()

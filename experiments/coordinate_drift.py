@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import nn
 
 from experiments.coordinates import LIBRARY, UNITS, layer_units
+from lr_gym.console import track
 from lr_gym.engine import process_pool
 from lr_gym.tasks import architectures as nets
 from lr_gym.tasks import find_task
@@ -178,7 +178,7 @@ def main() -> None:
         play = functools.partial(sweep, base=args.base, units=args.units)
         file = args.folder / f"{args.base}-{args.units}.jsonl"
         with process_pool(args.workers) as pool, file.open("a") as out:
-            played = track(pool.map(play, jobs), total=len(jobs))
+            played = track(pool.map(play, jobs), len(jobs))
             for network, curve in zip(jobs, played, strict=True):
                 own[network] = curve
                 out.write(json.dumps({"network": network, "curve": curve}) + "\n")

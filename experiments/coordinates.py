@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
 from agents.random_suite import operations_of
+from lr_gym.console import track
 from lr_gym.control.units import layer_units as library_units
 from lr_gym.engine import process_pool
 from lr_gym.tasks import SUITES, find_task
@@ -312,7 +312,7 @@ def main() -> None:
         jobs = [name for name in tasks_of(args.tasks) if name not in done]
         play = functools.partial(sweep, base=args.base, units=args.units)
         with process_pool(args.workers) as pool, file.open("a") as out:
-            for row in track(pool.map(play, jobs), total=len(jobs)):
+            for row in track(pool.map(play, jobs), len(jobs)):
                 out.write(json.dumps(row) + "\n")
                 out.flush()
     files = sorted(args.folder.glob("*.jsonl"))

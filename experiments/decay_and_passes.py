@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy import stats
 
 from agents.random_suite import random_batch
+from lr_gym.console import track
 from lr_gym.engine import process_pool
 from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
@@ -85,7 +85,7 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     missing = sorted(set(range(args.tasks)) - {row["number"] for row in rows})
     with process_pool(args.workers) as pool, file.open("a") as out:
-        for row in track(pool.map(sweep, missing), total=len(missing), disable=not missing):
+        for row in track(pool.map(sweep, missing), len(missing)):
             rows.append(row)
             out.write(json.dumps(row) + "\n")
             out.flush()

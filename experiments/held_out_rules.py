@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from lr_gym.benchmark.calibrated import read_calibrated
 from lr_gym.benchmark.loop import train
@@ -31,6 +30,7 @@ from lr_gym.benchmark.recipes import Recipe
 from lr_gym.benchmark.scores import scores
 from lr_gym.benchmark.stopping import ADAMW, BEST, Plateau, plateau_recipe, rule_recipe
 from lr_gym.benchmark.tuning import TUNING_SEED
+from lr_gym.console import track
 from lr_gym.control.patience import PatienceRule
 from lr_gym.engine import process_pool
 from lr_gym.tasks import find_task
@@ -133,7 +133,7 @@ def main() -> None:
         job for job in itertools.product(tasks, variants(), range(args.seeds)) if job not in done
     ]
     with process_pool(args.workers) as pool, file.open("a") as out:
-        for row in track(pool.map(trained, jobs), total=len(jobs), disable=not jobs):
+        for row in track(pool.map(trained, jobs), len(jobs)):
             rows.append(row)
             out.write(json.dumps(row) + "\n")
             out.flush()

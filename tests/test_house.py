@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("lr_gym", "agents", "experiments", "benchmarks", "tests")
+FOLDERS = ("lr_gym", "agents", "examples", "experiments", "benchmarks", "tests")
 FILES = sorted(
     str(file.relative_to(ROOT))
     for file in (

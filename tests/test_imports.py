@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("lr_gym", "agents", "experiments", "benchmarks")
+FOLDERS = ("lr_gym", "agents", "examples", "experiments", "benchmarks")
 FILES = [
     *ROOT.glob("*.py"),
     *(file for folder in FOLDERS for file in ROOT.glob(f"{folder}/**/*.py")),
@@ -19,7 +19,7 @@ MODULES = {
 OURS = {name.partition(".")[0] for name in MODULES}
 # From the top of the house to the ground floor: a package with all that is in it, or a module.
 FLOORS = [
-    ("train_agent", "evaluate", "experiments", "benchmarks"),
+    ("train_agent", "evaluate", "examples", "experiments", "benchmarks"),
     ("agents",),
     ("lr_gym.benchmark",),
     ("lr_gym.analysis",),
@@ -41,6 +41,7 @@ FLOORS = [
             "files",
             "tracking",
             "optional",
+            "console",
             "engine",
             "run_folder",
         )

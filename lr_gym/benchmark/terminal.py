@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import rich.box
-import rich.console
-import rich.measure
 import rich.table
 
 from lr_gym.analysis.certificate import TESTED, describe
 from lr_gym.benchmark.judged import judged_by
 from lr_gym.benchmark.scores import SCORE_SCALE
 from lr_gym.benchmark.steps_used import shown_share, some_ended_early
+from lr_gym.console import print_whole
 
 __all__ = ["print_results", "ranking_table"]
 
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Print the ranking, the summary, the certificates of policies, and what was left out."""
-    _print_whole(ranking_table(results))
+    print_whole(ranking_table(results))
     for line in results["summary"]:
         print(line)
     certified = {p: about for p, about in results["policies"].items() if "certificate" in about}
@@ -31,13 +30,6 @@ def print_results(results: Mapping[str, Any]) -> None:
         print(*(f"  {line}" for line in describe(about["certificate"])), sep="\n")
     for name, reason in results["skipped"].items():
         print(f"skipped {name}: {reason}")
-
-
-def _print_whole(table: rich.table.Table) -> None:
-    """Print a table at its own width, since rich would break names to fit 80 columns."""
-    console = rich.console.Console()
-    measured = rich.measure.Measurement.get(console, console.options.update(width=1000), table)
-    rich.console.Console(width=max(console.width, measured.maximum)).print(table)
 
 
 def ranking_table(results: Mapping[str, Any]) -> rich.table.Table:

@@ -79,6 +79,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         lr_units: (L,) unit of the learning rate of each layer (`lr_gym.control.units`).
         initial_lr: range of the initial learning rate.
         inner: what executes the trainings.
+        autoreset_mode: when runs that ended start again; named as Gymnasium's vector environments
+            name it, and TorchRL reads it.
         metadata: what Gymnasium wants to know of rendering and restarts.
     """
 
@@ -137,7 +139,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             TypeError: for an unknown option.
             ValueError: for an option out of range, naming it.
         """
-        self._autoreset = check_env_options(max_episode_steps, render_mode, autoreset_mode)
+        self.autoreset_mode = check_env_options(max_episode_steps, render_mode, autoreset_mode)
         self.control_spec = spec = control_spec_of(spec, control)
         runs = RunDistribution(initial_lr, mask_loss, mask_progress, mask_passes, mask_monitor)
         self.task = find_task(task)
@@ -145,7 +147,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         self.horizon = check_count("horizon", self.task.horizon if horizon is None else horizon)
         self.initial_lr = runs.initial_lr
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "autoreset_mode": self._autoreset}
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self._episodes = Episodes(
             self.task,
             Controller(self.control_spec, self.horizon),
@@ -218,7 +220,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             ValueError: for actions of another shape, NaN, infinite or no index; it names the row.
         """
         waiting = self._rows.done
-        check_waiting(self._autoreset, waiting)
+        check_waiting(self.autoreset_mode, waiting)
         values = self._read_actions(actions)
         if waiting.all():  # NEXT_STEP: there is nothing to train in this step
             rewards, ended, infos = np.zeros(len(waiting)), ~waiting, self._infos()
@@ -226,10 +228,10 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             rewards, ended, infos = self._train(values, waiting)
         # a stream goes on beyond the horizon, so what comes then still has a value
         truncated = ended & ~infos["diverged"] if self._episodes.streams else np.zeros_like(ended)
-        restarting = rows_to_restart(self._autoreset, waiting, ended)
+        restarting = rows_to_restart(self.autoreset_mode, waiting, ended)
         self._rows.done = ended & ~restarting
         if restarting.any():
-            if self._autoreset == AutoresetMode.SAME_STEP:
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 infos |= final_infos(self._observation, infos, restarting)
             self._start(restarting)
             infos.update(self._infos(np.where(restarting, "", infos["divergence"])))
