@@ -12,6 +12,7 @@ import torch
 
 import evaluate
 from lr_gym.benchmark import loop
+from lr_gym.benchmark.above_optimum import above_optimum
 from lr_gym.benchmark.contestants import Baseline, DeployedPolicy, recipe_of
 from lr_gym.benchmark.figures import write_figures
 from lr_gym.benchmark.fingerprint import fingerprint
@@ -202,7 +203,12 @@ def test_how_often_a_policy_decides_is_in_the_key_of_every_stream(tmp_path):
 
 
 def test_a_loss_below_its_floor_scores_as_one_at_the_floor():
-    found = scores([[-0.1, 0.5, 0.0]], [[0.5, -0.1, -0.2]])
+    mine, other = (
+        above_optimum([losses], ["stream-values-4"])
+        for losses in ([-0.1, 0.5, 0.0], [0.5, -0.1, -0.2])
+    )
+    assert mine.tolist() == [[0.0, 0.5, 0.0]]
+    found = scores(mine, other)
     assert found[0].tolist() == [pytest.approx(BOUND), pytest.approx(-BOUND), 0.0]
 
 

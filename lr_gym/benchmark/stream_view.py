@@ -12,7 +12,7 @@ from lr_gym.benchmark.online import change_steps
 from lr_gym.tasks import find_task
 from lr_gym.tasks.stream import DataStream
 
-__all__ = ["stream_view"]
+__all__ = ["run_view", "stream_view"]
 
 
 def stream_view(task: str, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any] | None:
@@ -36,12 +36,24 @@ def stream_view(task: str, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[st
         change_steps(stream, evaluation_seed(seed), horizon) for seed in range(len(groups[0]))
     ]
     seed = next((seed for seed, steps in enumerate(changes) if steps), 0)
-    shown = [(name, group[seed]) for name, group in outcomes.items()]
+    return run_view(stream, seed, {name: group[seed] for name, group in outcomes.items()})
+
+
+def run_view(stream: DataStream, seed: int, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What `stream_view` returns, of the run of one seed.
+
+    Args:
+        stream: the data.
+        seed: number of the evaluation seed.
+        outcomes: name of an entrant that is shown -> its outcome.
+    """
+    horizon = max(outcome.updates for outcome in outcomes.values())
     rows = [
         {"name": name, "steps": run.steps, "loss": run.curve, "lr": _geometric_means(run.lr)}
-        for name, run in shown
+        for name, run in outcomes.items()
     ]
-    return {"seed": seed, "changes": changes[seed], "rows": rows}
+    changes = change_steps(stream, evaluation_seed(seed), horizon)
+    return {"seed": seed, "changes": changes, "rows": rows}
 
 
 def _geometric_means(rates: Sequence[Sequence[float]]) -> list[float]:
