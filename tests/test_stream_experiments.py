@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments import stream_endurance, stream_picture, stream_rates_applied
 from experiments.stream_endurance import StreamTraining, differences, endurance
-from lr_gym.benchmark.contestants import Baseline
+from lr_gym.benchmark.contestants import Baseline, DeployedPolicy
 from lr_gym.benchmark.run import Cell, run_cell
 from lr_gym.tasks import find_task
 
@@ -54,8 +54,6 @@ def test_differences_are_of_bits():
 
 def test_the_endurance_is_that_of_the_benchmark():
     """The same minibatches and weights, so the same losses above the floor."""
-    from lr_gym.benchmark.contestants import DeployedPolicy
-
     steps = 60
     loss, _, _ = StreamTraining("builtin:stream", find_task(TASK), 1).advance(steps)
     cell = Cell(DeployedPolicy("builtin:stream"), 1e-3, TASK, 1, horizon=steps)
