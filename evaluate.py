@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lr_gym.benchmark.above_optimum import BelowOptimumError
 from lr_gym.benchmark.cell_runs import log_cells
 from lr_gym.benchmark.command_line import MAY_CHANGE, Args, command_of, parse
 from lr_gym.benchmark.contestants import Entrant, entrants
@@ -105,6 +106,8 @@ def main(args: Args) -> None:
         )
     except OSError as error:  # a full disk, most likely
         sys.exit(f"error: {error}; what was saved is intact: solve this, then {advice}")
+    except BelowOptimumError as error:
+        sys.exit(f"error: {error}; then {advice}")
     except KeyboardInterrupt:
         sys.exit(f"stopped; {advice}")
     if failures:

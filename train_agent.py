@@ -249,7 +249,8 @@ def select(learner: Learner, before: NDArray[np.float64]) -> float:
     losses = np.minimum(selection_losses(learner, before.shape[1]), limit)
     if len(before) == 1:
         return float(losses.mean())
-    return relative_loss(losses, np.minimum(before, limit))
+    # Of several tasks none has a loss below 0, but by chance that of a stream above its floor.
+    return relative_loss(losses.clip(min=0.0), np.minimum(before, limit).clip(min=0.0))
 
 
 def about(args: Args, update: int, selection_loss: float, seconds: float) -> dict[str, Any]:

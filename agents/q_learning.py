@@ -38,6 +38,8 @@ EDGES = {
     "snr": (-0.5, 0.0, 0.5),
     "cosine": (-0.2, 0.2),
     "loss_trend": (-0.3, -0.05, 0.05),
+    "loss_excess": (-0.5, 0.0, 0.5),  # the loss is 13 % below or 15 % above its slow mean
+    "loss_surprise": (-0.3, 0.3, 0.6),  # 1 and 2 times the usual change
     "depth": (-1 / 3, 1 / 3),
     "progress": (-0.9, -0.6, 0.0, 0.6),
     "scaled_lr": (0.0, 0.37),  # 10^-3 and 0.02, over the layer's unit

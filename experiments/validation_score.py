@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lr_gym.benchmark.above_optimum import above_optimum
 from lr_gym.benchmark.scores import relative_loss
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.rollout import DIVERGED, controlled_env, final_losses
@@ -83,13 +84,14 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    before = alone(args.runs, args.tasks)
+    before = above_optimum(alone(args.runs, args.tasks), args.tasks)
     print("| candidate | score |", " | ".join(args.tasks), "|")
     print("|---" * (2 + len(args.tasks)) + "|")
     for name in args.candidates:
         found = candidate(name, args.runs, args.tasks)
+        score = relative_loss(above_optimum(found, args.tasks), before)
         medians = " | ".join(f"{median:.4g}" for median in np.median(found, axis=1))
-        print(f"| {name} | {relative_loss(found, before):.3f} | {medians} |", flush=True)
+        print(f"| {name} | {score:.3f} | {medians} |", flush=True)
 
 
 if __name__ == "__main__":

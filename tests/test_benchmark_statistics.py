@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import combinations
 
@@ -10,6 +11,7 @@ import pytest
 from scipy import stats
 
 from experiments.interval_coverage import coverage, false_verdicts
+from lr_gym.benchmark.above_optimum import BelowOptimumError, above_optimum
 from lr_gym.benchmark.curves import area_under_curve, speed_up, steps_to_target
 from lr_gym.benchmark.scores import (
     BOUND,
@@ -21,6 +23,7 @@ from lr_gym.benchmark.scores import (
     scores,
 )
 from lr_gym.benchmark.significance import compare_all, holm, paired_test, smallest_shown, winner
+from lr_gym.tasks import TASKS
 
 INF = float("inf")
 
@@ -40,6 +43,25 @@ def test_scores_are_log_ratios_within_bounds():
         else:
             expected.append(min(BOUND, max(-BOUND, math.log((other + 1e-8) / (mine + 1e-8)))))
     np.testing.assert_allclose(scores(losses, reference)[0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("mine", "other"), [(-0.1, 1.0), (1.0, -0.1)])
+def test_a_loss_below_0_has_no_score(mine, other):
+    with pytest.raises(ValueError, match=r"at least 0; got -0\.1"):
+        scores([[1.0, mine]], [[1.0, other]])
+
+
+def test_losses_are_scored_by_their_distance_to_the_optimum(monkeypatch):
+    """A task whose loss is moved by a constant, and told so, has the same scores."""
+    losses = np.array([[0.5, 1.0, INF], [0.2, 0.1, 0.4]])
+    moved = dataclasses.replace(TASKS["quadratic"], name="moved", optimum=-3.0)
+    monkeypatch.setitem(TASKS, "moved", moved)
+    names = ["moved", "quadratic"]
+    distances = above_optimum(losses - np.array([[3.0], [0.0]]), names)
+    np.testing.assert_allclose(distances, losses, rtol=1e-12)
+    assert above_optimum([[-3.0 - 1e-7]], ["moved"]) == 0.0  # rounding
+    with pytest.raises(BelowOptimumError, match=r"'quadratic'.*-0\.2, below its optimum 0"):
+        above_optimum([[1.0], [-0.2]], names)
 
 
 def test_iqm_is_the_mean_of_the_middle_half(draw):

@@ -27,6 +27,7 @@ from lr_gym.benchmark.summary import summarise
 from lr_gym.benchmark.terminal import print_results
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import constant_policy, save_policy
+from lr_gym.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 GRID = shlex.split(
@@ -248,6 +249,12 @@ def test_one_that_raises_or_diverges_stops_nobody(tmp_path, cache, monkeypatch):
     html = (folder / "report.html").read_text()
     assert "RuntimeError: out of ideas" in html
     assert "diverged" in html
+
+
+def test_a_loss_below_the_optimum_is_named(tmp_path, cache, monkeypatch):
+    monkeypatch.setitem(TASKS, "quadratic", dataclasses.replace(TASKS["quadratic"], optimum=50.0))
+    with pytest.raises(SystemExit, match=r"'quadratic' ends .* below its optimum 50: set Task.opt"):
+        evaluate.main(args(tmp_path / "out"))
 
 
 def test_the_ranking_says_whose_policy_an_entry_is(whole):

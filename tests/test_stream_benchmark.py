@@ -9,22 +9,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import evaluate
 from lr_gym.benchmark import loop
+from lr_gym.benchmark.above_optimum import above_optimum
 from lr_gym.benchmark.contestants import Baseline, DeployedPolicy, recipe_of
 from lr_gym.benchmark.figures import write_figures
 from lr_gym.benchmark.fingerprint import fingerprint
 from lr_gym.benchmark.loop import device_of, evaluation_seed
 from lr_gym.benchmark.markdown import tables
 from lr_gym.benchmark.online import CHUNK, OnlineData, change_steps, late_over_early
-from lr_gym.benchmark.optimizers import OPTIMIZERS
 from lr_gym.benchmark.recipes import TrainingLength
 from lr_gym.benchmark.run import Cell, run_cell
-from lr_gym.benchmark.schedulers import SCHEDULERS
 from lr_gym.benchmark.scores import BOUND, scores
-from lr_gym.benchmark.shrink_perturb import NOISE, SHRINKAGE, ShrinkAndPerturb
 from lr_gym.control.spec import ControlSpec
 from lr_gym.policies.policy import constant_policy, load_policy, save_policy
 from lr_gym.tasks import SUITES, TASKS, find_task
@@ -35,7 +32,6 @@ from lr_gym.training.executor import Executor
 from lr_gym.types import Hyperparams
 
 OFTEN = Changes(between=(5.0, 10.0))
-OPPONENTS = ("adamw-warm-restarts", "adamw-plateau", "trac", "shrink-and-perturb", "adaptive-upgd")
 
 
 def online_data(name: str, seed: int, horizon: int) -> OnlineData:
@@ -206,47 +202,13 @@ def test_how_often_a_policy_decides_is_in_the_key_of_every_stream(tmp_path):
     assert sorted(task for task, _ in keys) == ["quadratic", "stream-values-4", "stream-values-4"]
 
 
-@pytest.mark.parametrize("name", OPPONENTS)
-def test_opponents_train_on_streams_and_repeat_themselves(name):
-    assert OPTIMIZERS[name].lr is None
-    cell = Cell(Baseline(name), 0.01, "stream-digits-labels", 0, test=True, horizon=40)
-    one, two = (run_cell(cell)._replace(seconds=0.0, training=0.0) for _ in range(2))
-    assert json.dumps(one) == json.dumps(two)  # after_change is nan
-    assert 0.0 < one.test_loss < 3.0
-
-
-def test_warm_restarts_are_ten_cycles_of_a_cosine():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    scheduler = SCHEDULERS["warm-restarts"](optimizer, 0.5, 40)
-    for step in range(40):
-        expected = 0.25 * (1.0 + math.cos(math.pi * (step % 4) / 4))
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
-        optimizer.step()
-        scheduler.step()
-
-
-def test_shrink_and_perturb_is_adamw_and_then_shrinks_and_perturbs():
-    start = [torch.linspace(-1.0, 2.0, 7), torch.zeros(3)]
-    params, twins = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
-    optimizer = ShrinkAndPerturb(params, 0.05, seed=4)
-    adamw = torch.optim.AdamW(twins, 0.05)
-    generator = torch.Generator().manual_seed(4)
-    for _ in range(5):
-        for group, stepper in ((params, optimizer), (twins, adamw)):
-            stepper.zero_grad()
-            sum((p - 1.0).pow(4).sum() for p in group).backward()
-            stepper.step()
-        with torch.no_grad():
-            for p, initial in zip(twins, start, strict=True):
-                spread = (initial - initial.mean()).square().mean().sqrt()
-                noise = torch.randn(p.shape, generator=generator)
-                p.copy_((1.0 - SHRINKAGE) * p + NOISE * spread * noise)
-        for p, twin in zip(params, twins, strict=True):
-            torch.testing.assert_close(p, twin)
-
-
 def test_a_loss_below_its_floor_scores_as_one_at_the_floor():
-    found = scores([[-0.1, 0.5, 0.0]], [[0.5, -0.1, -0.2]])
+    mine, other = (
+        above_optimum([losses], ["stream-values-4"])
+        for losses in ([-0.1, 0.5, 0.0], [0.5, -0.1, -0.2])
+    )
+    assert mine.tolist() == [[0.0, 0.5, 0.0]]
+    found = scores(mine, other)
     assert found[0].tolist() == [pytest.approx(BOUND), pytest.approx(-BOUND), 0.0]
 
 

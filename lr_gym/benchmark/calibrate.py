@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from lr_gym.benchmark.above_optimum import above_optimum
 from lr_gym.benchmark.calibrated import CALIBRATED_FILE, read_calibrated
 from lr_gym.benchmark.contestants import Baseline, entrants
 from lr_gym.benchmark.environment import commit, environment
@@ -115,10 +116,12 @@ def rate_cells(
 def selection_losses(
     cells: Sequence[Sequence[Sequence[Cell]]], outcomes: Mapping[Cell, Outcome]
 ) -> Array:
-    """Selection losses (R, T, S) of cells in the same places."""
-    return np.array(
-        [[[outcomes[cell].selection_loss for cell in seeds] for seeds in tasks] for tasks in cells]
-    )
+    """Selection losses (R, T, S), above the optimum of each task, of cells in the same places."""
+    losses = [
+        [[outcomes[cell].selection_loss for cell in seeds] for seeds in tasks] for tasks in cells
+    ]
+    names = [seeds[0].task for seeds in cells[0]]
+    return np.array([above_optimum(at_rate, names) for at_rate in losses])
 
 
 def score_rates(losses: Array, reference: Array) -> list[float]:

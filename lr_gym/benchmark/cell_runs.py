@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from lr_gym.benchmark.judged import ONLINE, TEST
 from lr_gym.benchmark.loop import Outcome
+from lr_gym.benchmark.online import is_stream
 from lr_gym.benchmark.run import Cell
 from lr_gym.tracking import log_run
 
 __all__ = ["log_cells"]
 
 
-def _curve(outcome: Outcome) -> list[tuple[int, dict[str, float]]]:
-    """(updates, figures) of each point of the curve."""
+def _curve(outcome: Outcome, key: str) -> list[tuple[int, dict[str, float]]]:
+    """(updates, figures) of each point of the curve, whose loss has this key."""
     points = zip(outcome.steps, outcome.curve, outcome.lr, strict=False)
-    return [
-        (step, {"test_loss": loss, **_rates(outcome.layers, rates)}) for step, loss, rates in points
-    ]
+    return [(step, {key: loss, **_rates(outcome.layers, rates)}) for step, loss, rates in points]
 
 
 def _rates(layers: list[str], rates: list[float]) -> dict[str, float]:
@@ -27,6 +27,8 @@ def _rates(layers: list[str], rates: list[float]) -> dict[str, float]:
 
 def log_cells(folder: Path, outcomes: Mapping[Cell, Outcome], wandb: str) -> None:
     """Log every cell as a run; the runs of a task form a group.
+
+    The loss is called `test_loss`, and `online_loss` on a stream, which has no test split.
 
     Args:
         folder: folder of the evaluation, in which `wandb/` is made.
@@ -41,11 +43,12 @@ def log_cells(folder: Path, outcomes: Mapping[Cell, Outcome], wandb: str) -> Non
             "seed": cell.seed,
             "horizon": cell.horizon,
         }
-        summary = {"final_test_loss": outcome.test_loss, **outcome.metrics, "error": outcome.error}
+        key = (ONLINE if is_stream(cell.task) else TEST).replace(" ", "_")
+        summary = {f"final_{key}": outcome.test_loss, **outcome.metrics, "error": outcome.error}
         log_run(
             folder,
             config,
-            _curve(outcome),
+            _curve(outcome, key),
             summary,
             wandb=wandb,
             name=f"{cell.contestant}-lr{cell.lr:g}-seed{cell.seed}",

@@ -13,7 +13,7 @@ from lr_gym.benchmark.online import change_steps
 from lr_gym.tasks import find_task
 from lr_gym.tasks.stream import DataStream
 
-__all__ = ["ended_view", "stream_view"]
+__all__ = ["ended_view", "run_view", "stream_view"]
 
 
 def stream_view(task: str, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any] | None:
@@ -37,8 +37,23 @@ def stream_view(task: str, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[st
         change_steps(stream, evaluation_seed(seed), horizon) for seed in range(len(groups[0]))
     ]
     seed = next((seed for seed, steps in enumerate(changes) if steps), 0)
-    rows = [_row(name, group[seed]) for name, group in outcomes.items()]
-    return {"seed": seed, "changes": changes[seed], "rows": rows}
+    return run_view(stream, seed, {name: group[seed] for name, group in outcomes.items()})
+
+
+def run_view(stream: DataStream, seed: int, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What `stream_view` returns, of the run of one seed.
+
+    Args:
+        stream: the data.
+        seed: number of the evaluation seed.
+        outcomes: name of an entrant that is shown -> its outcome.
+    """
+    horizon = max(outcome.updates for outcome in outcomes.values())
+    return {
+        "seed": seed,
+        "changes": change_steps(stream, evaluation_seed(seed), horizon),
+        "rows": [_row(name, run) for name, run in outcomes.items()],
+    }
 
 
 def ended_view(task: str, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from lr_gym.benchmark.applied_rates import stored_trac_rates, trac_rates, warmed_up_rates
 from lr_gym.benchmark.calibrated import calibrated_recipes, read_calibrated
 from lr_gym.benchmark.hypergradient import HypergradientAdam
 from lr_gym.benchmark.muon import make_muon
@@ -23,6 +24,7 @@ from lr_gym.benchmark.recipes import (
 )
 from lr_gym.benchmark.shrink_perturb import ShrinkAndPerturb
 from lr_gym.benchmark.stopping import BEST, best_and_stop, patience_recipes, plateau_recipe
+from lr_gym.benchmark.trac import StoredTrac
 from lr_gym.optim import (
     AdaptiveUPGD,
     EnhancedSGD,
@@ -51,6 +53,16 @@ PRODIGY = partial(
 D_ADAPTATION = partial(packaged, "pytorch_optimizer", "DAdaptAdam", bias_correction=True)
 # TRAC (Muppidi, Zhang & Yang 2024), for streams: it scales how far weights are from their start.
 TRAC = partial(packaged_around, "pytorch_optimizer", "TRAC", torch.optim.AdamW)
+SCHEDULE_FREE = Recipe(
+    "Schedule-free AdamW",
+    partial(schedule_free),
+    package="schedulefree",
+    averages=True,
+    rates=warmed_up_rates,
+)
+# sigma is the length of the noise over that of the gradient, here as in
+# experiments/noise_to_signal.py. At the optimizer's default of 1e-3 there is hardly any noise.
+NOISY_UPGD = partial(plain, AdaptiveUPGD, adaptive_noise=True, sigma=0.05)
 TRAINED_GARO = partial(plain, GlobalAdaptiveSGD, weights="builtin:garo", layerwise=True)
 
 _RECIPES: dict[str, Recipe] = {
@@ -74,10 +86,10 @@ _RECIPES: dict[str, Recipe] = {
     "nadamw-wsd": Recipe("NAdamW, stable, then decay (WSD without warmup)", NADAMW, "wsd"),
     "muon": Recipe("Muon on hidden matrices, AdamW on the rest, cosine", MUON, "cosine"),
     "muon-wsd": Recipe("Muon on hidden matrices, AdamW on the rest, WSD", MUON, "wsd"),
-    "schedule-free": Recipe(
-        "Schedule-free AdamW", partial(schedule_free), package="schedulefree", averages=True
-    ),
+    "muon-constant": Recipe("Muon on hidden matrices, AdamW on the rest, constant", MUON),
+    "schedule-free": SCHEDULE_FREE,
     "prodigy": Recipe("Prodigy, lr 1, cosine", PRODIGY, "cosine", lr=1.0, package="prodigyopt"),
+    "prodigy-constant": Recipe("Prodigy, lr 1, constant", PRODIGY, lr=1.0, package="prodigyopt"),
     "d-adaptation": Recipe(
         "D-Adaptation of Adam, lr 1", D_ADAPTATION, lr=1.0, package="pytorch_optimizer"
     ),
@@ -86,7 +98,13 @@ _RECIPES: dict[str, Recipe] = {
         "Gradient Agreement of Adam", partial(wrapped, GradientAgreementOptimizer, torch.optim.Adam)
     ),
     "adaptive-upgd": Recipe("AdaptiveUPGD", partial(plain, AdaptiveUPGD)),
-    "trac": Recipe("TRAC around AdamW", TRAC, package="pytorch_optimizer"),
+    "adaptive-upgd-noise": Recipe("AdaptiveUPGD, noise that follows the gradient", NOISY_UPGD),
+    "trac": Recipe("TRAC around AdamW", TRAC, package="pytorch_optimizer", rates=trac_rates),
+    "trac-stored": Recipe(
+        "TRAC around AdamW, with the sum of its updates stored",
+        partial(wrapped, StoredTrac, torch.optim.AdamW),
+        rates=stored_trac_rates,
+    ),
     "shrink-and-perturb": Recipe(
         "AdamW, weights shrunk and perturbed at every step", partial(plain, ShrinkAndPerturb)
     ),
@@ -109,12 +127,8 @@ _RECIPES: dict[str, Recipe] = {
     ),
     "muon-wsd-checkpoint": Recipe("Muon, WSD, best weights", MUON, "wsd", held_out=BEST),
     "adamw-plateau-stop": plateau_recipe(),
-    "schedule-free-stop": Recipe(
-        "Schedule-free AdamW, best weights, stops early",
-        partial(schedule_free),
-        package="schedulefree",
-        averages=True,
-        held_out=best_and_stop(),
+    "schedule-free-stop": SCHEDULE_FREE._replace(
+        about="Schedule-free AdamW, best weights, stops early", held_out=best_and_stop()
     ),
 }
 

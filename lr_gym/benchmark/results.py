@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_gym.analysis.intervals import Interval, mean_interval, paired_difference
+from lr_gym.benchmark.above_optimum import above_optimum
 from lr_gym.benchmark.contestants import Entrant
 from lr_gym.benchmark.curves import area_under_curve, speed_up, steps_to_target
 from lr_gym.benchmark.grid import Rates
@@ -278,8 +279,8 @@ def _across(rows: Sequence[Entrant], tasks: Sequence[str], outcomes: Outcomes) -
 
 
 def _losses(name: str, tasks: Sequence[str], outcomes: Outcomes) -> NDArray[np.float64]:
-    """Test losses (T, S) of an entrant."""
-    return np.array([[o.test_loss for o in outcomes[task, name]] for task in tasks])
+    """Test losses (T, S) of an entrant, above the optimum of each task."""
+    return above_optimum([[o.test_loss for o in outcomes[task, name]] for task in tasks], tasks)
 
 
 def _steps_used(
@@ -351,12 +352,15 @@ def _misset(
 
     def point(name: str, factor: float) -> dict[str, Any]:
         losses = _losses(name, tasks, outcomes[factor])
-        means = [float(np.mean(row)) for row in losses]
+        means = {
+            task: float(np.mean([o.test_loss for o in outcomes[factor][task, name]]))
+            for task in tasks
+        }
         return {
             "factor": factor,
             "score": iqm_interval(scores(losses, reference)),
             "failed": float(np.mean(~np.isfinite(losses))),
-            "test_loss": dict(zip(tasks, means, strict=True)),
+            "test_loss": means,
         }
 
     return [

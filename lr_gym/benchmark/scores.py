@@ -36,23 +36,28 @@ def scores(losses: ArrayLike, reference: ArrayLike) -> Array:
     """How much lower than the reference a loss is: the log of their ratio, in nats within +-BOUND.
 
     A score of 0.1 is a loss about 10 % lower than the reference's with the same initial weights and
-    minibatches. Where both diverged the score is 0, and a loss below 0 counts as 0. The score is
-    ours: a difference of losses means nothing across tasks, and for a scale from random to best no
-    best is known.
+    minibatches. Where both diverged the score is 0. The score is ours: a difference of losses means
+    nothing across tasks, and for a scale from random to best no best is known.
 
     Args:
-        losses: (T, S) losses.
+        losses: (T, S) losses, measured from the lowest one possible: see `above_optimum`.
         reference: (T, S) losses of the entrant that the scores are relative to.
 
     Returns:
         (T, S) scores.
+
+    Raises:
+        ValueError: if a loss is below 0, which has no logarithm.
     """
-    # a loss above a floor may by chance be below 0, which has no logarithm
-    mine, other = (
-        np.asarray(array, dtype=float).clip(min=0.0) + OFFSET for array in (losses, reference)
-    )
+    mine, other = (np.asarray(array, dtype=float) for array in (losses, reference))
+    lowest = min(mine.min(initial=np.inf), other.min(initial=np.inf))
+    if lowest < 0.0:
+        raise ValueError(
+            f"scores need losses of at least 0; got {lowest:.4g}: measure them from the lowest "
+            "loss that is possible, as above_optimum does"
+        )
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.log(other) - np.log(mine)
+        ratio = np.log(other + OFFSET) - np.log(mine + OFFSET)
     bounded: Array = np.clip(
         np.nan_to_num(ratio, nan=0.0, posinf=BOUND, neginf=-BOUND), -BOUND, BOUND
     )
@@ -70,7 +75,7 @@ def relative_loss(losses: ArrayLike, before: ArrayLike) -> float:
     This is the statistic of the ranking, turned back from the logarithm.
 
     Args:
-        losses: (T, S) losses.
+        losses: (T, S) losses, as for `scores`.
         before: (T, S') losses without what is judged, for example without a policy.
     """
     mine = np.asarray(losses, dtype=float)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lr_gym.benchmark.above_optimum import above_optimum
 from lr_gym.benchmark.contestants import Entrant
 from lr_gym.benchmark.loop import Outcome
 from lr_gym.benchmark.scores import BOUND, scores
@@ -127,7 +128,8 @@ def _best_baseline_lines(
         lower = int((own.mean(1) < other.mean(1)).sum())
         figures = f"the lower mean {judged} on {lower} of {len(tasks)} tasks"
     line = f"{name} against the best baseline, {best}: {figures}, {verdict}."
-    smallest = smallest_shown(scores(own, other), len(pairs))
+    scored = scores(above_optimum(own, tasks), above_optimum(other, tasks))
+    smallest = smallest_shown(scored, len(pairs))
     if better is None and smallest is not None:
         line += f" {_sample_words(own.shape[1], smallest)}"
     return [line]
