@@ -20,9 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lr_gym.benchmark.contestants import Baseline, DeployedPolicy
+from lr_gym.benchmark.one_run import run_view
 from lr_gym.benchmark.policy_recipe import POLICY_LR
 from lr_gym.benchmark.run import Cell, run_cell
-from lr_gym.benchmark.one_run import run_view
 from lr_gym.tasks import find_task
 from lr_gym.tasks.stream import DataStream
 
