@@ -23,7 +23,7 @@ from lr_gym.benchmark.recipes import (
     wrapped,
 )
 from lr_gym.benchmark.shrink_perturb import ShrinkAndPerturb
-from lr_gym.benchmark.stopping import BEST, best_and_stop, patience_recipes, plateau_recipe
+from lr_gym.benchmark.stopping import BEST, best_and_stop, plateau_recipe, rule_recipes
 from lr_gym.benchmark.trac import StoredTrac
 from lr_gym.optim import (
     AdaptiveUPGD,
@@ -135,7 +135,7 @@ _RECIPES: dict[str, Recipe] = {
 OPTIMIZERS: dict[str, Recipe] = {
     **_RECIPES,
     **calibrated_recipes(_RECIPES, read_calibrated()),
-    **patience_recipes(read_calibrated()),
+    **rule_recipes(read_calibrated()),
 }
 
 

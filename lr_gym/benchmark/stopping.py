@@ -15,7 +15,7 @@ import torch
 from lr_gym.benchmark.held_out import HeldOutUse
 from lr_gym.benchmark.muon import make_muon
 from lr_gym.benchmark.recipes import Recipe, plain
-from lr_gym.benchmark.watching import with_patience, with_plateaus
+from lr_gym.benchmark.watching import with_plateaus, with_rule
 from lr_gym.control.patience import PatienceRule
 
 __all__ = [
@@ -25,9 +25,9 @@ __all__ = [
     "STOP_PATIENCE",
     "Plateau",
     "best_and_stop",
-    "patience_recipes",
     "plateau_recipe",
     "rule_recipe",
+    "rule_recipes",
 ]
 
 
@@ -44,13 +44,13 @@ class Plateau(NamedTuple):
 
 
 PLATEAU = Plateau(factor=0.5, patience=2)
-STOP_PATIENCE = 20
+STOP_PATIENCE = 20  # held-out losses without a new lowest one, after which a training stops
 RULE = PatienceRule(patience=4, min_improvement=0.0)
 
 BEST = HeldOutUse(best=True)
 ADAMW = (plain, torch.optim.AdamW)
 # row -> (row whose calibrated rate it has, name for readers, what makes the optimizer)
-PATIENT: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+RULE_ROWS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "adamw-patience": ("adamw-wsd", "AdamW", ADAMW),
     "muon-patience": ("muon-wsd", "Muon", (make_muon,)),
 }
@@ -89,20 +89,20 @@ def rule_recipe(name: str, make: tuple[Any, ...], lr: float, rule: PatienceRule 
     about = f"{name}, WSD, lr {lr:g}; ends when the held-out loss stops falling; best weights"
     return Recipe(
         about,
-        partial(with_patience, *make, rule=rule),
+        partial(with_rule, *make, rule=rule),
         lr=lr,
         held_out=HeldOutUse(best=True, tell=True),
     )
 
 
-def patience_recipes(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Recipe]:
-    """The rows of PATIENT whose optimizer has a calibrated rate.
+def rule_recipes(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Recipe]:
+    """The rows of RULE_ROWS whose optimizer has a calibrated rate.
 
     Args:
         entries: what `calibrated.read_calibrated` returns.
     """
     return {
         row: rule_recipe(name, make, float(entries[calibrated]["lr"]))
-        for row, (calibrated, name, make) in PATIENT.items()
+        for row, (calibrated, name, make) in RULE_ROWS.items()
         if calibrated in entries
     }

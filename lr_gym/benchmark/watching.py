@@ -17,7 +17,7 @@ from lr_gym.control.finish import Finish
 from lr_gym.control.patience import LossHistory, PatienceRule
 from lr_gym.updates.schedules import base_schedule
 
-__all__ = ["PatienceOptimizer", "PlateauOptimizer", "with_patience", "with_plateaus"]
+__all__ = ["PlateauOptimizer", "RuleEndedOptimizer", "with_plateaus", "with_rule"]
 
 
 class WatchingOptimizer(Optimizer):
@@ -63,7 +63,7 @@ class PlateauOptimizer(WatchingOptimizer):
         self._scheduler.step(loss)
 
 
-class PatienceOptimizer(WatchingOptimizer):
+class RuleEndedOptimizer(WatchingOptimizer):
     """An optimizer under WSD, whose training a PatienceRule may end before its time.
 
     The rate then falls linearly to 0 from where it is, as the rule's `anneal` says.
@@ -124,13 +124,13 @@ def with_plateaus(
     return PlateauOptimizer(make(*args), factor, patience)
 
 
-def with_patience(make: Callable[..., Optimizer], *args: Any, rule: PatienceRule) -> Optimizer:
-    """Make a PatienceOptimizer around what `make` makes.
+def with_rule(make: Callable[..., Optimizer], *args: Any, rule: PatienceRule) -> Optimizer:
+    """Make a RuleEndedOptimizer around what `make` makes.
 
     Args:
         make: makes an optimizer from `args`, as a recipe does.
         args: arguments of `make`, of which the last three are model, learning rate and length.
-        rule: see PatienceOptimizer.
+        rule: see RuleEndedOptimizer.
     """
     *_, length = args
-    return PatienceOptimizer(make(*args), rule, length.steps)
+    return RuleEndedOptimizer(make(*args), rule, length.steps)
