@@ -254,12 +254,13 @@ EVERYBODY = {"policy", *OPTIMIZERS}
         ("optim/contrib/garo.py", {"garo", "garo-trained"}),
         ("optim/contrib/enhanced_sgd.py", {"enhanced-sgd"}),
         ("optim/contrib/gradient_agreement.py", {"gradient-agreement"}),
-        ("optim/contrib/adaptive_upgd.py", {"adaptive-upgd"}),
+        ("optim/contrib/adaptive_upgd.py", {"adaptive-upgd", "adaptive-upgd-noise"}),
         ("benchmark/hypergradient.py", {"hypergradient"}),
         (
             "benchmark/muon.py",
             {
                 "muon",
+                "muon-constant",
                 "muon-wsd",
                 "muon-wsd-calibrated",
                 "muon-wsd-checkpoint",
