@@ -261,6 +261,12 @@ def test_metadata_that_is_not_json_is_refused_before_anything_is_written(path):
     assert path.read_bytes() == before
 
 
+def test_only_policies_of_known_classes_are_saved(path):
+    with pytest.raises(TypeError, match="got object: give the object itself to PolicyOptimizer"):
+        save_policy(object(), path.parent / "other.safetensors")
+    assert not (path.parent / "other.safetensors").exists()
+
+
 def test_save_replaces_the_old_file(path):
     save_policy(random_policy(SPEC, seed=9, interval=11), path)
     assert load_policy(path).interval == 11

@@ -93,8 +93,14 @@ def save_policy(policy: SavedPolicy, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
+        TypeError: for a policy of another class.
         ValueError: for another ending.
     """
+    if not isinstance(policy, SavedPolicy):
+        raise TypeError(
+            f"a file can hold an MLPPolicy or a QTablePolicy; got {type(policy).__name__}: give "
+            "the object itself to PolicyOptimizer"
+        )
     content = {
         "spec": policy.spec.to_json(),
         "interval": policy.interval,
