@@ -7,10 +7,9 @@ At the end it is saved as a policy file, and its final losses are printed beside
 untrained network and of fixed learning rates. It is deployed by
 `PolicyOptimizer(model.named_parameters(), "runs/ppo_continuous/policy.safetensors")`.
 
-The algorithm is that of Schulman et al. 2017. Two things differ from CleanRL's script of the same
-kind. The probability of an action is that of all layers together, since they share one reward. And
-under Gymnasium's NEXT_STEP autoreset the step after an episode only starts the next one, so that it
-is left out of the losses.
+The algorithm is that of Schulman et al. 2017. Other than in CleanRL's script, the probability of an
+action is that of all layers together, since they share one reward. And under NEXT_STEP autoreset the
+step after an episode only starts the next one, so it is left out of the losses.
 """
 
 from __future__ import annotations
@@ -169,7 +168,8 @@ def update(
 ) -> None:
     """Make `args.epochs` passes over the decisions of a rollout."""
     keep = rollout.valid
-    seen, actions = rollout.observations[keep], rollout.actions[keep]
+    seen = rollout.observations[keep]
+    actions = rollout.actions[keep]
     old_log_probs = rollout.log_probs[keep]
     gains = advantages_of(rollout, args.gamma, args.gae_lambda)[keep]
     targets = gains + rollout.values[:-1][keep]

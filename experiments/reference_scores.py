@@ -31,6 +31,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from lr_gym.benchmark.online import is_stream
 from lr_gym.control.spec import ControlSpec
 from lr_gym.envs.ids import TASK_OF_ENV
 from lr_gym.envs.vector_env import LRControlVectorEnv
@@ -142,11 +143,6 @@ def measure(task: str, episodes: int) -> Scores:
 def decisions_of(env: LRControlVectorEnv) -> int:
     """Decisions of a whole training."""
     return -(-env.horizon // env.inner_steps_per_decision)
-
-
-def is_stream(task: str) -> bool:
-    """Whether the data of a task change while it is trained."""
-    return any(task in SUITES[suite] for suite in SUITES if suite.startswith("stream"))
 
 
 def row(env_id: str, scores: Scores) -> tuple[str, ...]:

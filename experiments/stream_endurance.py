@@ -94,12 +94,14 @@ class StreamTraining:
             Mean loss above the floor, and the lowest and the highest rate that was applied.
         """
         total = 0.0
-        low, high = math.inf, 0.0
+        low = math.inf
+        high = 0.0
         end = self.step + count
         while self.step < end:
             excess, rates = self._advance_chunk(min(CHUNK, end - self.step))
             total += excess
-            low, high = min(low, *rates), max(high, *rates)
+            low = min(low, *rates)
+            high = max(high, *rates)
         return total / count, low, high
 
     def _advance_chunk(self, count: int) -> tuple[float, list[float]]:

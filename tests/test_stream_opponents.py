@@ -88,12 +88,14 @@ def test_the_rate_of_trac_is_the_one_that_is_applied(name):
 
 def test_trac_against_a_naive_twin():
     """One weight whose gradients are given; AdamW's decay and moments are written out."""
-    lr, steps = 0.01, 60
+    lr = 0.01
+    steps = 60
     gradients = torch.randn(steps, 1, generator=torch.Generator().manual_seed(3)) + 0.5
     weights, _ = linear_steps("trac-stored", gradients, lr)
     w, total, first, second = 0.0, 0.0, 0.0, 0.0
     betas = [0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999]
-    variance, sigma = [0.0] * 6, [1e-8] * 6
+    variance = [0.0] * 6
+    sigma = [1e-8] * 6
     for step, g in enumerate(gradients[:, 0].tolist(), start=1):
         h = g * total
         first = 0.9 * first + 0.1 * g
