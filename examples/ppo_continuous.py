@@ -8,8 +8,8 @@ untrained network and of fixed learning rates. It is deployed by
 `PolicyOptimizer(model.named_parameters(), "runs/ppo_continuous/policy.safetensors")`.
 
 The algorithm is that of Schulman et al. 2017. Other than in CleanRL's script, the probability of an
-action is that of all layers together, since they share one reward. And under NEXT_STEP autoreset the
-step after an episode only starts the next one, so it is left out of the losses.
+action is that of all layers together, since they share one reward. And under NEXT_STEP autoreset
+the step after an episode only starts the next one, so it is left out of the losses.
 """
 
 from __future__ import annotations
